@@ -1,0 +1,1 @@
+//! The Linux host: system calls, mounts, cgroups, pidfds and container state.
