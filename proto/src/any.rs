@@ -45,7 +45,8 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> Result<M> {
             format!("expected {}", M::full_name()),
         ));
     }
-    M::decode(any.value.as_slice()).map_err(|e| Error::because(Kind::InvalidArgument, "decode", &any.type_url, e))
+    M::decode(any.value.as_slice())
+        .map_err(|e| Error::because(Kind::InvalidArgument, "decode", &any.type_url, e))
 }
 
 #[cfg(test)]

@@ -67,6 +67,7 @@ impl fmt::Display for Error {
         }
         match &self.cause {
             Some(cause) => write!(f, ": {}", Plain(cause.as_ref())),
+            None if self.operation.ends_with(&self.kind.to_string()) => Ok(()),
             None => write!(f, ": {}", self.kind),
         }
     }
@@ -99,22 +100,31 @@ impl StdError for Error {
     }
 }
 
+/// The status that a gRPC client sees; the only place where one is made from an error.
+#[cfg(feature = "grpc")]
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        tonic::Status::new(tonic::Code::from_i32(error.kind.code()), error.to_string())
+    }
+}
+
+/// The error behind a status that a gRPC server answered; the server's text is kept as it is.
+#[cfg(feature = "grpc")]
+impl From<tonic::Status> for Error {
+    fn from(status: tonic::Status) -> Self {
+        let kind = Kind::from_code(status.code() as i32);
+        Error { kind, operation: status.message().to_owned().into(), object: String::new(), cause: None }
+    }
+}
+
 /// Attaches operation and object to an error of a system call.
 pub trait Context<T> {
     /// Turns the error into an [`Error`] that names the operation and its object.
-    fn context(
-        self,
-        operation: impl Into<Cow<'static, str>>,
-        object: impl Into<String>,
-    ) -> Result<T>;
+    fn context(self, operation: impl Into<Cow<'static, str>>, object: impl Into<String>) -> Result<T>;
 }
 
 impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
-    fn context(
-        self,
-        operation: impl Into<Cow<'static, str>>,
-        object: impl Into<String>,
-    ) -> Result<T> {
+    fn context(self, operation: impl Into<Cow<'static, str>>, object: impl Into<String>) -> Result<T> {
         self.map_err(|error| Error::io(operation, object, error.into()))
     }
 }
@@ -132,7 +142,10 @@ mod tests {
 
     #[test]
     fn says_the_kind_when_there_is_no_cause() {
-        assert_eq!(Error::new(Kind::NotFound, "container", "\"x\"").to_string(), "container \"x\": not found");
+        assert_eq!(
+            Error::new(Kind::NotFound, "container", "\"x\"").to_string(),
+            "container \"x\": not found"
+        );
     }
 
     #[test]

@@ -122,12 +122,9 @@ impl Response {
     /// The encoded reply, or the error that the other side reported.
     pub fn into_result(self, method: &str) -> Result<Vec<u8>> {
         match self.status {
-            Some(status) if status.code != 0 => Err(Error::because(
-                Kind::from_code(status.code),
-                method.to_owned(),
-                "",
-                status.message,
-            )),
+            Some(status) if status.code != 0 => {
+                Err(Error::because(Kind::from_code(status.code), method.to_owned(), "", status.message))
+            }
             _ => Ok(self.payload),
         }
     }

@@ -111,10 +111,7 @@ fn generated_code_is_fresh() {
         return;
     }
     let old = read_all(&checked_in);
-    let stale: Vec<_> = fresh
-        .keys()
-        .chain(old.keys())
-        .filter(|name| fresh.get(*name) != old.get(*name))
-        .collect();
+    let stale: Vec<_> =
+        fresh.keys().chain(old.keys()).filter(|name| fresh.get(*name) != old.get(*name)).collect();
     assert!(stale.is_empty(), "stale generated files, run `make proto`: {stale:?}");
 }
