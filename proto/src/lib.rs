@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod kind;
+pub mod spec;
 
 #[cfg(feature = "ttrpc")]
 pub mod any;
