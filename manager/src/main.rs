@@ -1,2 +1,7 @@
-//! Placeholder.
+//! `orlopd`: the manager.
+
+mod events;
+mod filter;
+mod identifier;
+
 fn main() {}
