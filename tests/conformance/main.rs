@@ -1,0 +1,1 @@
+//! Black-box suite: foreign suites, which must pass on the reference first.

@@ -1,0 +1,1 @@
+//! Black-box suite: what happens when something fails underneath.

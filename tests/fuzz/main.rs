@@ -1,0 +1,1 @@
+//! Black-box suite: hostile input, mutated from valid seeds.

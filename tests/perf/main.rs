@@ -1,0 +1,3 @@
+//! Side-by-side benchmark (`make bench`).
+
+fn main() {}

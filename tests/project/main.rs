@@ -1,0 +1,1 @@
+//! Black-box suite: the rules that the repository sets itself.

@@ -1,0 +1,1 @@
+//! Black-box suite: the runtime, called as its users call it.

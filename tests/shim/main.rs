@@ -1,0 +1,1 @@
+//! Black-box suite: the shim, driven over ttrpc and by Debian's containerd.

@@ -1,0 +1,247 @@
+//! The two managers, ours and Debian's containerd, each in a directory of its own.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::binaries;
+use crate::command::{Cmd, Output, Process, path_with};
+use crate::poll::poll_for;
+use crate::registry::free_name;
+use crate::root::Root;
+
+/// What a test does with a manager, whichever of the two it is.
+pub trait Daemon {
+    /// The gRPC socket.
+    fn address(&self) -> &Path;
+
+    /// The namespace that [`Daemon::ctr`] and [`Daemon::orlopctl`] use: the root's tag, so that cgroups carry it.
+    fn namespace(&self) -> &str;
+
+    /// Debian's `ctr` on this daemon, in its namespace.
+    fn ctr<A: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Cmd {
+        Cmd::new(binaries::system("ctr"))
+            .arg("-a")
+            .arg(self.address())
+            .args(["-n", self.namespace()])
+            .args(args)
+    }
+
+    /// Our own client on this daemon, in its namespace.
+    fn orlopctl<A: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Cmd {
+        Cmd::new(binaries::orlopctl())
+            .arg("--address")
+            .arg(self.address())
+            .args(["--namespace", self.namespace()])
+            .args(args)
+    }
+}
+
+/// How a daemon is started, kept for starting it again.
+#[derive(Debug)]
+struct Launch {
+    program: PathBuf,
+    args: Vec<String>,
+    /// A directory of links that comes first in `PATH`: our shim, and our runtime under its own name.
+    bin: PathBuf,
+    dir: PathBuf,
+    address: PathBuf,
+    namespace: String,
+    env: Vec<(String, String)>,
+}
+
+impl Launch {
+    fn new(root: &Root, name: &str, program: PathBuf) -> Launch {
+        let dir = free_name(root, name);
+        fs::create_dir(&dir).expect("making the daemon's directory");
+        let bin = dir.join("bin");
+        fs::create_dir(&bin).expect("making the daemon's bin directory");
+        for path in [binaries::orlop(), binaries::shim()] {
+            let name = path.file_name().expect("a program has a name");
+            let absolute = fs::canonicalize(&path).expect("a program has a path");
+            symlink(absolute, bin.join(name)).expect("linking a program");
+        }
+        let address = dir.join("s");
+        Launch {
+            program,
+            args: Vec::new(),
+            bin,
+            address,
+            namespace: root.tag().to_owned(),
+            env: Vec::new(),
+            dir,
+        }
+    }
+
+    fn spawn(&self) -> Process {
+        let mut cmd = Cmd::new(&self.program)
+            .args(&self.args)
+            .cwd(&self.dir)
+            .env("PATH", path_with(std::slice::from_ref(&self.bin)))
+            .without_env("NOTIFY_SOCKET");
+        for (key, value) in &self.env {
+            cmd = cmd.env(key, value);
+        }
+        let mut process = cmd.spawn();
+        let up = poll_for(Duration::from_secs(30), || {
+            (!process.running() || UnixStream::connect(&self.address).is_ok()).then_some(())
+        });
+        if up.is_none() || !process.running() {
+            panic!(
+                "{} does not serve on {}:\n{}",
+                self.program.display(),
+                self.address.display(),
+                process.stderr()
+            );
+        }
+        process
+    }
+}
+
+fn stop(process: Process) -> Output {
+    process.signal(Signal::SIGTERM);
+    process.wait(Duration::from_secs(30))
+}
+
+/// Debian's containerd with root, state and socket of its own and without CRI. Our shim and runtime come first in its
+/// `PATH`; its own shim is found after them.
+#[derive(Debug)]
+pub struct Containerd {
+    launch: Launch,
+    process: Option<Process>,
+}
+
+impl Containerd {
+    /// Starts one below `root`.
+    pub fn start(root: &Root) -> Containerd {
+        let mut launch = Launch::new(root, "containerd", binaries::system("containerd"));
+        let config = launch.dir.join("config.toml");
+        let text = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\noom_score = 0\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \
+             \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.btrfs\", \
+             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\"]\n\
+             [grpc]\naddress = {:?}\n",
+            launch.dir.join("root"),
+            launch.dir.join("state"),
+            launch.address,
+        );
+        fs::write(&config, text).expect("writing config.toml");
+        launch.args = vec!["--config".into(), config.display().to_string()];
+        let process = launch.spawn();
+        Containerd { launch, process: Some(process) }
+    }
+
+    /// Ends it as an administrator does, and returns how it ended.
+    pub fn stop(&mut self) -> Option<Output> {
+        self.process.take().map(stop)
+    }
+
+    /// What it logged since it was last started.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::stderr).unwrap_or_default()
+    }
+}
+
+impl Daemon for Containerd {
+    fn address(&self) -> &Path {
+        &self.launch.address
+    }
+
+    fn namespace(&self) -> &str {
+        &self.launch.namespace
+    }
+}
+
+/// Our manager with root, state, socket and configuration of its own. Our shim and runtime come first in its `PATH`.
+#[derive(Debug)]
+pub struct Orlopd {
+    launch: Launch,
+    process: Option<Process>,
+}
+
+impl Orlopd {
+    /// Starts one below `root`, with an empty configuration.
+    pub fn start(root: &Root) -> Orlopd {
+        Orlopd::start_with(root, "")
+    }
+
+    /// Starts one below `root` with `config` as its configuration file.
+    pub fn start_with(root: &Root, config: &str) -> Orlopd {
+        Orlopd::start_with_env(root, config, &[])
+    }
+
+    /// Starts one below `root` with a configuration and environment variables.
+    pub fn start_with_env(root: &Root, config: &str, env: &[(&str, &str)]) -> Orlopd {
+        let mut launch = Launch::new(root, "orlopd", binaries::orlopd());
+        let file = launch.dir.join("config.toml");
+        fs::write(&file, config).expect("writing config.toml");
+        let flags = [
+            ("--config", file),
+            ("--root", launch.dir.join("root")),
+            ("--state", launch.dir.join("state")),
+            ("--address", launch.address.clone()),
+        ];
+        launch.args = flags
+            .into_iter()
+            .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()])
+            .collect();
+        launch.args.extend(["--log-level".to_owned(), "debug".to_owned()]);
+        launch.env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let process = launch.spawn();
+        Orlopd { launch, process: Some(process) }
+    }
+
+    /// Its persistent data.
+    pub fn root(&self) -> PathBuf {
+        self.launch.dir.join("root")
+    }
+
+    /// Its state for as long as the machine is up.
+    pub fn state(&self) -> PathBuf {
+        self.launch.dir.join("state")
+    }
+
+    /// Its process id, or `None` while it is down.
+    pub fn pid(&self) -> Option<i32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// What it logged since it was last started.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::stderr).unwrap_or_default()
+    }
+
+    /// Ends it as an administrator does, and returns how it ended.
+    pub fn stop(&mut self) -> Option<Output> {
+        self.process.take().map(stop)
+    }
+
+    /// Kills it at whatever instruction it is, with SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.signal(Signal::SIGKILL);
+            process.wait(Duration::from_secs(30));
+        }
+    }
+
+    /// Starts it again on the same directories and socket.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.process = Some(self.launch.spawn());
+    }
+}
+
+impl Daemon for Orlopd {
+    fn address(&self) -> &Path {
+        &self.launch.address
+    }
+
+    fn namespace(&self) -> &str {
+        &self.launch.namespace
+    }
+}

@@ -1,0 +1,3 @@
+//! Black-box suite: the whole stack under real programs.
+
+mod harness;
