@@ -1,7 +1,135 @@
-//! `orlopd`: the manager.
+//! `orlopd`: the manager. Serves the containerd API to any of its clients.
 
+mod api;
+mod config;
+mod content;
+mod daemon;
+mod db;
 mod events;
 mod filter;
 mod identifier;
+mod labels;
+mod request;
+mod store;
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::filter::LevelFilter;
+
+use config::Config;
+use orlop_proto::error::{Context, Result};
+
+/// Command line of `orlopd`; flags are containerd's.
+#[derive(Parser)]
+#[command(
+    name = "orlopd",
+    about = "Manages images, snapshots, containers and tasks; serves the containerd API",
+    disable_version_flag = true
+)]
+struct Arguments {
+    /// Path of the configuration file
+    #[arg(short, long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
+    /// Level of the log
+    #[arg(short, long, global = true, value_enum, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+    /// Address of the containerd API's unix socket
+    #[arg(short, long, global = true, value_name = "SOCKET")]
+    address: Option<PathBuf>,
+    /// Directory of everything that outlives a reboot
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    root: Option<PathBuf>,
+    /// Directory of what a reboot may remove
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    state: Option<PathBuf>,
+    /// Print the version
+    #[arg(short, long)]
+    version: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What `orlopd` does besides serving.
+#[derive(Subcommand)]
+enum Command {
+    /// Information on the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+/// Verbs of `orlopd config`.
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print the commented default configuration
+    Default,
+}
+
+/// Log levels by containerd's names; `fatal` and `panic` mean errors only.
+#[derive(Clone, Copy, ValueEnum)]
+enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+    Fatal,
+    Panic,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> LevelFilter {
+        match level {
+            LogLevel::Trace => LevelFilter::TRACE,
+            LogLevel::Debug => LevelFilter::DEBUG,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Warn => LevelFilter::WARN,
+            LogLevel::Error | LogLevel::Fatal | LogLevel::Panic => LevelFilter::ERROR,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("orlopd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    if arguments.version {
+        println!("orlopd {} {}", api::version::PACKAGE, api::version::version());
+        return Ok(());
+    }
+    if let Some(Command::Config { command: ConfigCommand::Default }) = arguments.command {
+        print!("{}", config::DEFAULT_TEXT);
+        return Ok(());
+    }
+    let mut config = Config::load(&arguments.config)?;
+    if let Some(root) = arguments.root {
+        config.root = root;
+    }
+    if let Some(state) = arguments.state {
+        config.state = state;
+    }
+    if let Some(address) = arguments.address {
+        config.grpc.address = Some(address);
+    }
+    let level = arguments.log_level.map_or(LevelFilter::from(config.debug.level), LevelFilter::from);
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(config.workers())
+        .max_blocking_threads(64)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .build()
+        .context("start", "the runtime")?
+        .block_on(daemon::serve(config))
+}

@@ -1,0 +1,266 @@
+//! The configuration file, `/etc/orlop/config.toml`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+use serde::Deserialize;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Where the configuration is read from unless a flag says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/orlop/config.toml";
+/// The commented default configuration, as `orlopd config default` prints it.
+pub const DEFAULT_TEXT: &str = include_str!("default.toml");
+/// The runtime name that stock clients ask for.
+pub const RUNC_V2: &str = "io.containerd.runc.v2";
+
+/// Everything that can be configured; each value has a default.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Directory of everything that outlives a reboot.
+    pub root: PathBuf,
+    /// Directory of what a reboot may remove.
+    pub state: PathBuf,
+    /// The containerd API's socket.
+    pub grpc: Grpc,
+    /// Logging.
+    pub debug: Debug,
+    /// Garbage collection.
+    pub gc: Gc,
+    /// Registries.
+    pub registry: Registry,
+    /// Runtime name → shim and OCI runtime.
+    pub runtimes: BTreeMap<String, Runtime>,
+}
+
+/// The containerd API's socket.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Grpc {
+    /// Path of the socket; by default `orlopd.sock` in the state directory.
+    pub address: Option<PathBuf>,
+    /// Owner of the socket.
+    pub uid: u32,
+    /// Group of the socket.
+    pub gid: u32,
+    /// Largest message in either direction, in bytes.
+    pub max_message_size: usize,
+}
+
+/// Logging.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Debug {
+    /// What is logged at least.
+    pub level: Level,
+}
+
+/// Log levels.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Everything.
+    Trace,
+    /// What helps to find a fault.
+    Debug,
+    /// What an administrator wants to know.
+    Info,
+    /// What went wrong without failing a request.
+    Warn,
+    /// What failed.
+    Error,
+}
+
+impl From<Level> for LevelFilter {
+    fn from(level: Level) -> LevelFilter {
+        match level {
+            Level::Trace => LevelFilter::TRACE,
+            Level::Debug => LevelFilter::DEBUG,
+            Level::Info => LevelFilter::INFO,
+            Level::Warn => LevelFilter::WARN,
+            Level::Error => LevelFilter::ERROR,
+        }
+    }
+}
+
+/// Garbage collection.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gc {
+    /// Time between a change that may free something and the collection, in milliseconds.
+    pub schedule_delay: u64,
+    /// Number of changes after which a collection runs even if nothing was deleted; 0 for never.
+    pub mutation_threshold: u64,
+    /// Age at which an ingest that no lease holds is given up, in seconds.
+    pub ingest_expiry: u64,
+}
+
+/// Registries.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    /// Directory of the registries' `hosts.toml` files, laid out as containerd's `certs.d`.
+    pub config_path: PathBuf,
+}
+
+/// Which shim serves a runtime name.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Runtime {
+    /// A program in PATH, or beside orlopd, or an absolute path; by default containerd's naming rule.
+    pub shim: Option<PathBuf>,
+    /// The OCI runtime that the shim runs unless the container's options say otherwise.
+    pub binary: Option<PathBuf>,
+    /// State directory of the OCI runtime.
+    pub root: Option<PathBuf>,
+    /// Create cgroups through systemd.
+    pub systemd_cgroup: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            root: "/var/lib/orlopd".into(),
+            state: "/run/orlopd".into(),
+            grpc: Grpc::default(),
+            debug: Debug::default(),
+            gc: Gc::default(),
+            registry: Registry::default(),
+            runtimes: BTreeMap::from([(RUNC_V2.to_owned(), Runtime::runc_v2())]),
+        }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Grpc { address: None, uid: 0, gid: 0, max_message_size: 16 << 20 }
+    }
+}
+
+impl Default for Debug {
+    fn default() -> Self {
+        Debug { level: Level::Info }
+    }
+}
+
+impl Default for Gc {
+    fn default() -> Self {
+        Gc { schedule_delay: 100, mutation_threshold: 100, ingest_expiry: 24 * 60 * 60 }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Registry { config_path: "/etc/containerd/certs.d".into() }
+    }
+}
+
+impl Runtime {
+    /// What serves [`RUNC_V2`] where the configuration says nothing else.
+    fn runc_v2() -> Runtime {
+        Runtime {
+            shim: Some("containerd-shim-orlop-v1".into()),
+            binary: Some("orlop".into()),
+            ..Runtime::default()
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration; a missing file at the default path means the defaults.
+    pub fn load(path: &Path) -> Result<Config> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Config::parse(&text).map_err(|cause| {
+                Error::because(
+                    Kind::InvalidArgument,
+                    "read configuration",
+                    path.display().to_string(),
+                    cause.to_string(),
+                )
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {
+                Ok(Config::default())
+            }
+            Err(error) => Err(error).context("read configuration", path.display().to_string()),
+        }
+    }
+
+    /// Parses the text of a configuration; keys that do not exist are named in the error.
+    fn parse(text: &str) -> Result<Config, toml::de::Error> {
+        let mut config: Config = toml::from_str(text)?;
+        let runc = config.runtimes.entry(RUNC_V2.to_owned()).or_default();
+        if runc.shim.is_none() {
+            let default = Runtime::runc_v2();
+            runc.shim = default.shim;
+            runc.binary = runc.binary.take().or(default.binary);
+        }
+        Ok(config)
+    }
+
+    /// Path of the containerd API's socket.
+    pub fn address(&self) -> PathBuf {
+        self.grpc.address.clone().unwrap_or_else(|| self.state.join("orlopd.sock"))
+    }
+
+    /// Path of the socket on which shims forward events.
+    pub fn ttrpc_address(&self) -> PathBuf {
+        let mut path = self.address().into_os_string();
+        path.push(".ttrpc");
+        path.into()
+    }
+
+    /// How many threads drive the asynchronous work: it never blocks, so two serve any number of cores at the
+    /// price of two stacks.
+    pub fn workers(&self) -> usize {
+        2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_printed_default_is_the_default() {
+        assert_eq!(Config::parse(DEFAULT_TEXT).unwrap(), Config::default());
+        let uncommented: String = DEFAULT_TEXT
+            .lines()
+            .filter(|line| !line.starts_with("# root = \"/run/orlop\""))
+            .fold(String::new(), |text, line| {
+                let value = line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line);
+                text + value + "\n"
+            });
+        let mut explicit = Config::parse(&uncommented).unwrap();
+        assert_eq!(explicit.grpc.address.take(), Some("/run/orlopd/orlopd.sock".into()));
+        assert_eq!(explicit, Config::default());
+    }
+
+    #[test]
+    fn names_unknown_keys() {
+        let error = Config::parse("rooot = \"/x\"").unwrap_err().to_string();
+        assert!(error.contains("rooot"), "{error}");
+        let error = Config::parse("[runtimes.x]\nshimm = \"y\"").unwrap_err().to_string();
+        assert!(error.contains("shimm"), "{error}");
+    }
+
+    #[test]
+    fn maps_runtime_names() {
+        let config = Config::parse(
+            "[runtimes.\"io.containerd.runc.v2\"]\nshim = \"/usr/bin/containerd-shim-runc-v2\"\n[runtimes.other]\nbinary = \"crun\"\n",
+        )
+        .unwrap();
+        let runc = &config.runtimes[RUNC_V2];
+        assert_eq!(runc.shim.as_deref(), Some(Path::new("/usr/bin/containerd-shim-runc-v2")));
+        assert_eq!(runc.binary, None, "a foreign shim keeps its own default runtime");
+        assert_eq!(config.runtimes["other"].binary.as_deref(), Some(Path::new("crun")));
+    }
+
+    #[test]
+    fn sockets_follow_the_state_directory() {
+        let config = Config::parse("state = \"/tmp/s\"").unwrap();
+        assert_eq!(config.address(), Path::new("/tmp/s/orlopd.sock"));
+        assert_eq!(config.ttrpc_address(), Path::new("/tmp/s/orlopd.sock.ttrpc"));
+    }
+}

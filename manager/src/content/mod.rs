@@ -1,0 +1,3 @@
+//! Content: blobs addressed by their digest.
+
+pub mod digest;

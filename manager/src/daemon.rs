@@ -1,0 +1,144 @@
+//! The whole procedure of the daemon, top to bottom: directories, lock, database, domain, sockets, serving, stop.
+
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{Mode, umask};
+use orlop_proto::containerd::services::version::v1::version_server::VersionServer;
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::grpc::health::v1::health_server::HealthServer;
+use orlop_proto::kind::Kind;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::api;
+use crate::config::Config;
+use crate::db::Database;
+
+/// How long calls may go on after the stop signal.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Serves until a stop signal; returns when everything is closed.
+pub async fn serve(config: Config) -> Result<()> {
+    directory(&config.root)?;
+    directory(&config.state)?;
+    let _lock = lock(&config.root)?;
+    let database = Database::open(&config.root.join("meta.redb"))?;
+
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let listener = listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
+    let router = Server::builder()
+        .add_service(HealthServer::new(api::health::HealthService))
+        .add_service(VersionServer::new(api::version::VersionService));
+    let until = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
+        // An error means that the sender is gone, which is a stop too.
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+    let mut serving = tokio::spawn(
+        router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone())),
+    );
+    tracing::info!(address = %config.address().display(), "serving");
+
+    tokio::select! {
+        signal = stop_signal() => tracing::info!(signal = signal?, "stopping"),
+        ended = &mut serving => return served(ended),
+    }
+    // Ignoring: with no receiver left nobody needs to be told.
+    let _ = stop.send(true);
+    // Long calls (event subscriptions, waits) do not end by themselves; clients retry.
+    if let Ok(ended) = tokio::time::timeout(GRACE, &mut serving).await {
+        served(ended)?;
+    }
+    remove_socket(&config.address())?;
+    drop(database);
+    Ok(())
+}
+
+/// The error of a server that ended.
+fn served(
+    ended: std::result::Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>,
+) -> Result<()> {
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Error::because(Kind::Internal, "serve", "", error)),
+        Err(error) => Err(Error::because(Kind::Internal, "serve", "", error)),
+    }
+}
+
+/// Waits for SIGTERM or SIGINT; returns its name.
+async fn stop_signal() -> Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch", "SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch", "SIGINT")?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+/// Makes a directory that others may pass but not list, as shims of other users need its sockets.
+fn directory(path: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o711).create(path).context("create", path.display().to_string())
+}
+
+/// Keeps a second daemon off the same root for as long as the value lives.
+fn lock(root: &Path) -> Result<Flock<File>> {
+    let path = root.join("lock");
+    let file = File::create(&path).context("create", path.display().to_string())?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        Error::because(
+            Kind::FailedPrecondition,
+            "lock",
+            root.display().to_string(),
+            if errno == nix::errno::Errno::EWOULDBLOCK {
+                "another orlopd uses this root".to_owned()
+            } else {
+                errno.to_string()
+            },
+        )
+    })
+}
+
+/// Binds the socket with mode 0660; a socket that nobody answers on any more is replaced.
+fn listen(path: &Path, uid: u32, gid: u32) -> Result<UnixListener> {
+    let name = || path.display().to_string();
+    if let Some(parent) = path.parent() {
+        directory(parent)?;
+    }
+    if path.symlink_metadata().is_ok() {
+        if StdStream::connect(path).is_ok() {
+            return Err(Error::because(
+                Kind::AlreadyExists,
+                "listen on",
+                name(),
+                "another daemon answers there",
+            ));
+        }
+        remove_socket(path)?;
+    }
+    // Nobody may connect before the mode is set; no other thread makes files yet.
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let bound = StdListener::bind(path);
+    umask(before);
+    let listener = bound.context("listen on", name())?;
+    std::os::unix::fs::chown(path, Some(uid), Some(gid)).context("change owner of", name())?;
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660)).context("change mode of", name())?;
+    listener.set_nonblocking(true).context("listen on", name())?;
+    UnixListener::from_std(listener).context("listen on", name())
+}
+
+/// Removes a socket, and only a socket.
+fn remove_socket(path: &Path) -> Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let name = || path.display().to_string();
+    match path.symlink_metadata() {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).context("remove", name()),
+        Ok(_) => Err(Error::because(Kind::AlreadyExists, "listen on", name(), "exists and is no socket")),
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,445 @@
+//! The metadata database: redb in one file, one transaction per change.
+//!
+//! A table maps a string key to a protobuf record, so that records can gain fields without a migration. Keys
+//! with several parts are joined by NUL ([`key`]); only the last part may be arbitrary text, the others are
+//! checked identifiers. A change commits durably or leaves no trace; what a caller wants to tell the world it
+//! tells after the commit. redb refuses all work after a failed write (a full disk), so the file is then opened
+//! again, which goes back to the last commit.
+
+use std::marker::PhantomData;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
+use prost::Message;
+use redb::{ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use tokio::sync::Notify;
+
+/// Version of the layout that this program writes.
+const SCHEMA: u32 = 1;
+/// Bytes of memory that redb may keep as a cache of its file.
+const CACHE: usize = 2 << 20;
+
+/// A record's bytes by its key.
+type Definition = TableDefinition<'static, &'static str, &'static [u8]>;
+
+/// Facts on the database itself and on the installation.
+pub static META: Table<Blob> = Table::new("meta");
+
+/// A table of records of one type.
+pub struct Table<M> {
+    name: &'static str,
+    record: PhantomData<fn() -> M>,
+}
+
+/// A record that is bytes and nothing else.
+#[derive(Clone, PartialEq, Message)]
+pub struct Blob {
+    /// The bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub value: Vec<u8>,
+}
+
+impl<M> Table<M> {
+    /// Declares a table.
+    pub const fn new(name: &'static str) -> Table<M> {
+        Table { name, record: PhantomData }
+    }
+
+    fn definition(&self) -> Definition {
+        TableDefinition::new(self.name)
+    }
+}
+
+/// Joins the parts of a key.
+pub fn key(parts: &[&str]) -> String {
+    parts.join("\0")
+}
+
+/// The prefix of all keys that begin with these parts.
+pub fn prefix(parts: &[&str]) -> String {
+    let mut prefix = key(parts);
+    prefix.push('\0');
+    prefix
+}
+
+/// The database; cheap to clone.
+#[derive(Clone)]
+pub struct Database {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    /// Read-locked by each transaction; write-locked only to open the file again. Empty while that fails.
+    open: RwLock<Option<redb::Database>>,
+    changes: Changes,
+}
+
+/// What happened since the last garbage collection.
+#[derive(Default)]
+pub struct Changes {
+    /// Number of committed changes.
+    pub mutations: AtomicU64,
+    /// Number of changes that may have freed something.
+    pub deletions: AtomicU64,
+    /// Woken by each commit.
+    pub committed: Notify,
+}
+
+impl Database {
+    /// Opens or makes the database.
+    ///
+    /// Refuses a file that a newer version wrote or that another process holds.
+    pub fn open(path: &Path) -> Result<Database> {
+        let database = Database {
+            shared: Arc::new(Shared {
+                path: path.to_owned(),
+                open: RwLock::new(Some(open_file(path)?)),
+                changes: Changes::default(),
+            }),
+        };
+        database.write_now(|tx| {
+            match tx.get(&META, "schema")? {
+                Some(found) => {
+                    let found = found.value.try_into().map(u32::from_be_bytes).unwrap_or(u32::MAX);
+                    if found > SCHEMA {
+                        return Err(Error::because(
+                            Kind::FailedPrecondition,
+                            "open database",
+                            path.display().to_string(),
+                            format!("written by a newer version (schema {found}, known up to {SCHEMA})"),
+                        ));
+                    }
+                }
+                None => tx.put(&META, "schema", &Blob { value: SCHEMA.to_be_bytes().to_vec() })?,
+            }
+            Ok(())
+        })?;
+        Ok(database)
+    }
+
+    /// Runs a query on a consistent view.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Read) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let database = self.clone();
+        blocking(move || database.read_now(query)).await
+    }
+
+    /// Runs a change; it is durable when this returns, or has not happened.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Write) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let database = self.clone();
+        blocking(move || database.write_now(change)).await
+    }
+
+    /// [`Database::read`] for callers that may block.
+    pub fn read_now<T>(&self, query: impl FnOnce(&Read) -> Result<T>) -> Result<T> {
+        self.guarded(|database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            query(&Read(transaction))
+        })
+    }
+
+    /// [`Database::write`] for callers that may block.
+    pub fn write_now<T>(&self, change: impl FnOnce(&Write) -> Result<T>) -> Result<T> {
+        let (value, deleted) = self.guarded(|database| {
+            let write = Write { transaction: database.begin_write().map_err(failed)?, deleted: false.into() };
+            let value = change(&write)?;
+            write.transaction.commit().map_err(failed)?;
+            Ok((value, write.deleted.get()))
+        })?;
+        let changes = &self.shared.changes;
+        changes.mutations.fetch_add(1, Ordering::Relaxed);
+        changes.deletions.fetch_add(u64::from(deleted), Ordering::Relaxed);
+        changes.committed.notify_one();
+        Ok(value)
+    }
+
+    /// What happened since the last garbage collection.
+    pub fn changes(&self) -> &Changes {
+        &self.shared.changes
+    }
+
+    /// Runs a transaction and opens the file again when redb has given up on it.
+    fn guarded<T>(&self, work: impl FnOnce(&redb::Database) -> Result<T>) -> Result<T> {
+        let result = {
+            let guard = self.opened()?;
+            let database = guard.as_ref().ok_or_else(|| {
+                Error::new(Kind::Unavailable, "open database", self.shared.path.display().to_string())
+            })?;
+            work(database)
+        };
+        if let Err(error) = &result
+            && error.operation() == BROKEN
+        {
+            let mut open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            *open = None;
+            *open = open_file(&self.shared.path).ok();
+        }
+        result
+    }
+
+    /// The open file; tried again if the last attempt failed.
+    fn opened(&self) -> Result<RwLockReadGuard<'_, Option<redb::Database>>> {
+        let guard = self.shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if guard.is_some() {
+            return Ok(guard);
+        }
+        drop(guard);
+        let mut open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if open.is_none() {
+            *open = Some(open_file(&self.shared.path)?);
+        }
+        drop(open);
+        Ok(self.shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+/// Operation of errors after which redb must be opened again.
+const BROKEN: &str = "write database";
+
+fn open_file(path: &Path) -> Result<redb::Database> {
+    redb::Builder::new().set_cache_size(CACHE).create(path).map_err(|error| {
+        let kind = match &error {
+            redb::DatabaseError::DatabaseAlreadyOpen => Kind::FailedPrecondition,
+            redb::DatabaseError::Storage(StorageError::Io(error)) => Kind::from_io(error),
+            _ => Kind::DataLoss,
+        };
+        Error::because(kind, "open database", path.display().to_string(), error)
+    })
+}
+
+/// The error of a failed storage call.
+fn failed(error: impl Into<redb::Error>) -> Error {
+    match error.into() {
+        redb::Error::Io(error) => Error::io(BROKEN, "", error),
+        redb::Error::PreviousIo => {
+            Error::because(Kind::Unavailable, BROKEN, "", "a write failed before; the file is opened again")
+        }
+        error => Error::because(Kind::Internal, "use database", "", error),
+    }
+}
+
+/// Runs blocking work off the asynchronous threads.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::because(Kind::Internal, "run", "blocking work", error)),
+    }
+}
+
+/// A consistent view.
+pub struct Read(redb::ReadTransaction);
+
+/// A change in the making.
+pub struct Write {
+    transaction: redb::WriteTransaction,
+    deleted: std::cell::Cell<bool>,
+}
+
+/// What views and changes can both be asked.
+pub trait Query {
+    /// The record of a key.
+    fn get<M: Message + Default>(&self, table: &Table<M>, key: &str) -> Result<Option<M>>;
+
+    /// Shows each record whose key begins with the prefix, in the order of keys, by the rest of its key.
+    fn each<M: Message + Default>(
+        &self,
+        table: &Table<M>,
+        prefix: &str,
+        show: impl FnMut(&str, M) -> Result<ControlFlow<()>>,
+    ) -> Result<()>;
+
+    /// All records whose key begins with the prefix, by the rest of their keys.
+    fn scan<M: Message + Default>(&self, table: &Table<M>, prefix: &str) -> Result<Vec<(String, M)>> {
+        let mut found = Vec::new();
+        self.each(table, prefix, |rest, record| {
+            found.push((rest.to_owned(), record));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+
+    /// Whether any key begins with the prefix.
+    fn any<M: Message + Default>(&self, table: &Table<M>, prefix: &str) -> Result<bool> {
+        let mut found = false;
+        self.each(table, prefix, |_, _| {
+            found = true;
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
+    }
+}
+
+impl Query for Read {
+    fn get<M: Message + Default>(&self, table: &Table<M>, key: &str) -> Result<Option<M>> {
+        match self.0.open_table(table.definition()) {
+            Ok(opened) => get(&opened, key),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn each<M: Message + Default>(
+        &self,
+        table: &Table<M>,
+        prefix: &str,
+        show: impl FnMut(&str, M) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        match self.0.open_table(table.definition()) {
+            Ok(opened) => each(&opened, prefix, show),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+impl Query for Write {
+    fn get<M: Message + Default>(&self, table: &Table<M>, key: &str) -> Result<Option<M>> {
+        get(&self.transaction.open_table(table.definition()).map_err(failed)?, key)
+    }
+
+    fn each<M: Message + Default>(
+        &self,
+        table: &Table<M>,
+        prefix: &str,
+        show: impl FnMut(&str, M) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        each(&self.transaction.open_table(table.definition()).map_err(failed)?, prefix, show)
+    }
+}
+
+impl Write {
+    /// Writes a record, whether or not the key was there.
+    pub fn put<M: Message>(&self, table: &Table<M>, key: &str, record: &M) -> Result<()> {
+        let mut opened = self.transaction.open_table(table.definition()).map_err(failed)?;
+        opened.insert(key, record.encode_to_vec().as_slice()).map_err(failed)?;
+        Ok(())
+    }
+
+    /// Removes a record; says whether it was there.
+    pub fn remove<M>(&self, table: &Table<M>, key: &str) -> Result<bool> {
+        let mut opened = self.transaction.open_table(table.definition()).map_err(failed)?;
+        let found = opened.remove(key).map_err(failed)?.is_some();
+        self.deleted.set(self.deleted.get() || found);
+        Ok(found)
+    }
+
+    /// Notes that the change may free something although it removes no record.
+    pub fn mark_deleted(&self) {
+        self.deleted.set(true);
+    }
+}
+
+fn get<M: Message + Default>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Option<M>> {
+    match table.get(key).map_err(failed)? {
+        Some(value) => decode(key, value.value()).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn each<M: Message + Default>(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    prefix: &str,
+    mut show: impl FnMut(&str, M) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    for entry in table.range(prefix..).map_err(failed)? {
+        let (key, value) = entry.map_err(failed)?;
+        let Some(rest) = key.value().strip_prefix(prefix) else { break };
+        if show(rest, decode(key.value(), value.value())?)?.is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn decode<M: Message + Default>(key: &str, bytes: &[u8]) -> Result<M> {
+    M::decode(bytes)
+        .map_err(|error| Error::because(Kind::DataLoss, "decode record", key.replace('\0', "/"), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static TEST: Table<Blob> = Table::new("test");
+
+    fn record(text: &str) -> Blob {
+        Blob { value: text.into() }
+    }
+
+    #[test]
+    fn a_failed_change_leaves_no_trace() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Database::open(&directory.path().join("db")).unwrap();
+        db.write_now(|tx| tx.put(&TEST, "a", &record("1"))).unwrap();
+        let refused = db.write_now(|tx| {
+            tx.put(&TEST, "a", &record("2"))?;
+            tx.put(&TEST, "b", &record("2"))?;
+            Err::<(), _>(Error::new(Kind::Aborted, "stop", ""))
+        });
+        assert_eq!(refused.unwrap_err().kind(), Kind::Aborted);
+        let all = db.read_now(|tx| tx.scan(&TEST, "")).unwrap();
+        assert_eq!(all, [("a".to_owned(), record("1"))]);
+    }
+
+    #[test]
+    fn prefixes_do_not_bleed() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Database::open(&directory.path().join("db")).unwrap();
+        db.write_now(|tx| {
+            for parts in [["n", "a"], ["n", "b"], ["n2", "c"], ["m", "d"]] {
+                tx.put(&TEST, &key(&parts), &record("x"))?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        let names = |ns: &str| {
+            let prefix = prefix(&[ns]);
+            db.read_now(|tx| tx.scan(&TEST, &prefix))
+                .unwrap()
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names("n"), ["a", "b"]);
+        assert_eq!(names("n2"), ["c"]);
+        assert!(names("x").is_empty());
+    }
+
+    #[test]
+    fn refuses_a_newer_schema_and_a_second_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let db = Database::open(&path).unwrap();
+        assert_eq!(Database::open(&path).err().unwrap().kind(), Kind::FailedPrecondition);
+        db.write_now(|tx| tx.put(&META, "schema", &Blob { value: 9u32.to_be_bytes().to_vec() })).unwrap();
+        drop(db);
+        let error = Database::open(&path).err().unwrap();
+        assert_eq!(error.kind(), Kind::FailedPrecondition);
+        assert!(error.to_string().contains("written by a newer version (schema 9"), "{error}");
+    }
+
+    #[test]
+    fn counts_what_the_collector_waits_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Database::open(&directory.path().join("db")).unwrap();
+        let before = db.changes().mutations.load(Ordering::Relaxed);
+        db.write_now(|tx| tx.put(&TEST, "a", &record("1"))).unwrap();
+        assert_eq!(db.changes().deletions.load(Ordering::Relaxed), 0);
+        db.write_now(|tx| tx.remove(&TEST, "a")).unwrap();
+        assert_eq!(db.changes().deletions.load(Ordering::Relaxed), 1);
+        assert_eq!(db.changes().mutations.load(Ordering::Relaxed), before + 2);
+    }
+}

@@ -1,0 +1,1 @@
+//! Metadata that clients make and name.
