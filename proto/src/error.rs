@@ -38,6 +38,11 @@ impl Error {
         Error { kind, operation: operation.into(), object: object.into(), cause: Some(cause.into()) }
     }
 
+    /// An error with a text of its own, for callers that match it word by word.
+    pub fn exactly(kind: Kind, text: impl Into<String>) -> Self {
+        Error::because(kind, "", "", text.into())
+    }
+
     /// An error of a system call; the kind follows from it.
     pub fn io(operation: impl Into<Cow<'static, str>>, object: impl Into<String>, cause: io::Error) -> Self {
         Error::because(Kind::from_io(&cause), operation, object, cause)
@@ -66,6 +71,9 @@ impl fmt::Display for Error {
             write!(f, " {}", self.object)?;
         }
         match &self.cause {
+            Some(cause) if self.operation.is_empty() && self.object.is_empty() => {
+                write!(f, "{}", Plain(cause.as_ref()))
+            }
             Some(cause) => write!(f, ": {}", Plain(cause.as_ref())),
             None if self.operation.ends_with(&self.kind.to_string()) => Ok(()),
             None => write!(f, ": {}", self.kind),

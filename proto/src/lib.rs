@@ -4,6 +4,7 @@
 //! - `ttrpc`: messages of the shim protocol, events and the ttrpc framing.
 //! - `grpc`: clients and servers of the containerd API v1.
 
+pub mod contract;
 pub mod error;
 pub mod kind;
 pub mod spec;

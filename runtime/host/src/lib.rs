@@ -1,1 +1,7 @@
 //! The Linux host: system calls, mounts, cgroups, pidfds and container state.
+
+pub mod mounts;
+pub mod probe;
+pub mod process;
+pub mod state;
+pub mod sys;

@@ -1,0 +1,165 @@
+//! The runtime's state directory: `<root>/<id>/state.json` and `exec.fifo`.
+//!
+//! The directory's existence reserves the id; the file is replaced in one step, so a reader never sees half of it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use orlop_proto::contract::runc_text::RuncError;
+use orlop_proto::contract::state::StoredState;
+use orlop_proto::contract::{EXEC_FIFO, STATE_FILE};
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+
+use crate::process::Stat;
+
+/// The directory of one container.
+#[derive(Clone, Debug)]
+pub struct StateDirectory {
+    path: PathBuf,
+}
+
+/// Checks an id as runc does: letters, digits, `_+-.`, at most 1024 bytes, no `.` or `..`.
+pub fn check_id(id: &str) -> Result<()> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    let fits = !id.is_empty() && id.len() <= 1024;
+    if !fits || !id.bytes().all(allowed) || id == "." || id == ".." {
+        return Err(RuncError::InvalidId.into());
+    }
+    Ok(())
+}
+
+impl StateDirectory {
+    /// Reserves an id: makes its directory, or says that it is taken.
+    pub fn reserve(root: &Path, id: &str) -> Result<StateDirectory> {
+        check_id(id)?;
+        let path = root.join(id);
+        let builder = {
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o711);
+            builder
+        };
+        let made = match builder.create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut parents = fs::DirBuilder::new();
+                parents.recursive(true).mode(0o700).create(root).context("create", root.to_string_lossy())?;
+                builder.create(&path)
+            }
+            other => other,
+        };
+        match made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(RuncError::IdExists.into()),
+            other => other.context("create", path.to_string_lossy()).map(|()| StateDirectory { path }),
+        }
+    }
+
+    /// The directory of a container that is there.
+    pub fn open(root: &Path, id: &str) -> Result<StateDirectory> {
+        check_id(id)?;
+        let path = root.join(id);
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => Ok(StateDirectory { path }),
+            Ok(_) => Err(RuncError::ContainerNotExist.into()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RuncError::ContainerNotExist.into()),
+            Err(error) => Err(Error::io("open", path.to_string_lossy(), error)),
+        }
+    }
+
+    /// Where the directory is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the FIFO that init waits on is.
+    pub fn fifo(&self) -> PathBuf {
+        self.path.join(EXEC_FIFO)
+    }
+
+    /// Reads `state.json`; a directory without it is a container that is still being made, or a leftover.
+    pub fn load(&self) -> Result<StoredState> {
+        let path = self.path.join(STATE_FILE);
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RuncError::ContainerNotExist.into());
+            }
+            other => other.context("read", path.to_string_lossy())?,
+        };
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::because(Kind::DataLoss, "parse", path.to_string_lossy(), error))
+    }
+
+    /// Replaces `state.json` in one step.
+    pub fn save(&self, state: &StoredState) -> Result<()> {
+        let text = serde_json::to_vec(state)
+            .map_err(|error| Error::because(Kind::Internal, "encode", STATE_FILE, error))?;
+        let temporary = self.path.join(".state.json.new");
+        let path = self.path.join(STATE_FILE);
+        let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path));
+        written.context("write", path.to_string_lossy())
+    }
+
+    /// Removes the directory; one that is gone already is no error.
+    pub fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove", self.path.to_string_lossy(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The ids below a root, sorted; a root that does not exist has none.
+pub fn list(root: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.context("read", root.to_string_lossy())?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let entry = entry.context("read", root.to_string_lossy())?;
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        match entry.file_name().into_string() {
+            Ok(name) if is_directory && check_id(&name).is_ok() => ids.push(name),
+            _ => {}
+        }
+    }
+    ids.sort();
+    Ok(ids)
+}
+
+/// Whether the recorded init is still alive: the same process, and not merely one with its pid.
+pub fn init_is_alive(state: &StoredState) -> bool {
+    Stat::of(state.init_process_pid)
+        .is_ok_and(|stat| stat.start_time == state.init_process_start && !stat.has_ended())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_what_runc_allows() {
+        for good in ["a", "a.b", "A-_+9", "..."] {
+            check_id(good).unwrap();
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "ä", "a\n"] {
+            assert_eq!(check_id(bad).unwrap_err().to_string(), "invalid container ID format");
+        }
+    }
+
+    #[test]
+    fn reserves_once_and_removes() {
+        let root = std::env::temp_dir().join(format!("orlop-state-{}", std::process::id()));
+        let directory = StateDirectory::reserve(&root, "x").unwrap();
+        assert_eq!(StateDirectory::reserve(&root, "x").unwrap_err().kind(), Kind::AlreadyExists);
+        assert_eq!(directory.load().unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(list(&root).unwrap(), ["x"]);
+        directory.remove().unwrap();
+        directory.remove().unwrap();
+        assert_eq!(StateDirectory::open(&root, "x").unwrap_err().to_string(), "container does not exist");
+        fs::remove_dir(&root).unwrap();
+    }
+}

@@ -1,0 +1,102 @@
+//! Scheduling, I/O priority, memory policy, personality, names of the machine.
+
+use std::io;
+
+use super::check;
+
+/// Sets the I/O priority of this thread: class in the upper bits, level in the lower 13 (`ioprio_set(2)`).
+pub fn set_io_priority(class: u32, level: u32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    const CLASS_SHIFT: u32 = 13;
+    // SAFETY: the call takes no pointers.
+    check(unsafe {
+        libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, (class << CLASS_SHIFT) | level)
+    })?;
+    Ok(())
+}
+
+/// The arguments of `sched_setattr(2)`, in the units of the manual page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Scheduling {
+    /// `SCHED_…`.
+    pub policy: u32,
+    /// `SCHED_FLAG_…`.
+    pub flags: u64,
+    /// Nice value of `SCHED_OTHER` and `SCHED_BATCH`.
+    pub nice: i32,
+    /// Static priority of `SCHED_FIFO` and `SCHED_RR`.
+    pub priority: u32,
+    /// Nanoseconds, for `SCHED_DEADLINE`.
+    pub runtime: u64,
+    /// Nanoseconds, for `SCHED_DEADLINE`.
+    pub deadline: u64,
+    /// Nanoseconds, for `SCHED_DEADLINE`.
+    pub period: u64,
+}
+
+/// Sets the scheduling policy of this thread.
+pub fn set_scheduling(scheduling: Scheduling) -> io::Result<()> {
+    #[repr(C)]
+    struct SchedAttr {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let Scheduling { policy, flags, nice, priority, runtime, deadline, period } = scheduling;
+    let size = std::mem::size_of::<SchedAttr>() as u32;
+    let attributes = SchedAttr { size, policy, flags, nice, priority, runtime, deadline, period };
+    // SAFETY: the structure says its true size and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })?;
+    Ok(())
+}
+
+/// Sets the NUMA memory policy of this thread (`set_mempolicy(2)`): mode with flags, and the node numbers.
+pub fn set_memory_policy(mode: i32, nodes: &[u32]) -> io::Result<()> {
+    const BITS: usize = libc::c_ulong::BITS as usize;
+    let words = nodes.iter().max().map_or(0, |&highest| highest as usize / BITS + 1);
+    let mut mask = vec![0 as libc::c_ulong; words];
+    for &node in nodes {
+        mask[node as usize / BITS] |= 1 << (node as usize % BITS);
+    }
+    let pointer = if mask.is_empty() { std::ptr::null() } else { mask.as_ptr() };
+    // The kernel takes one bit fewer than the number that it is told.
+    let bits = if mask.is_empty() { 0 } else { mask.len() * BITS + 1 };
+    // SAFETY: the mask holds at least `bits - 1` bits and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, pointer, bits) })?;
+    Ok(())
+}
+
+/// Sets the execution domain (`personality(2)`).
+pub fn set_personality(persona: u64) -> io::Result<()> {
+    // SAFETY: the call takes no pointers.
+    check(i64::from(unsafe { libc::personality(persona as libc::c_ulong) }))?;
+    Ok(())
+}
+
+/// Sets the NIS domain name of this UTS namespace.
+pub fn set_domain_name(name: &str) -> io::Result<()> {
+    // SAFETY: the pointer leads to `name.len()` bytes that outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_setdomainname, name.as_ptr(), name.len()) })?;
+    Ok(())
+}
+
+/// Sets the soft and hard limit of a resource of this process (`prlimit(2)`).
+pub fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the new limit outlives the call and the pointer for the old one is null.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            &raw const limit,
+            std::ptr::null_mut::<libc::rlimit64>(),
+        )
+    })?;
+    Ok(())
+}
