@@ -1,11 +1,22 @@
 //! Making of OCI runtime configurations, pure: `runc spec`'s document, and containerd's default one with the options
 //! that a client applies to it.
 
+pub mod arguments;
+pub mod image;
 pub mod types;
 
+mod accounts;
+mod container;
 mod example;
+mod isolation;
+mod process;
+mod seccomp;
 
+pub use accounts::Accounts;
+pub use container::{DEFAULT_CAPABILITIES, container};
 pub use example::{example, rootless};
+pub use process::{capabilities_of, merge_env};
+pub use seccomp::default_profile;
 pub use types::{OCI_VERSION, Spec};
 
 use types::Namespace;
