@@ -1,5 +1,6 @@
 //! The Linux host: system calls, mounts, cgroups, pidfds and container state.
 
+pub mod cgroup;
 pub mod mounts;
 pub mod probe;
 pub mod process;

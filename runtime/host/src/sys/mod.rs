@@ -4,6 +4,7 @@
 //! it was doing and to what. Everything follows the manual page of the call that a function is named after.
 #![allow(unsafe_code, reason = "raw system calls are confined to this module")]
 
+pub mod bpf;
 pub mod clone;
 pub mod creds;
 pub mod exec;

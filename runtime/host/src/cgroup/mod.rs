@@ -1,0 +1,333 @@
+//! Control groups: a container's directories, limits, device rules, processes and figures, on version 1, hybrid and
+//! version 2 hosts.
+//!
+//! Planning is pure (which directories, which values); what follows writes it out. Processes enter by themselves, since
+//! moving one from outside takes a global lock in the kernel for milliseconds: see [`Entry`].
+//!
+//! Follows cgroups(7), the kernel's admin guides for cgroup v1 and v2, and runc where these are silent.
+
+mod create;
+mod devices;
+mod freeze;
+mod group;
+mod hierarchies;
+mod limits;
+mod paths;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
+use orlop_proto::error::{Error, Result};
+
+pub use devices::default_rules as default_device_rules;
+pub use hierarchies::{Hierarchies, Hierarchy, Mode};
+pub use paths::CgroupPaths;
+
+use crate::sys::bpf;
+use group::Group;
+use limits::{Limits, Missing, Setting};
+
+/// A container's cgroup: its directory in every hierarchy.
+#[derive(Debug)]
+pub struct Cgroup {
+    groups: Vec<Group>,
+    /// The directories that this value has made, parents first.
+    made: Vec<PathBuf>,
+}
+
+/// How a new process gets into a cgroup without anybody moving it.
+///
+/// A hybrid host has both ways at once: the process is cloned into the version 2 group and writes itself into the others.
+#[derive(Debug)]
+pub struct Entry {
+    /// The version 2 directory, for clone3's `CLONE_INTO_CGROUP`.
+    pub unified: Option<OwnedFd>,
+    /// The version 1 `tasks` files, open for writing: the new process, while it has one thread, writes `0` to each.
+    pub tasks: Vec<OwnedFd>,
+}
+
+impl Cgroup {
+    /// Decides the directories of container `id` from `linux.cgroupsPath`. Has no effect.
+    ///
+    /// An absolute path counts from each hierarchy's mount point, a relative one from the caller's own cgroup (version 1) or
+    /// that cgroup's parent (version 2, where a group with processes cannot hand controllers down); without a path
+    /// the container's name is a relative one. This is what runc does.
+    ///
+    /// # Errors
+    /// With `systemd`: `InvalidArgument` for a path not of the form `slice:prefix:name`, `FailedPrecondition` where systemd
+    /// does not run, else `Unimplemented`.
+    pub fn plan(
+        hierarchies: &Hierarchies,
+        cgroups_path: Option<&str>,
+        id: &str,
+        systemd: bool,
+    ) -> Result<CgroupPaths> {
+        let systemd_runs = systemd && Path::new("/run/systemd/system").is_dir();
+        paths::plan(hierarchies, cgroups_path, id, systemd, systemd_runs)
+    }
+
+    /// Makes the directories and readies them for processes: cpusets inherit on version 1, controllers are handed down
+    /// on version 2.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for a group that is frozen or holds processes; what was made is removed again.
+    pub fn create(hierarchies: &Hierarchies, paths: &CgroupPaths) -> Result<Cgroup> {
+        let mut made = Vec::new();
+        match create::create(hierarchies, paths, &mut made) {
+            Ok(groups) => Ok(Cgroup { groups, made }),
+            Err(error) => {
+                // The first error is the one to tell: what cannot be removed now was not wanted in the first place.
+                let _ = create::remove(made.iter().rev().map(PathBuf::as_path));
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens an existing cgroup; a directory that is gone is left out.
+    pub fn open(paths: &CgroupPaths) -> Result<Cgroup> {
+        let mut groups = Vec::new();
+        for (controllers, path) in create::by_directory(paths) {
+            match Group::open(controllers, path) {
+                Err(error) if error.kind() == orlop_proto::kind::Kind::NotFound => {}
+                group => groups.push(group?),
+            }
+        }
+        Ok(Cgroup { groups, made: Vec::new() })
+    }
+
+    /// Opens the cgroup that a process is in, for containers of a runtime whose state is not known.
+    ///
+    /// On a hybrid host the version 2 hierarchy is left out, as the runtime may not have used it.
+    pub fn of_process(pid: i32) -> Result<Cgroup> {
+        let process = pid.to_string();
+        let hierarchies = Hierarchies::detect_for(&process)?;
+        let mut paths: Vec<(String, PathBuf)> = Vec::new();
+        for hierarchy in &hierarchies.legacy {
+            paths.extend(hierarchy.controllers.iter().map(|name| (name.clone(), hierarchy.own.clone())));
+        }
+        if let (Mode::Unified, Some(unified)) = (hierarchies.mode(), &hierarchies.unified) {
+            paths.push((String::new(), unified.own.clone()));
+        }
+        Cgroup::open(&paths.into_iter().collect())
+    }
+
+    /// How a process gets in.
+    pub fn entry(&self) -> Result<Entry> {
+        let mut entry = Entry { unified: None, tasks: Vec::new() };
+        for group in &self.groups {
+            if group.is_unified() {
+                let directory = group.directory().try_clone_to_owned();
+                entry.unified = Some(directory.map_err(|error| group.error("open", "", error))?);
+            } else {
+                let tasks = group.file("tasks", OFlag::O_WRONLY);
+                entry.tasks.push(tasks.map_err(|error| group.error("open", "tasks", error))?);
+            }
+        }
+        Ok(entry)
+    }
+
+    /// Sets limits and, unless `devices` is `None`, device rules: those of the resources and then `devices`, which for a new
+    /// container are [`default_device_rules`]. Returns warnings for the caller to show.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a value that no kernel takes, before anything is written; `FailedPrecondition` for a limit
+    /// whose controller is missing; else the system call's error with the file's name.
+    pub fn apply(
+        &self,
+        resources: &LinuxResources,
+        devices: Option<&[LinuxDeviceCgroup]>,
+    ) -> Result<Vec<String>> {
+        let is_unified_only = self.groups.iter().all(Group::is_unified);
+        let limits = limits::plan(resources, is_unified_only, |name| self.legacy(name).is_some())?;
+        let policy = match devices {
+            Some(more) => {
+                let rules = resources.devices().iter().flatten().chain(more);
+                Some(devices::Policy::reduce(rules)?)
+            }
+            None => None,
+        };
+        let Limits { legacy, unified, warnings } = limits;
+        for together in legacy {
+            self.write_together(together)?;
+        }
+        if let (false, Some(group)) = (unified.is_empty(), self.unified()) {
+            if !is_unified_only {
+                let controllers = unified.iter().flatten().map(|one| &*one.controller);
+                create::hand_down_single(&group.path, controllers)?;
+            }
+            for together in unified {
+                self.write_together(together)?;
+            }
+        }
+        if let Some(policy) = policy {
+            self.confine(&policy)?;
+        }
+        Ok(warnings)
+    }
+
+    /// Sends a signal to every process of the cgroup and of those below it, and no fewer while they multiply.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        freeze::signal(self, signal)
+    }
+
+    /// Kills every process of the cgroup and of those below it. They may take a moment to be gone.
+    pub fn kill(&self) -> Result<()> {
+        self.signal(Signal::SIGKILL)
+    }
+
+    /// Stops every process until [`Cgroup::thaw`]; returns when all have stopped.
+    pub fn freeze(&self) -> Result<()> {
+        freeze::freeze(self)
+    }
+
+    /// Lets frozen processes go on.
+    pub fn thaw(&self) -> Result<()> {
+        freeze::thaw(self)
+    }
+
+    /// Whether the cgroup has been frozen by itself, not through an ancestor.
+    pub fn frozen(&self) -> Result<bool> {
+        freeze::frozen(self)
+    }
+
+    /// The processes of the cgroup and of those below it, by the caller's pid namespace, in ascending order.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        match self.members() {
+            Some(group) => freeze::pids(&group.path),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes the cgroup and those below it. Waits for killed processes to leave, up to two seconds.
+    pub fn remove(&self) -> Result<()> {
+        create::remove(self.groups.iter().map(|group| group.path.as_path()))
+    }
+
+    /// Undoes [`Cgroup::create`]: removes the directories that it made, parents included.
+    pub fn undo(&self) -> Result<()> {
+        create::remove(self.made.iter().rev().map(PathBuf::as_path))
+    }
+
+    /// The version 1 group of a controller.
+    fn legacy(&self, controller: &str) -> Option<&Group> {
+        self.groups.iter().find(|group| group.has(controller))
+    }
+
+    /// The version 2 group.
+    fn unified(&self) -> Option<&Group> {
+        self.groups.iter().find(|group| group.is_unified())
+    }
+
+    /// The group whose process list is taken for the container's; on version 1 one of many that should agree.
+    fn members(&self) -> Option<&Group> {
+        ["devices", "pids", "freezer", "memory"]
+            .iter()
+            .find_map(|name| self.legacy(name))
+            .or_else(|| self.groups.first())
+    }
+
+    /// Writes settings that depend on each other's present values: one that is refused is tried again after the rest.
+    fn write_together(&self, together: Vec<Setting>) -> Result<()> {
+        let mut left = together;
+        loop {
+            let before = left.len();
+            let mut refused = Vec::new();
+            let mut failure = None;
+            for setting in left {
+                match self.write_setting(&setting) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == orlop_proto::kind::Kind::InvalidArgument => {
+                        failure.get_or_insert(error);
+                        refused.push(setting);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            match failure {
+                None => return Ok(()),
+                Some(error) if refused.len() == before => return Err(error),
+                Some(_) => left = refused,
+            }
+        }
+    }
+
+    fn write_setting(&self, setting: &Setting) -> Result<()> {
+        let group = self.legacy(&setting.controller).or(self.unified());
+        let Some(group) = group else {
+            return match setting.missing {
+                Missing::Ignore => Ok(()),
+                _ => Err(limits::no_controller(&setting.controller)),
+            };
+        };
+        let error = match group.try_write(&setting.file, &setting.value) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let is_absent = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EACCES | libc::EPERM));
+        match (&setting.missing, error.raw_os_error()) {
+            (Missing::Ignore, Some(libc::ENOENT)) => Ok(()),
+            (Missing::Instead(other), Some(libc::ENOENT)) => self.write_setting(other),
+            (_, Some(libc::EBUSY)) if &*setting.file == "memory.limit_in_bytes" => {
+                Err(self.too_little_memory(group, setting, error))
+            }
+            _ if is_absent && group.is_unified() && !self.has_controller(group, &setting.controller) => {
+                Err(limits::no_controller(&setting.controller))
+            }
+            _ => Err(group.error(format!("write {:?} to", setting.value), &setting.file, error)),
+        }
+    }
+
+    /// Whether a version 2 group has the controller; its core files belong to none.
+    fn has_controller(&self, group: &Group, controller: &str) -> bool {
+        let Ok(available) = group.try_read("cgroup.controllers") else { return true };
+        controller == "cgroup" || available.split_whitespace().any(|one| one == controller)
+    }
+
+    /// The error for a memory limit below what is in use.
+    fn too_little_memory(&self, group: &Group, setting: &Setting, error: std::io::Error) -> Error {
+        let figure = |file| group.try_read(file).unwrap_or_default().trim().to_owned();
+        Error::because(
+            orlop_proto::kind::Kind::from_io(&error),
+            format!("unable to set memory limit to {}", setting.value),
+            "",
+            format!(
+                "current usage: {}, peak usage: {}",
+                figure("memory.usage_in_bytes"),
+                figure("memory.max_usage_in_bytes")
+            ),
+        )
+    }
+
+    /// Puts a device policy in force.
+    fn confine(&self, policy: &devices::Policy) -> Result<()> {
+        if let Some(group) = self.legacy("devices") {
+            let mut open: Option<(&str, OwnedFd)> = None;
+            for (file, line) in devices::legacy_writes(policy) {
+                let written = (|| {
+                    if open.as_ref().is_none_or(|(name, _)| *name != file) {
+                        open = Some((file, group.file(file, OFlag::O_WRONLY)?));
+                    }
+                    match &open {
+                        Some((_, file)) => group::write_all(std::os::fd::AsFd::as_fd(file), &line),
+                        None => Ok(()),
+                    }
+                })();
+                written.map_err(|error| group.error(format!("write {line:?} to"), file, error))?;
+            }
+            return Ok(());
+        }
+        let Some(group) = self.unified() else { return Ok(()) };
+        let code: Vec<[u8; 8]> = devices::program(policy).into_iter().map(|one| one.bytes()).collect();
+        let object = || group.path.to_string_lossy().into_owned();
+        let program = bpf::load_device_program(&code)
+            .map_err(|error| Error::io("load the device program of", object(), error))?;
+        bpf::attach_device_program(group.directory(), std::os::fd::AsFd::as_fd(&program))
+            .map_err(|error| Error::io("attach the device program of", object(), error))
+    }
+}
+
+#[cfg(test)]
+mod tests;
