@@ -1,0 +1,93 @@
+# make help prints what there is.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+SUITE ?=
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+
+# Runtime and shim are static musl binaries where the toolchain has that target; .ci/setup adds it.
+STATIC_TARGET := $(shell uname -m)-unknown-linux-musl
+ifneq ($(wildcard $(shell rustc --print sysroot 2>/dev/null)/lib/rustlib/$(STATIC_TARGET)/lib),)
+STATIC_FLAGS := --target $(STATIC_TARGET)
+STATIC_DIR := target/$(STATIC_TARGET)/release
+else
+STATIC_FLAGS :=
+STATIC_DIR := target/release
+endif
+DYNAMIC_DIR := target/release
+
+ROOT := $(filter 0,$(shell id -u))
+TOP := $(CURDIR)
+# The suites run the release binaries, whatever else has been built since.
+BINARIES := ORLOP=$(TOP)/$(STATIC_DIR)/orlop ORLOP_SHIM=$(TOP)/$(STATIC_DIR)/containerd-shim-orlop-v1 \
+	ORLOPD=$(TOP)/$(DYNAMIC_DIR)/orlopd ORLOPCTL=$(TOP)/$(DYNAMIC_DIR)/orlopctl
+
+.PHONY: help setup build demo test lint unit integration conformance bench fuzz soak proto install clean
+.DEFAULT_GOAL := help
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: ## install what building and testing takes (Debian, as root)
+	@.ci/setup
+
+build: ## build the four release binaries, each on its own
+ifeq ($(STATIC_FLAGS),)
+	@echo "no $(STATIC_TARGET) in this toolchain: runtime and shim are linked dynamically" >&2
+endif
+	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop
+	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop-shim
+	$(CARGO) build --release --locked -p orlop-manager
+	$(CARGO) build --release --locked -p orlop-ctl
+
+demo: ## the whole stack at work, on a machine with nothing but git and Rust (as root)
+	@.ci/setup
+	@$(MAKE) --no-print-directory build
+	@$(BINARIES) tests/demo/demo.sh
+
+test: build ## all tests; without root, those that need none
+ifneq ($(ROOT),)
+	$(BINARIES) $(CARGO) test --locked --workspace --no-fail-fast
+else
+	$(BINARIES) $(CARGO) test --locked --workspace --exclude orlop-tests --no-fail-fast
+	$(BINARIES) $(CARGO) test --locked -p orlop-tests --lib --test project --no-fail-fast
+	@echo "not run without root: the suites runtime, shim, manager, faults, stack, conformance and fuzz"
+endif
+
+lint: ## formatting, clippy, licences and bans
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level error check bans licenses sources; \
+	else echo "cargo-deny is not installed: its licences, bans and sources are checked by tests/project"; fi
+
+unit: ## unit tests alone
+	$(CARGO) test --locked --workspace --exclude orlop-tests --no-fail-fast
+
+integration: build ## black-box suites alone, SUITE=runtime for one of them (as root)
+	$(BINARIES) $(CARGO) test --locked -p orlop-tests $(if $(SUITE),--test $(SUITE)) --no-fail-fast
+
+conformance: build ## foreign suites on our runtime, checked on the reference first (as root)
+	$(BINARIES) $(CARGO) test --locked -p orlop-tests --test conformance
+
+bench: build ## times and sizes beside the peers, in one run (as root)
+	$(BINARIES) $(CARGO) bench --locked -p orlop-tests --bench perf
+
+fuzz: build ## mutated input for FUZZ_SECONDS (60) per target (as root)
+	$(BINARIES) ORLOP_FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(CARGO) test --locked -p orlop-tests --test fuzz -- --nocapture
+
+soak: build ## containers run and removed for SOAK_SECONDS (600), counting what is left (as root)
+	$(BINARIES) ORLOP_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p orlop-tests --test stack soak -- --nocapture
+
+proto: ## generate the protocol code again from proto/schema
+	ORLOP_PROTO_WRITE=1 $(CARGO) test --locked -p orlop-proto --test generated
+
+# Builds what is missing, and only that, so that `make && sudo make install` compiles nothing as root.
+install: ## install to $(DESTDIR)$(PREFIX): binaries, man pages, completions, systemd unit
+	@for file in $(STATIC_DIR)/orlop $(STATIC_DIR)/containerd-shim-orlop-v1 $(DYNAMIC_DIR)/orlopd $(DYNAMIC_DIR)/orlopctl; do \
+		[ -x $$file ] || exec $(MAKE) --no-print-directory build; done
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(STATIC_DIR)/orlop $(STATIC_DIR)/containerd-shim-orlop-v1 $(DYNAMIC_DIR)/orlopd $(DYNAMIC_DIR)/orlopctl $(DESTDIR)$(PREFIX)/bin/
+
+clean: ## remove what was built
+	$(CARGO) clean
