@@ -4,9 +4,13 @@
 //! has a prefix (`type.googleapis.com/…`). Both are read; the bare name is written. Values that are not protobuf
 //! (an OCI spec) are JSON under `types.containerd.io/…`.
 
-use prost::{Message, Name};
-use prost_types::Any;
+use std::time::SystemTime;
 
+use prost::{Message, Name};
+use prost_types::{Any, Timestamp};
+use serde::ser::{SerializeMap, Serializer};
+
+use crate::contract::time::rfc3339_nano;
 use crate::error::{Error, Result};
 use crate::kind::Kind;
 
@@ -49,6 +53,33 @@ pub fn unpack<M: Message + Name + Default>(any: &Any) -> Result<M> {
         .map_err(|e| Error::because(Kind::InvalidArgument, "decode", &any.type_url, e))
 }
 
+/// Writes a timestamp as RFC 3339, as protobuf's JSON does.
+///
+/// # Errors
+///
+/// The serializer's own.
+pub fn timestamp_json<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time.and_then(|time| SystemTime::try_from(time).ok()) {
+        Some(time) => serializer.serialize_str(&rfc3339_nano(time)),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Writes a packed value by its type; the value itself only where it is JSON.
+///
+/// # Errors
+///
+/// The serializer's own.
+pub fn any_json<S: Serializer>(any: &Option<Any>, serializer: S) -> Result<S::Ok, S::Error> {
+    let Some(any) = any else { return serializer.serialize_none() };
+    let mut map = serializer.serialize_map(None)?;
+    map.serialize_entry("type_url", &any.type_url)?;
+    if let Ok(value) = serde_json::from_slice::<serde_json::Value>(&any.value) {
+        map.serialize_entry("value", &value)?;
+    }
+    map.end()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,6 +93,18 @@ mod tests {
         assert_eq!(unpack::<TaskExit>(&any).unwrap(), exit);
         any.type_url = format!("type.googleapis.com/{}", any.type_url);
         assert_eq!(unpack::<TaskExit>(&any).unwrap(), exit);
+    }
+
+    #[test]
+    fn an_event_becomes_json() {
+        let exit = TaskExit {
+            container_id: "c".into(),
+            exited_at: Some(Timestamp { seconds: 1, nanos: 500_000_000 }),
+            ..Default::default()
+        };
+        let json = serde_json::to_value(&exit).unwrap();
+        assert_eq!(json["container_id"], "c");
+        assert_eq!(json["exited_at"], "1970-01-01T00:00:01.5Z");
     }
 
     #[test]

@@ -80,7 +80,21 @@ fn generate(schema: &Path, out: &Path) {
         .bytes([".containerd.services.content.v1"])
         .enable_type_names()
         .disable_comments(["."])
+        // Events and metrics are shown to people and scripts as JSON.
+        .type_attribute(".containerd.events", "#[derive(serde::Serialize)]")
+        .type_attribute(".containerd.types.Mount", "#[derive(serde::Serialize)]")
+        .type_attribute(".io.containerd.cgroups", "#[derive(serde::Serialize)]")
+        .field_attribute(
+            ".containerd.events.ContainerCreate.Runtime.options",
+            "#[serde(serialize_with = \"crate::any::any_json\")]",
+        )
         .service_generator(Box::new(Services { grpc }));
+    for exit in ["TaskExit", "TaskDelete", "SandboxExit"] {
+        config.field_attribute(
+            format!(".containerd.events.{exit}.exited_at"),
+            "#[serde(serialize_with = \"crate::any::timestamp_json\")]",
+        );
+    }
     config.compile_fds(descriptors).expect("generate");
 }
 

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use orlop_proto::contract::OCI_VERSION;
 use orlop_proto::spec;
 use serde_json::Value;
 
@@ -17,7 +18,7 @@ fn runc_spec(flags: &[&str]) -> Option<Value> {
 
 /// Equal but for the version of the specification, which is each program's own.
 fn same(ours: &spec::Spec, mut theirs: Value) {
-    theirs["ociVersion"] = spec::OCI_VERSION.into();
+    theirs["ociVersion"] = OCI_VERSION.into();
     assert_eq!(serde_json::to_value(ours).unwrap(), theirs);
 }
 

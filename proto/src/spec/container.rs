@@ -2,6 +2,7 @@
 
 use super::types::*;
 use super::{MASKED_PATHS, READONLY_PATHS, namespaces};
+use crate::contract::OCI_VERSION;
 
 /// What a container may do unless its user says otherwise; Docker's and containerd's list in their order.
 pub const DEFAULT_CAPABILITIES: [&str; 14] = [

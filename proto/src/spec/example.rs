@@ -2,6 +2,7 @@
 
 use super::types::*;
 use super::{MASKED_PATHS, READONLY_PATHS, namespaces};
+use crate::contract::OCI_VERSION;
 
 /// What the shell may do, in every set but the inheritable one.
 const CAPABILITIES: [&str; 3] = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];

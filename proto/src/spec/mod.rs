@@ -17,7 +17,7 @@ pub use container::{DEFAULT_CAPABILITIES, container};
 pub use example::{example, rootless};
 pub use process::{capabilities_of, merge_env};
 pub use seccomp::default_profile;
-pub use types::{OCI_VERSION, Spec};
+pub use types::Spec;
 
 use types::Namespace;
 

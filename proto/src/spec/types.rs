@@ -8,9 +8,6 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the OCI Runtime Specification that the documents made here follow.
-pub const OCI_VERSION: &str = "1.2.1";
-
 fn is_zero_u64(value: &u64) -> bool {
     *value == 0
 }

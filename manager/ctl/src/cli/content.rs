@@ -1,0 +1,54 @@
+//! `orlopctl content`.
+
+use clap::Subcommand;
+
+/// Verbs of `content`.
+#[derive(Subcommand, Debug)]
+pub enum Content {
+    /// Show content that is being written
+    Active {
+        /// Text that the reference must contain
+        reference: Option<String>,
+    },
+    /// Remove content for good
+    #[command(name = "delete", visible_aliases = ["del", "remove", "rm"])]
+    Delete {
+        /// Digests
+        #[arg(required = true)]
+        digests: Vec<String>,
+    },
+    /// Fetch an image's content without unpacking it
+    Fetch(Box<super::images::Pull>),
+    /// Write content to standard output
+    Get {
+        /// Digest
+        digest: String,
+    },
+    /// Store standard input
+    Ingest {
+        /// Refuse another size in bytes; 0 takes any
+        #[arg(long, value_name = "BYTES", default_value_t = 0)]
+        expected_size: u64,
+        /// Refuse another digest
+        #[arg(long, value_name = "DIGEST")]
+        expected_digest: Option<String>,
+        /// Name of the upload; one that was broken off is taken up again
+        reference: String,
+    },
+    /// List content
+    #[command(name = "list", visible_alias = "ls")]
+    List {
+        /// Print only the digests
+        #[arg(short, long)]
+        quiet: bool,
+        /// Filters, any of which must match
+        filters: Vec<String>,
+    },
+    /// Set and clear labels of content
+    Label {
+        /// Digest
+        digest: String,
+        /// Labels as KEY=VALUE; without a value the label is removed
+        labels: Vec<String>,
+    },
+}

@@ -1,0 +1,268 @@
+//! `orlopctl images`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Verbs of `images`.
+#[derive(Subcommand, Debug)]
+pub enum Images {
+    /// Check that all content of images is there
+    Check {
+        /// Print only the names of images that are complete and unpacked
+        #[arg(short, long)]
+        quiet: bool,
+        #[command(flatten)]
+        snapshotter: Snapshotter,
+        /// Filters, any of which must match
+        filters: Vec<String>,
+    },
+    /// Write images into an OCI archive
+    Export(Export),
+    /// Read images from an archive
+    Import(Import),
+    /// Show an image's manifest and configuration
+    Inspect {
+        /// Name of the image
+        image: String,
+    },
+    /// List images
+    #[command(name = "list", visible_alias = "ls")]
+    List {
+        /// Print only the names
+        #[arg(short, long)]
+        quiet: bool,
+        /// Filters, any of which must match
+        filters: Vec<String>,
+    },
+    /// Mount an image on a directory
+    Mount {
+        #[command(flatten)]
+        snapshotter: Snapshotter,
+        /// Allow writing, into a snapshot that is removed by `unmount --rm`
+        #[arg(long)]
+        rw: bool,
+        /// Platform of the image
+        #[arg(long)]
+        platform: Option<String>,
+        /// Name of the image
+        image: String,
+        /// Directory on which to mount
+        target: PathBuf,
+    },
+    /// Unmount an image
+    Unmount {
+        #[command(flatten)]
+        snapshotter: Snapshotter,
+        /// Remove the snapshot too
+        #[arg(long)]
+        rm: bool,
+        /// Directory that was given to `mount`
+        target: PathBuf,
+    },
+    /// Fetch an image from a registry and unpack it
+    Pull(Pull),
+    /// Send an image to a registry
+    Push(Push),
+    /// Remove images
+    #[command(name = "delete", visible_aliases = ["del", "remove", "rm"])]
+    Delete {
+        /// Wait until what becomes unreferenced is collected
+        #[arg(long)]
+        sync: bool,
+        /// Names of the images
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Give an image further names
+    Tag {
+        /// Replace targets that exist
+        #[arg(long)]
+        force: bool,
+        /// Name of the image
+        source: String,
+        /// Further names
+        #[arg(required = true)]
+        targets: Vec<String>,
+    },
+    /// Set and clear labels of an image
+    Label {
+        /// Remove the labels that are not named
+        #[arg(short, long)]
+        replace_all: bool,
+        /// Name of the image
+        image: String,
+        /// Labels as KEY=VALUE; without a value the label is removed
+        labels: Vec<String>,
+    },
+    /// Show what images and their snapshots occupy
+    Usage {
+        #[command(flatten)]
+        snapshotter: Snapshotter,
+        /// Filters, any of which must match
+        filters: Vec<String>,
+    },
+}
+
+/// The snapshotter to use.
+#[derive(Args, Debug, Default)]
+pub struct Snapshotter {
+    /// Snapshotter; the server's default without it
+    #[arg(long, value_name = "NAME", env = "CONTAINERD_SNAPSHOTTER", hide_env_values = true)]
+    pub snapshotter: Option<String>,
+}
+
+impl Snapshotter {
+    /// The name to send: that of the flag, or containerd's default.
+    pub fn name(&self) -> &str {
+        self.snapshotter.as_deref().filter(|name| !name.is_empty()).unwrap_or("overlayfs")
+    }
+}
+
+/// How to reach a registry.
+#[derive(Args, Debug)]
+pub struct Registry {
+    /// Accept any TLS certificate
+    #[arg(short = 'k', long)]
+    pub skip_verify: bool,
+    /// Use HTTP without TLS
+    #[arg(long)]
+    pub plain_http: bool,
+    /// Name and password; the password is asked for when it is missing
+    #[arg(short, long, value_name = "USER[:PASSWORD]")]
+    pub user: Option<String>,
+    /// Refresh token for the authorization server
+    #[arg(long, value_name = "TOKEN")]
+    pub refresh: Option<String>,
+    /// Directory of the registries' configuration
+    #[arg(long, value_name = "DIRECTORY")]
+    pub hosts_dir: Option<String>,
+    /// TLS root certificate
+    #[arg(long, value_name = "FILE")]
+    pub tlscacert: Option<PathBuf>,
+    /// TLS client certificate
+    #[arg(long, value_name = "FILE", requires = "tlskey")]
+    pub tlscert: Option<PathBuf>,
+    /// Key of the TLS client certificate
+    #[arg(long, value_name = "FILE", requires = "tlscert")]
+    pub tlskey: Option<PathBuf>,
+    /// Have the server log all requests and responses
+    #[arg(long)]
+    pub http_dump: bool,
+    /// Have the server trace the requests
+    #[arg(long)]
+    pub http_trace: bool,
+}
+
+/// `images pull`.
+#[derive(Args, Debug)]
+pub struct Pull {
+    #[command(flatten)]
+    pub registry: Registry,
+    #[command(flatten)]
+    pub snapshotter: Snapshotter,
+    /// Labels for the image, as KEY=VALUE
+    #[arg(long, value_name = "LABEL")]
+    pub label: Vec<String>,
+    /// Platforms to fetch, such as linux/arm64
+    #[arg(long)]
+    pub platform: Vec<String>,
+    /// Fetch every platform
+    #[arg(long)]
+    pub all_platforms: bool,
+    /// Fetch the metadata of every platform
+    #[arg(long)]
+    pub all_metadata: bool,
+    /// Print the chain ID of the unpacked image
+    #[arg(long)]
+    pub print_chainid: bool,
+    /// Fetch without unpacking
+    #[arg(long)]
+    pub no_unpack: bool,
+    /// Most downloads at a time; the server decides without it
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub max_concurrent_downloads: usize,
+    /// Name of the image
+    pub image: String,
+}
+
+/// `images push`.
+#[derive(Args, Debug)]
+pub struct Push {
+    #[command(flatten)]
+    pub registry: Registry,
+    /// Digest of the manifest to send in place of the image
+    #[arg(long, value_name = "DIGEST")]
+    pub manifest: Option<String>,
+    /// Media type of that manifest
+    #[arg(long, value_name = "TYPE", default_value = "application/vnd.oci.image.manifest.v1+json")]
+    pub manifest_type: String,
+    /// Platforms to send
+    #[arg(long)]
+    pub platform: Vec<String>,
+    /// Most uploads at a time; the server decides without it
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub max_concurrent_uploaded_layers: usize,
+    /// Send layers that are marked as not for distribution too
+    #[arg(long)]
+    pub allow_non_distributable_blobs: bool,
+    /// Name in the registry
+    pub remote: String,
+    /// Name here, if it differs
+    pub local: Option<String>,
+}
+
+/// `images export`.
+#[derive(Args, Debug)]
+pub struct Export {
+    /// Leave out Docker's manifest.json
+    #[arg(long)]
+    pub skip_manifest_json: bool,
+    /// Leave out layers that are marked as not for distribution
+    #[arg(long)]
+    pub skip_non_distributable: bool,
+    /// Platforms to write
+    #[arg(long)]
+    pub platform: Vec<String>,
+    /// Write every platform
+    #[arg(long)]
+    pub all_platforms: bool,
+    /// File to write, - for standard output
+    pub out: PathBuf,
+    /// Names of the images
+    #[arg(required = true)]
+    pub images: Vec<String>,
+}
+
+/// `images import`.
+#[derive(Args, Debug)]
+pub struct Import {
+    /// Name before the tags of the archive; only names that start so are imported
+    #[arg(long, value_name = "NAME")]
+    pub base_name: Option<String>,
+    /// Make names by digest too
+    #[arg(long)]
+    pub digests: bool,
+    /// With --digests, only for what has no other name
+    #[arg(long)]
+    pub skip_digest_for_named: bool,
+    /// Keep the archive's index as an image of this name
+    #[arg(long, value_name = "NAME")]
+    pub index_name: Option<String>,
+    /// Import every platform
+    #[arg(long)]
+    pub all_platforms: bool,
+    /// Platforms to import
+    #[arg(long)]
+    pub platform: Vec<String>,
+    /// Import without unpacking
+    #[arg(long)]
+    pub no_unpack: bool,
+    /// Compress layers that are not (Docker's format only)
+    #[arg(long)]
+    pub compress_blobs: bool,
+    #[command(flatten)]
+    pub snapshotter: Snapshotter,
+    /// Archive to read, - for standard input
+    pub input: PathBuf,
+}

@@ -1,0 +1,169 @@
+//! The command line: `ctr`'s verbs, aliases and flags, and `--format` for scripts.
+//!
+//! Built from clap alone, so that the generator of completions and man pages can include it by path.
+
+pub mod container;
+pub mod content;
+pub mod images;
+pub mod leases;
+pub mod namespaces;
+pub mod plugins;
+pub mod snapshots;
+pub mod tasks;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Administers containers, images and their storage through the containerd API
+#[derive(Parser, Debug)]
+#[command(name = "orlopctl", version, args_override_self = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options before the verb.
+#[derive(Args, Debug)]
+pub struct Global {
+    /// Explain what is done on standard error
+    #[arg(long)]
+    pub debug: bool,
+    /// Address of the manager's socket
+    #[arg(
+        short,
+        long,
+        value_name = "SOCKET",
+        env = "CONTAINERD_ADDRESS",
+        hide_env_values = true,
+        default_value = "/run/orlopd/orlopd.sock"
+    )]
+    pub address: PathBuf,
+    /// Total time allowed for the command, such as 30s or 1m30s; 0s sets no limit
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
+    pub timeout: Duration,
+    /// Time allowed for the connection; 0s sets no limit
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
+    pub connect_timeout: Duration,
+    /// Namespace of the objects
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "CONTAINERD_NAMESPACE",
+        hide_env_values = true,
+        default_value = "default"
+    )]
+    pub namespace: String,
+    /// Form of the output: a table for people, JSON for scripts
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// Form of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns
+    Table,
+    /// One JSON document
+    Json,
+}
+
+/// Verbs and groups of verbs.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Manage images
+    #[command(subcommand, visible_aliases = ["image", "i"])]
+    Images(images::Images),
+    /// Manage content
+    #[command(subcommand)]
+    Content(content::Content),
+    /// Manage snapshots
+    #[command(visible_alias = "snapshot")]
+    Snapshots(snapshots::Snapshots),
+    /// Manage containers
+    #[command(subcommand, visible_aliases = ["container", "c"])]
+    Containers(container::Containers),
+    /// Manage tasks
+    #[command(subcommand, visible_aliases = ["task", "t"])]
+    Tasks(tasks::Tasks),
+    /// Run a container
+    Run(Box<container::Run>),
+    /// Manage namespaces
+    #[command(subcommand, visible_aliases = ["namespace", "ns"])]
+    Namespaces(namespaces::Namespaces),
+    /// Manage leases
+    #[command(subcommand, visible_alias = "lease")]
+    Leases(leases::Leases),
+    /// Show events as they happen
+    #[command(visible_alias = "event")]
+    Events {
+        /// Filters, any of which must match, such as 'topic~=/tasks/'
+        filters: Vec<String>,
+    },
+    /// Remove what nothing refers to any longer, and wait until it is gone
+    Gc,
+    /// Print the versions of client and server
+    Version,
+    /// Print what the server is
+    Info,
+    /// Show the server's plugins
+    #[command(subcommand, visible_alias = "plugin")]
+    Plugins(plugins::Plugins),
+}
+
+/// A duration as Go writes it: numbers with units `h`, `m`, `s`, `ms`, `us` or `ns`, one after the other.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, f64); 6] =
+        [("h", 3600.0), ("ms", 1e-3), ("m", 60.0), ("us", 1e-6), ("ns", 1e-9), ("s", 1.0)];
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let wrong = || format!("invalid duration {text:?}");
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|letter: char| !letter.is_ascii_digit() && letter != '.').ok_or_else(wrong)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
+        rest = &rest[digits..];
+        let (unit, factor) = UNITS.iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(wrong)?;
+        rest = &rest[unit.len()..];
+        seconds += number * factor;
+    }
+    if text.is_empty() {
+        return Err(wrong());
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_read_as_in_go() {
+        assert_eq!(duration("1m30s").unwrap(), Duration::from_secs(90));
+        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
+        assert_eq!(duration("1.5h").unwrap(), Duration::from_secs(5400));
+        assert_eq!(duration("0").unwrap(), Duration::ZERO);
+        for text in ["", "5", "s", "1x", "-1s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_command_of_a_container_keeps_its_flags() {
+        let cli = Cli::try_parse_from(["orlopctl", "run", "--rm", "image", "id", "ls", "--rm", "-l"]).unwrap();
+        let Command::Run(run) = cli.command else { panic!("not run") };
+        assert!(run.rm);
+        assert_eq!(run.create.words, ["image", "id", "ls", "--rm", "-l"]);
+    }
+}
