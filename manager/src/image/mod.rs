@@ -1,0 +1,4 @@
+//! Images: references, registries, layers.
+
+pub mod reference;
+pub mod unpack;
