@@ -8,6 +8,7 @@ mod db;
 mod events;
 mod filter;
 mod identifier;
+mod image;
 mod labels;
 mod request;
 mod store;

@@ -36,7 +36,8 @@ impl Reference {
     ///
     /// Errors are of kind `InvalidArgument` and name what was given.
     pub fn parse(text: &str) -> Result<Reference> {
-        parse(text).map_err(|why| Error::because(Kind::InvalidArgument, "parse image reference", quoted(text), why))
+        parse(text)
+            .map_err(|why| Error::because(Kind::InvalidArgument, "parse image reference", quoted(text), why))
     }
 
     /// The registry's domain and port as named, `docker.io` for names without one.
@@ -148,7 +149,12 @@ fn parse(text: &str) -> Result<Reference, &'static str> {
         (None, None) => Some(DEFAULT_TAG),
         (tag, _) => tag,
     };
-    Ok(Reference { domain: domain.to_owned(), path, tag: tag.map(str::to_owned), digest: digest.map(str::to_owned) })
+    Ok(Reference {
+        domain: domain.to_owned(),
+        path,
+        tag: tag.map(str::to_owned),
+        digest: digest.map(str::to_owned),
+    })
 }
 
 /// The first component is a domain when it could not be a path component of a docker.io name.
@@ -186,7 +192,8 @@ fn is_domain(text: &str) -> bool {
     } else {
         host.split('.').all(is_domain_component)
     };
-    host_is_valid && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
+    host_is_valid
+        && port.is_none_or(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn is_domain_component(text: &str) -> bool {

@@ -21,6 +21,9 @@ const MAX_EXTENSION: u64 = 1 << 20;
 /// The most extents of a sparse file.
 const MAX_EXTENTS: usize = 1 << 20;
 
+/// The most characters of a name in a message.
+const MAX_PRINTED: usize = 256;
+
 /// What an entry makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
@@ -121,7 +124,8 @@ impl<R: BufRead> Archive<R> {
                 };
             };
             let header = Header::from_byte_slice(&block);
-            let size = number::unsigned(&header.as_old().size).ok_or_else(|| broken("a size that is not a number"))?;
+            let size = number::unsigned(&header.as_old().size)
+                .ok_or_else(|| broken("a size that is not a number"))?;
             match header.entry_type() {
                 EntryType::XHeader => {
                     let records = self.extension(size)?;
@@ -258,11 +262,10 @@ impl<R: BufRead> Archive<R> {
         // Metadata of the ustar and GNU formats lies behind the magic; an old header has none.
         let has_devices = header.as_ustar().is_some() || header.as_gnu().is_some();
         let name = pax.path.take().or(long_name).unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = pax
-            .link
-            .take()
-            .or(long_link)
-            .unwrap_or_else(|| header.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default());
+        let link =
+            pax.link.take().or(long_link).unwrap_or_else(|| {
+                header.link_name_bytes().map(|link| link.into_owned()).unwrap_or_default()
+            });
         let kind = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse if name.ends_with(b"/") => {
                 EntryKind::Directory
@@ -280,13 +283,24 @@ impl<R: BufRead> Archive<R> {
             }
         };
         let field = |bytes: &[u8], what| {
-            number::unsigned(bytes)
-                .ok_or_else(|| Error::because(Kind::InvalidArgument, "unpack", printable(&name), format!("{what} is not a number")))
+            number::unsigned(bytes).ok_or_else(|| {
+                Error::because(
+                    Kind::InvalidArgument,
+                    "unpack",
+                    printable(&name),
+                    format!("{what} is not a number"),
+                )
+            })
         };
         let identity = |value: u64, what| {
             // The highest value means "unchanged" to chown(2).
             u32::try_from(value).ok().filter(|id| *id != u32::MAX).ok_or_else(|| {
-                Error::because(Kind::InvalidArgument, "unpack", printable(&name), format!("{what} {value} is out of range"))
+                Error::because(
+                    Kind::InvalidArgument,
+                    "unpack",
+                    printable(&name),
+                    format!("{what} {value} is out of range"),
+                )
             })
         };
         let device_number = |bytes: Option<&[u8]>| match (bytes, kind) {
@@ -421,7 +435,8 @@ fn add_extents(places: &[GnuSparseHeader], extents: &mut Vec<Extent>) -> Result<
         if place.is_empty() {
             return Ok(false);
         }
-        let number = |bytes| number::unsigned(bytes).ok_or_else(|| broken("a sparse map that is not made of numbers"));
+        let number =
+            |bytes| number::unsigned(bytes).ok_or_else(|| broken("a sparse map that is not made of numbers"));
         extents.push(Extent { offset: number(&place.offset)?, length: number(&place.numbytes)? });
         if extents.len() > MAX_EXTENTS {
             return Err(too_many_extents());
@@ -465,9 +480,13 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// A name for messages.
+/// A name for messages: readable, and of bounded length.
 pub(super) fn printable(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).escape_debug().to_string()
+    let text = String::from_utf8_lossy(name);
+    match text.char_indices().nth(MAX_PRINTED) {
+        Some((end, _)) => format!("{}…", text[..end].escape_debug()),
+        None => text.escape_debug().to_string(),
+    }
 }
 
 /// An archive that breaks the format's rules.
@@ -476,7 +495,12 @@ pub(super) fn broken(what: &'static str) -> Error {
 }
 
 fn too_many_extents() -> Error {
-    Error::because(Kind::ResourceExhausted, "read", "layer archive", "a sparse file of more than 1048576 extents")
+    Error::because(
+        Kind::ResourceExhausted,
+        "read",
+        "layer archive",
+        "a sparse file of more than 1048576 extents",
+    )
 }
 
 fn truncated() -> Error {

@@ -41,7 +41,8 @@ fn links_have_no_data_whatever_their_size_says() {
 
 #[test]
 fn global_headers_name_no_file() {
-    let bytes = Layer::new().add(EntryType::XGlobalHeader, "g", b"17 comment=abcde\n", |_| {}).file("f", b"").end();
+    let bytes =
+        Layer::new().add(EntryType::XGlobalHeader, "g", b"17 comment=abcde\n", |_| {}).file("f", b"").end();
     assert_eq!(entries(&bytes).unwrap().len(), 1);
 }
 

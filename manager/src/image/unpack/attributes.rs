@@ -100,9 +100,17 @@ pub fn copy_xattrs(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
 /// The extended attributes of an open file, by name.
 pub fn all(file: &OwnedFd) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut names = Vec::new();
-    read_all(&mut names, |buffer| rustix::fs::flistxattr(file, buffer), || rustix::fs::flistxattr_query(file))?;
+    read_all(
+        &mut names,
+        |buffer| rustix::fs::flistxattr(file, buffer),
+        || rustix::fs::flistxattr_query(file),
+    )?;
     collect(&names, |name, value| {
-        read_all(value, |buffer| rustix::fs::fgetxattr(file, name, buffer), || rustix::fs::fgetxattr_query(file, name))
+        read_all(
+            value,
+            |buffer| rustix::fs::fgetxattr(file, name, buffer),
+            || rustix::fs::fgetxattr_query(file, name),
+        )
     })
 }
 
@@ -111,11 +119,17 @@ pub fn all_of_name(parent: &OwnedFd, base: &[u8]) -> rustix::io::Result<Vec<(Vec
     let path = within(parent, base)?;
     let path = path.as_c_str();
     let mut names = Vec::new();
-    read_all(&mut names, |buffer| rustix::fs::llistxattr(path, buffer), || rustix::fs::llistxattr_query(path))?;
+    read_all(
+        &mut names,
+        |buffer| rustix::fs::llistxattr(path, buffer),
+        || rustix::fs::llistxattr_query(path),
+    )?;
     collect(&names, |name, value| {
-        read_all(value, |buffer| rustix::fs::lgetxattr(path, name, buffer), || {
-            rustix::fs::lgetxattr_query(path, name)
-        })
+        read_all(
+            value,
+            |buffer| rustix::fs::lgetxattr(path, name, buffer),
+            || rustix::fs::lgetxattr_query(path, name),
+        )
     })
 }
 
@@ -197,7 +211,8 @@ pub fn empty(doomed: &OwnedFd, flags: OFlags) -> rustix::io::Result<()> {
                     let free = format!(".orlop-{lifted}");
                     lifted += 1;
                     let keep = rustix::fs::RenameFlags::NOREPLACE;
-                    match rustix::fs::renameat_with(&directory, inner.as_c_str(), doomed, free.as_str(), keep) {
+                    match rustix::fs::renameat_with(&directory, inner.as_c_str(), doomed, free.as_str(), keep)
+                    {
                         Err(Errno::EXIST) => {}
                         result => break result?,
                     }

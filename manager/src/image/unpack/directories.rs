@@ -55,11 +55,17 @@ impl Directories {
             return Ok(directory.clone());
         }
         if path.len() > MAX_PATH {
-            return Err(Error::because(Kind::InvalidArgument, "unpack", printable(path), "the name is too long"));
+            return Err(Error::because(
+                Kind::InvalidArgument,
+                "unpack",
+                printable(path),
+                "the name is too long",
+            ));
         }
         let fd = match open_within(&self.root, path, DIRECTORY) {
             Ok(fd) => fd,
-            Err(Errno::NOENT) => self.make(path)?,
+            // Not a directory: perhaps one that this layer hid before, which its mark stands for.
+            Err(Errno::NOENT | Errno::NOTDIR) => self.make(path)?,
             Err(error) => return Err(failed(path, error)),
         };
         self.remember(path, fd)
@@ -205,9 +211,13 @@ pub(super) fn failed(path: &[u8], error: Errno) -> Error {
     let location = if path.is_empty() { "/".to_owned() } else { printable(path) };
     let kind = match error {
         // What the layer itself asks for cannot be had: the layer is to blame.
-        Errno::NAMETOOLONG | Errno::NOTDIR | Errno::ISDIR | Errno::LOOP | Errno::NOENT | Errno::EXIST | Errno::XDEV => {
-            Kind::InvalidArgument
-        }
+        Errno::NAMETOOLONG
+        | Errno::NOTDIR
+        | Errno::ISDIR
+        | Errno::LOOP
+        | Errno::NOENT
+        | Errno::EXIST
+        | Errno::XDEV => Kind::InvalidArgument,
         error => Kind::from_io(&error.into()),
     };
     let cause: std::io::Error = error.into();

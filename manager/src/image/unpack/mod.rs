@@ -25,8 +25,8 @@ use orlop_proto::kind::Kind;
 use rustix::fs::{Mode, Stat};
 use sha2::{Digest as _, Sha256};
 
-pub use self::decompress::Compression;
 use self::archive::Archive;
+pub use self::decompress::Compression;
 use self::tree::Tree;
 
 /// The size of the pieces that go from the decompressing thread to the writing one, in bytes.
@@ -105,7 +105,9 @@ pub fn apply(input: impl Read + Send, target: Target) -> Result<Applied> {
             let _ = full.send(Vec::new());
         }
         drop(full);
-        let written = writer.join().map_err(|_| Error::because(Kind::Internal, "unpack", "layer", "a thread panicked"))?;
+        let written = writer
+            .join()
+            .map_err(|_| Error::because(Kind::Internal, "unpack", "layer", "a thread panicked"))?;
         match (read, written) {
             (Ok(applied), Ok(())) => Ok(applied),
             // The writer stops early when the stream breaks, and the reader when the writer does: whoever was first
@@ -211,7 +213,9 @@ impl BufRead for Pieces {
             self.at = 0;
             self.current = match self.incoming.recv() {
                 Ok(piece) => piece,
-                Err(_) => return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the stream broke off")),
+                Err(_) => {
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the stream broke off"));
+                }
             };
             self.has_ended = self.current.is_empty();
         }

@@ -57,8 +57,12 @@ pub fn split(clean: &[u8]) -> Location<'_> {
     }
 }
 
-/// What the last component of a name asks for.
-pub fn purpose(base: &[u8]) -> Purpose<'_> {
+/// What a cleaned name asks for.
+pub fn purpose(path: &[u8]) -> Purpose<'_> {
+    let base = split(path).base;
+    if path.starts_with(AUFS_PREFIX) && base != OPAQUE {
+        return Purpose::Ignored;
+    }
     match base.strip_prefix(WHITEOUT_PREFIX) {
         None => Purpose::Entry,
         Some(_) if base == OPAQUE => Purpose::Opaque,
@@ -106,6 +110,8 @@ mod tests {
         assert_eq!(purpose(b".wh..hidden"), Purpose::Whiteout(b".hidden"));
         assert_eq!(purpose(b".wh..wh..opq"), Purpose::Opaque);
         assert_eq!(purpose(b".wh..wh.plnk"), Purpose::Ignored);
+        assert_eq!(purpose(b".wh..wh.plnk/1.2"), Purpose::Ignored);
+        assert_eq!(purpose(b"a/.wh.b"), Purpose::Whiteout(b"b"));
         for invalid in [&b".wh."[..], b".wh..", b".wh..."] {
             assert_eq!(purpose(invalid), Purpose::Invalid);
         }

@@ -68,13 +68,19 @@ impl Sparse {
 /// Adds the records of one header; later ones win.
 pub fn parse(mut bytes: &[u8], records: &mut Records) -> Result<()> {
     while !bytes.is_empty() && bytes[0] != 0 {
-        let space = bytes.iter().position(|byte| *byte == b' ').ok_or_else(|| broken("a pax record without length"))?;
+        let space = bytes
+            .iter()
+            .position(|byte| *byte == b' ')
+            .ok_or_else(|| broken("a pax record without length"))?;
         let length = usize::try_from(decimal(&bytes[..space])?).unwrap_or(usize::MAX);
         if length <= space + 1 || length > bytes.len() || bytes[length - 1] != b'\n' {
             return Err(broken("a pax record whose length is wrong"));
         }
         let record = &bytes[space + 1..length - 1];
-        let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(|| broken("a pax record without value"))?;
+        let equals = record
+            .iter()
+            .position(|byte| *byte == b'=')
+            .ok_or_else(|| broken("a pax record without value"))?;
         set(&record[..equals], &record[equals + 1..], records)?;
         bytes = &bytes[length..];
     }
@@ -148,8 +154,8 @@ fn time(text: &[u8]) -> Result<Time> {
         return Err(broken("a time that is not a number"));
     }
     let seconds = i64::try_from(decimal(whole)?).map_err(|_| broken("a time beyond what can be told"))?;
-    let nanoseconds =
-        (0..9).fold(0, |sum, place| sum * 10 + u32::from(fraction.get(place).map_or(0, |digit| digit - b'0')));
+    let nanoseconds = (0..9)
+        .fold(0, |sum, place| sum * 10 + u32::from(fraction.get(place).map_or(0, |digit| digit - b'0')));
     Ok(match (is_negative, nanoseconds) {
         (false, _) => Time { seconds, nanoseconds },
         (true, 0) => Time { seconds: -seconds, nanoseconds: 0 },
@@ -212,7 +218,9 @@ mod tests {
 
     #[test]
     fn refuses_broken_records() {
-        for bytes in [&b"5"[..], b"x a=b\n", b"99 a=b\n", b"6 a=bc", b"5 a=\n\n", b"0 a=b\n", b"6 abcd\n", b"3 \n"] {
+        for bytes in
+            [&b"5"[..], b"x a=b\n", b"99 a=b\n", b"6 a=bc", b"5 a=\n\n", b"0 a=b\n", b"6 abcd\n", b"3 \n"]
+        {
             assert!(parsed(bytes).is_err(), "{bytes:?}");
         }
         assert!(parsed(&record("path", b"a\0b")).is_err());
@@ -222,7 +230,8 @@ mod tests {
 
     #[test]
     fn reads_sparse_maps() {
-        let records = parsed(&[record("GNU.sparse.map", b"0,4,8,4"), record("GNU.sparse.size", b"12")].concat());
+        let records =
+            parsed(&[record("GNU.sparse.map", b"0,4,8,4"), record("GNU.sparse.size", b"12")].concat());
         let sparse = records.unwrap().sparse;
         let extents = [Extent { offset: 0, length: 4 }, Extent { offset: 8, length: 4 }];
         assert_eq!(sparse.extents().unwrap().unwrap(), extents);

@@ -18,7 +18,13 @@ impl Layer {
     }
 
     /// Adds an entry whose header is changed at will before its checksum is made.
-    pub(super) fn add(mut self, kind: EntryType, name: &str, data: &[u8], change: impl FnOnce(&mut Header)) -> Self {
+    pub(super) fn add(
+        mut self,
+        kind: EntryType,
+        name: &str,
+        data: &[u8],
+        change: impl FnOnce(&mut Header),
+    ) -> Self {
         let mut header = Header::new_gnu();
         let bytes = name.as_bytes();
         header.as_old_mut().name[..bytes.len()].copy_from_slice(bytes);
@@ -266,7 +272,11 @@ fn keeps_holes() {
     place.apply(&layer).unwrap();
     for name in ["one", "zero", "gnu"] {
         let bytes = fs::read(place.root().join(name)).unwrap();
-        assert_eq!((bytes.len(), &bytes[..4], &bytes[1 << 20..]), ((1 << 20) + 4, &b"abc\0"[..], &b"defg"[..]), "{name}");
+        assert_eq!(
+            (bytes.len(), &bytes[..4], &bytes[1 << 20..]),
+            ((1 << 20) + 4, &b"abc\0"[..], &b"defg"[..]),
+            "{name}"
+        );
         assert!(place.stat(name).blocks() < 64, "{name}");
     }
     assert_eq!(place.read("after"), "after");
@@ -274,9 +284,11 @@ fn keeps_holes() {
 
 #[test]
 fn refuses_wrong_sparse_maps() {
-    for map in ["0,3", "0,3,2,4", "0,7,1,0", "1048580,7", "18446744073709551615,7", "0,18446744073709551615"] {
+    for map in ["0,3", "0,3,2,4", "0,7,1,0", "1048580,7", "18446744073709551615,7", "0,18446744073709551615"]
+    {
         let place = Place::new();
-        let records: [(&str, &[u8]); 2] = [("GNU.sparse.map", map.as_bytes()), ("GNU.sparse.size", b"1048580")];
+        let records: [(&str, &[u8]); 2] =
+            [("GNU.sparse.map", map.as_bytes()), ("GNU.sparse.size", b"1048580")];
         assert!(place.apply(&Layer::new().pax(&records).file("f", b"abcdefg").end()).is_err(), "{map}");
     }
 }
@@ -286,7 +298,9 @@ fn names_cannot_leave_the_root() {
     if !is_root() {
         return;
     }
-    for name in ["../outside/new", "/../outside/new", "a/../../outside/new", "/outside/new", "./../../../outside/new"] {
+    for name in
+        ["../outside/new", "/../outside/new", "a/../../outside/new", "/outside/new", "./../../../outside/new"]
+    {
         let place = Place::new();
         place.apply(&Layer::new().file(name, b"x").end()).unwrap();
         assert_eq!(place.read("outside/new"), "x", "{name}");
@@ -321,7 +335,8 @@ fn hard_links_cannot_lead_out_of_the_root() {
     let place = Place::new();
     symlink(place.place.path().join("outside"), place.root().join("way")).unwrap();
     for target in ["../outside/secret", "/../outside/secret", "way/secret", "missing", "", "/", ".."] {
-        let error = place.apply(&Layer::new().link(EntryType::Link, "stolen", target).end()).expect_err(target);
+        let error =
+            place.apply(&Layer::new().link(EntryType::Link, "stolen", target).end()).expect_err(target);
         assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
         assert!(error.to_string().contains("stolen"), "{error}");
     }
@@ -343,7 +358,8 @@ fn whiteouts_cannot_reach_parents() {
     for whiteouts in [Whiteouts::Overlay { userxattr: false }, Whiteouts::Delete] {
         for name in [".wh.", ".wh..", ".wh...", "a/.wh..", "a/.wh..."] {
             let place = Place::new();
-            let error = place.apply_with(&Layer::new().file(name, b"").end(), whiteouts, &[]).expect_err(name);
+            let error =
+                place.apply_with(&Layer::new().file(name, b"").end(), whiteouts, &[]).expect_err(name);
             assert_eq!(error.kind(), Kind::InvalidArgument);
             assert!(place.root().exists());
         }
@@ -509,7 +525,8 @@ fn parents_may_lead_through_links() {
 
 #[test]
 fn refuses_broken_archives() {
-    let whole = Layer::new().directory("d").file("d/f", &[7; 3000]).pax(&[("path", b"p")]).file("x", b"x").end();
+    let whole =
+        Layer::new().directory("d").file("d/f", &[7; 3000]).pax(&[("path", b"p")]).file("x", b"x").end();
     // Cut anywhere but between entries, where the format allows the end.
     let ends = [0, 512, 512 + 512 + 3072, whole.len() - 1024, whole.len() - 512];
     for cut in (0..whole.len()).step_by(256) {
@@ -531,7 +548,10 @@ fn refuses_broken_archives() {
         ("unknown type", Layer::new().add(EntryType::new(b'D'), "f", b"", |_| {}).end()),
         ("extension at the end", Layer::new().pax(&[("path", b"x")]).end()),
         ("bad pax", Layer::new().add(EntryType::XHeader, "f", b"99 a=b\n", |_| {}).file("g", b"").end()),
-        ("bad number", Layer::new().add(EntryType::Regular, "f", b"", |h| h.as_old_mut().uid = *b"12x45678").end()),
+        (
+            "bad number",
+            Layer::new().add(EntryType::Regular, "f", b"", |h| h.as_old_mut().uid = *b"12x45678").end(),
+        ),
         ("uid -1", Layer::new().pax(&[("uid", b"4294967295")]).file("f", b"").end()),
         ("root as file", Layer::new().file("..", b"x").end()),
         ("empty link", Layer::new().link(EntryType::Symlink, "l", "").end()),

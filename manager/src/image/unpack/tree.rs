@@ -54,7 +54,7 @@ impl Tree {
     pub fn write<R: BufRead>(&mut self, entry: &Entry, archive: &mut Archive<R>) -> Result<()> {
         let path = name::clean(&entry.name);
         let location = name::split(&path);
-        match name::purpose(location.base) {
+        match name::purpose(&path) {
             Purpose::Ignored => Ok(()),
             Purpose::Invalid => Err(refused(&path, "the whiteout names no file")),
             Purpose::Opaque => self.hide_all(location.directory),
@@ -76,7 +76,8 @@ impl Tree {
         for (path, time) in self.directories.implied.iter().chain(&self.times) {
             // A later entry may have put something else in its place, which has its own time.
             let Some(directory) = self.directories.existing(path) else { continue };
-            rustix::fs::futimens(&directory, &attributes::timestamps(*time)).map_err(|error| failed(path, error))?;
+            rustix::fs::futimens(&directory, &attributes::timestamps(*time))
+                .map_err(|error| failed(path, error))?;
         }
         Ok(())
     }
@@ -311,7 +312,9 @@ impl Tree {
                 if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
                     return Err(refused(path, "a directory cannot have a second name"));
                 }
-                if stat(&parent.fd, base).is_ok_and(|own| (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino)) {
+                if stat(&parent.fd, base)
+                    .is_ok_and(|own| (own.st_dev, own.st_ino) == (found.st_dev, found.st_ino))
+                {
                     return Ok(());
                 }
                 self.replacing(path, parent, base, || {
