@@ -12,7 +12,9 @@ mod freeze;
 mod group;
 mod hierarchies;
 mod limits;
+mod oom;
 mod paths;
+pub mod stats;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -24,7 +26,9 @@ use orlop_proto::error::{Error, Result};
 
 pub use devices::default_rules as default_device_rules;
 pub use hierarchies::{Hierarchies, Hierarchy, Mode};
+pub use oom::OomWatch;
 pub use paths::CgroupPaths;
+pub use stats::Stats;
 
 use crate::sys::bpf;
 use group::Group;
@@ -199,6 +203,19 @@ impl Cgroup {
             Some(group) => freeze::pids(&group.path),
             None => Ok(Vec::new()),
         }
+    }
+
+    /// What the cgroup has used.
+    pub fn stats(&self) -> Result<Stats> {
+        stats::read(self)
+    }
+
+    /// Asks to be told when memory runs out.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` without a memory controller.
+    pub fn oom_events(&self) -> Result<OomWatch> {
+        OomWatch::new(self)
     }
 
     /// Removes the cgroup and those below it. Waits for killed processes to leave, up to two seconds.

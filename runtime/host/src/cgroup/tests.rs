@@ -185,6 +185,31 @@ fn undo_leaves_what_was_there() {
 }
 
 #[test]
+fn figures_and_want_of_memory() {
+    let Some(fixture) = Fixture::new("oom") else { return };
+    let cgroup = fixture.create();
+    cgroup.apply(&resources(json!({"memory": {"limit": 8 << 20, "swap": 8 << 20}})), None).unwrap();
+    let mut watch = cgroup.oom_events().unwrap();
+    assert!(!watch.take().unwrap());
+    // The shell itself holds the memory, so that it is the one to be killed.
+    let script = "sleep 0.1; x=$(head -c 4000000 /dev/zero | tr '\\0' x); while :; do x=$x$x; done";
+    let mut inside = Inside::enter(&cgroup, script);
+    let mut polled = [nix::poll::PollFd::new(watch.as_fd(), nix::poll::PollFlags::POLLIN)];
+    assert_eq!(nix::poll::poll(&mut polled, 20_000u16).unwrap(), 1);
+    wait_until(|| watch.take().unwrap());
+    let stats = cgroup.stats().unwrap();
+    let memory = stats.memory.unwrap();
+    assert_eq!(memory.usage.limit, Some(8 << 20));
+    assert!(!memory.detail.is_empty());
+    assert!(stats.cpu.unwrap().total > 0);
+    assert!(stats.pids.unwrap().limit.is_none());
+    cgroup.kill().unwrap();
+    inside.0.wait().unwrap();
+    cgroup.remove().unwrap();
+    wait_until(|| watch.take().is_err());
+}
+
+#[test]
 fn a_processs_entry_is_its_own_doing() {
     let Some(fixture) = Fixture::new("entry") else { return };
     let cgroup = fixture.create();
