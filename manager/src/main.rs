@@ -11,6 +11,7 @@ mod identifier;
 mod image;
 mod labels;
 mod request;
+mod snapshot;
 mod store;
 
 use std::path::PathBuf;

@@ -1,0 +1,619 @@
+//! Snapshots: file systems that layers are unpacked into and containers run on.
+//!
+//! The metadata (names, parents, labels, kinds) is kept here, per namespace and snapshotter; a [`Snapshotter`]
+//! only keeps the files of numbered layers. Files are made before their record and taken away after it, so
+//! whatever a kill leaves behind has no record and goes at the next start.
+
+mod copy;
+mod native;
+mod overlay;
+mod snapshotter;
+#[cfg(test)]
+mod tests;
+mod usage;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use orlop_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
+use prost::Message;
+
+use crate::db::{Blob, Database, META, Query, Table, Write, blocking, key, prefix};
+use crate::events::Exchange;
+use crate::filter::Filter;
+use crate::labels::{self, Labels, invalid};
+use crate::request::RequestContext;
+use crate::store::{Timestamp, label_field, leases, namespaces, now, publish, stored, update_label};
+pub use snapshotter::{Hold, Layer, LayerMounts, Mount, SnapshotKind, Snapshotter, Usage};
+
+/// Snapshots by namespace, snapshotter and name.
+pub static SNAPSHOTS: Table<Record> = Table::new("snapshots");
+/// Children by namespace, snapshotter, parent and name.
+static CHILDREN: Table<Child> = Table::new("snapshot_children");
+/// Key in the table of facts: the highest number given to a layer.
+const LAST_LAYER: &str = "last_layer";
+/// Label of a snapshot being unpacked that names what it will be committed as.
+const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
+
+/// What is stored of a snapshot.
+#[derive(Clone, PartialEq, Message)]
+pub struct Record {
+    /// Number of the layer that holds its files.
+    #[prost(uint64, tag = "1")]
+    pub layer: u64,
+    /// What it is.
+    #[prost(enumeration = "SnapshotKind", tag = "2")]
+    pub kind: i32,
+    /// Name of the snapshot below, or nothing.
+    #[prost(string, tag = "3")]
+    pub parent: String,
+    /// Labels.
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub labels: Labels,
+    /// When it was made.
+    #[prost(message, required, tag = "5")]
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    #[prost(message, required, tag = "6")]
+    pub updated_at: Timestamp,
+    /// What a committed snapshot takes, in bytes.
+    #[prost(uint64, tag = "7")]
+    pub size: u64,
+    /// What a committed snapshot takes, in inodes.
+    #[prost(uint64, tag = "8")]
+    pub inodes: u64,
+}
+
+/// The record of a child; its key says everything.
+#[derive(Clone, PartialEq, Message)]
+struct Child {}
+
+/// What is known of a snapshot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Info {
+    /// Name within namespace and snapshotter.
+    pub name: String,
+    /// Name of the snapshot below, or nothing.
+    pub parent: String,
+    /// What it is.
+    pub kind: SnapshotKind,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was last changed.
+    pub updated_at: Timestamp,
+    /// Labels.
+    pub labels: Labels,
+}
+
+impl Info {
+    fn new(name: String, record: Record) -> Info {
+        let kind = record.kind();
+        let Record { parent, created_at, updated_at, labels, .. } = record;
+        Info { name, parent, kind, created_at, updated_at, labels }
+    }
+
+    fn field(&self, path: &[&str]) -> Option<String> {
+        match path {
+            ["kind", ..] => Some(self.kind.filter_name().to_owned()),
+            ["name", ..] => Some(self.name.clone()),
+            ["parent", ..] => Some(self.parent.clone()),
+            ["labels", rest @ ..] => label_field(&self.labels, rest),
+            _ => None,
+        }
+    }
+}
+
+/// All snapshots; cheap to clone.
+#[derive(Clone)]
+pub struct Snapshots {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    db: Database,
+    exchange: Exchange,
+    snapshotters: BTreeMap<&'static str, Arc<dyn Snapshotter>>,
+    last_layer: AtomicU64,
+    /// What the mounts of a layer need for as long as the layer is in use.
+    held: Mutex<HashMap<u64, Hold>>,
+}
+
+/// A snapshotter and the place of its records.
+struct Place {
+    snapshotter: Arc<dyn Snapshotter>,
+    context: RequestContext,
+}
+
+impl Place {
+    fn key(&self, name: &str) -> String {
+        key(&[self.context.namespace.as_str(), self.snapshotter.name(), name])
+    }
+
+    fn prefix(&self) -> String {
+        prefix(&[self.context.namespace.as_str(), self.snapshotter.name()])
+    }
+
+    fn child_key(&self, parent: &str, name: &str) -> String {
+        key(&[self.context.namespace.as_str(), self.snapshotter.name(), parent, name])
+    }
+
+    fn children(&self, parent: &str) -> String {
+        prefix(&[self.context.namespace.as_str(), self.snapshotter.name(), parent])
+    }
+
+    /// The type under which leases hold these snapshots.
+    fn lease_kind(&self) -> String {
+        format!("{}/{}", leases::SNAPSHOTS, self.snapshotter.name())
+    }
+
+    fn get(&self, tx: &impl Query, name: &str) -> Result<Record> {
+        tx.get(&SNAPSHOTS, &self.key(name))?.ok_or_else(|| missing(name))
+    }
+
+    /// Numbers of the layers below a snapshot with this parent, nearest first.
+    fn chain(&self, tx: &impl Query, parent: &str) -> Result<Vec<u64>> {
+        let mut layers = Vec::new();
+        let mut next = parent.to_owned();
+        while !next.is_empty() {
+            let record = tx.get(&SNAPSHOTS, &self.key(&next))?.ok_or_else(|| missing_parent(&next))?;
+            if record.kind() != SnapshotKind::Committed {
+                return Err(invalid(format!(
+                    "failed to create snapshot: parent {next:?} is not committed snapshot"
+                )));
+            }
+            layers.push(record.layer);
+            next = record.parent;
+        }
+        Ok(layers)
+    }
+
+    fn layer(&self, tx: &impl Query, record: &Record) -> Result<Layer> {
+        Ok(Layer { id: record.layer, kind: record.kind(), parents: self.chain(tx, &record.parent)? })
+    }
+}
+
+impl Snapshots {
+    /// Opens the snapshotters below the root directory, which make their own directories there.
+    pub fn open(root: &Path, db: Database, exchange: Exchange) -> Result<Snapshots> {
+        let snapshotters: [Arc<dyn Snapshotter>; 2] = [
+            Arc::new(overlay::Overlay::open(&root.join("overlayfs"))?),
+            Arc::new(native::Native::open(&root.join("native"))?),
+        ];
+        Snapshots::with(snapshotters, db, exchange)
+    }
+
+    fn with(
+        snapshotters: impl IntoIterator<Item = Arc<dyn Snapshotter>>,
+        db: Database,
+        exchange: Exchange,
+    ) -> Result<Snapshots> {
+        let last = db.read_now(|tx| tx.get(&META, LAST_LAYER))?.map_or(0, |last| decode_number(&last.value));
+        Ok(Snapshots {
+            shared: Arc::new(Shared {
+                db,
+                exchange,
+                snapshotters: snapshotters.into_iter().map(|one| (one.name(), one)).collect(),
+                last_layer: AtomicU64::new(last),
+                held: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The snapshotters, by name.
+    pub fn snapshotters(&self) -> impl Iterator<Item = &Arc<dyn Snapshotter>> {
+        self.shared.snapshotters.values()
+    }
+
+    /// The snapshotter of a name.
+    pub fn snapshotter(&self, name: &str) -> Result<&Arc<dyn Snapshotter>> {
+        if name.is_empty() {
+            return Err(invalid("snapshotter argument missing"));
+        }
+        self.shared.snapshotters.get(name).ok_or_else(|| invalid(format!("snapshotter not loaded: {name}")))
+    }
+
+    fn place(&self, context: &RequestContext, snapshotter: &str) -> Result<Place> {
+        Ok(Place { snapshotter: self.snapshotter(snapshotter)?.clone(), context: context.clone() })
+    }
+
+    /// Makes a snapshot that can be written; returns what must be mounted to do so.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` when the key exists, or the snapshot that the label `containerd.io/snapshot.ref` names.
+    pub async fn prepare(
+        &self,
+        context: &RequestContext,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let mounts = self.create(context, snapshotter, SnapshotKind::Active, key, parent, labels).await?;
+        let event = SnapshotPrepare {
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            snapshotter: snapshotter.to_owned(),
+        };
+        publish(&self.shared.exchange, &context.namespace, "/snapshot/prepare", &event)?;
+        Ok(mounts)
+    }
+
+    /// Makes a snapshot that can only be read.
+    pub async fn view(
+        &self,
+        context: &RequestContext,
+        snapshotter: &str,
+        key: &str,
+        parent: &str,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        self.create(context, snapshotter, SnapshotKind::View, key, parent, labels).await
+    }
+
+    async fn create(
+        &self,
+        context: &RequestContext,
+        snapshotter: &str,
+        kind: SnapshotKind,
+        name: &str,
+        parent: &str,
+        labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        let place = self.place(context, snapshotter)?;
+        labels::validate(&labels, "info.Labels")?;
+        check_name(name)?;
+        let (shared, name, parent) = (self.shared.clone(), name.to_owned(), parent.to_owned());
+        blocking(move || {
+            let target = labels.get(TARGET_LABEL).cloned().unwrap_or_default();
+            let check = |tx: &dyn Fn(&str) -> Result<bool>| -> Result<()> {
+                if !target.is_empty() && tx(&target)? {
+                    return Err(Error::new(Kind::AlreadyExists, "target snapshot", format!("{target:?}")));
+                }
+                if tx(&name)? {
+                    return Err(Error::new(Kind::AlreadyExists, "snapshot", format!("{name:?}")));
+                }
+                Ok(())
+            };
+            let parents = shared.db.read_now(|tx| {
+                check(&|name| Ok(tx.get(&SNAPSHOTS, &place.key(name))?.is_some()))?;
+                place.chain(tx, &parent)
+            })?;
+            let id = shared.last_layer.fetch_add(1, Ordering::Relaxed) + 1;
+            let layer = Layer { id, kind, parents };
+            let made = shared.make(&place, &layer, |tx| {
+                check(&|name| Ok(tx.get(&SNAPSHOTS, &place.key(name))?.is_some()))?;
+                if place.chain(tx, &parent)? != layer.parents {
+                    return Err(missing_parent(&parent));
+                }
+                leases::hold(tx, &place.context, &place.lease_kind(), &name)?;
+                namespaces::ensure(tx, &place.context.namespace)?;
+                let time = now();
+                let record = Record {
+                    layer: id,
+                    kind: kind.into(),
+                    parent: parent.clone(),
+                    labels: stored(labels.clone()),
+                    created_at: time,
+                    updated_at: time,
+                    size: 0,
+                    inodes: 0,
+                };
+                tx.put(&SNAPSHOTS, &place.key(&name), &record)?;
+                if !parent.is_empty() {
+                    tx.put(&CHILDREN, &place.child_key(&parent, &name), &Child {})?;
+                }
+                note_layer(tx, id)
+            });
+            if made.is_err() {
+                // Ignoring: the first error is the one to tell, and what is left goes at the next start.
+                let _ = place.snapshotter.discard(id).and_then(|()| place.snapshotter.clean());
+            }
+            made
+        })
+        .await
+    }
+
+    /// What must be mounted to use a snapshot that is not committed.
+    pub async fn mounts(&self, context: &RequestContext, snapshotter: &str, key: &str) -> Result<Vec<Mount>> {
+        let place = self.place(context, snapshotter)?;
+        let (shared, key) = (self.shared.clone(), key.to_owned());
+        blocking(move || {
+            let layer = shared.db.read_now(|tx| {
+                let record = place.get(tx, &key)?;
+                if record.kind() == SnapshotKind::Committed {
+                    let text =
+                        format!("failed to get active mount: requested snapshot {key} not active or view");
+                    return Err(Error::new(Kind::FailedPrecondition, text, ""));
+                }
+                place.layer(tx, &record)
+            })?;
+            shared.mounts(&place, &layer)
+        })
+        .await
+    }
+
+    /// Turns an active snapshot into a committed one under its final name.
+    pub async fn commit(
+        &self,
+        context: &RequestContext,
+        snapshotter: &str,
+        name: &str,
+        key: &str,
+        labels: Labels,
+    ) -> Result<()> {
+        let place = self.place(context, snapshotter)?;
+        labels::validate(&labels, "info.Labels")?;
+        check_name(name)?;
+        let event = SnapshotCommit {
+            key: key.to_owned(),
+            name: name.to_owned(),
+            snapshotter: snapshotter.to_owned(),
+        };
+        let (shared, name, key) = (self.shared.clone(), name.to_owned(), key.to_owned());
+        blocking(move || {
+            let check = |found: Option<Record>, tx_record: Result<Record>| -> Result<Record> {
+                if found.is_some() {
+                    return Err(Error::new(Kind::AlreadyExists, "snapshot", format!("{name:?}")));
+                }
+                let record = tx_record?;
+                if record.kind() != SnapshotKind::Active {
+                    let text = format!("failed to commit snapshot: snapshot {key:?} is not active");
+                    return Err(Error::new(Kind::FailedPrecondition, text, ""));
+                }
+                Ok(record)
+            };
+            let record = shared
+                .db
+                .read_now(|tx| check(tx.get(&SNAPSHOTS, &place.key(&name))?, place.get(tx, &key)))?;
+            let usage = place.snapshotter.commit(record.layer)?;
+            shared.db.write_now(|tx| {
+                let mut record = check(tx.get(&SNAPSHOTS, &place.key(&name))?, place.get(tx, &key))?;
+                leases::hold(tx, &place.context, &place.lease_kind(), &name)?;
+                leases::release(tx, &place.context, &place.lease_kind(), &key)?;
+                tx.remove(&SNAPSHOTS, &place.key(&key))?;
+                if !record.parent.is_empty() {
+                    tx.remove(&CHILDREN, &place.child_key(&record.parent, &key))?;
+                    tx.put(&CHILDREN, &place.child_key(&record.parent, &name), &Child {})?;
+                }
+                record.set_kind(SnapshotKind::Committed);
+                record.labels = stored(labels.clone());
+                record.created_at = now();
+                record.updated_at = record.created_at;
+                record.size = usage.size;
+                record.inodes = usage.inodes;
+                tx.put(&SNAPSHOTS, &place.key(&name), &record)
+            })?;
+            shared.release(record.layer);
+            Ok(())
+        })
+        .await?;
+        publish(&self.shared.exchange, &context.namespace, "/snapshot/commit", &event)
+    }
+
+    /// Removes a snapshot without children.
+    pub async fn remove(&self, context: &RequestContext, snapshotter: &str, key: &str) -> Result<()> {
+        let place = self.place(context, snapshotter)?;
+        let event = SnapshotRemove { key: key.to_owned(), snapshotter: snapshotter.to_owned() };
+        let (shared, key) = (self.shared.clone(), key.to_owned());
+        let snapshotter = place.snapshotter.clone();
+        blocking(move || {
+            let layer = shared.db.write_now(|tx| {
+                let record = place.get(tx, &key)?;
+                if tx.any(&CHILDREN, &place.children(&key))? {
+                    let text = "cannot remove snapshot with child";
+                    return Err(Error::new(Kind::FailedPrecondition, text, ""));
+                }
+                leases::release(tx, &place.context, &place.lease_kind(), &key)?;
+                remove_record(tx, place.context.namespace.as_str(), place.snapshotter.name(), &key, &record)?;
+                Ok(record.layer)
+            })?;
+            shared.release(layer);
+            place.snapshotter.discard(layer)
+        })
+        .await?;
+        clean_in_background(snapshotter);
+        publish(&self.shared.exchange, &context.namespace, "/snapshot/remove", &event)
+    }
+
+    /// What is known of a snapshot.
+    pub async fn stat(&self, context: &RequestContext, snapshotter: &str, key: &str) -> Result<Info> {
+        let place = self.place(context, snapshotter)?;
+        let key = key.to_owned();
+        self.shared.db.read(move |tx| Ok(Info::new(key.clone(), place.get(tx, &key)?))).await
+    }
+
+    /// Replaces the labels that the field paths name (`labels`, `labels.KEY`), or all.
+    pub async fn update(
+        &self,
+        context: &RequestContext,
+        snapshotter: &str,
+        key: &str,
+        labels: Labels,
+        fieldpaths: Vec<String>,
+    ) -> Result<Info> {
+        let place = self.place(context, snapshotter)?;
+        if key.is_empty() {
+            return Err(Error::new(Kind::InvalidArgument, "", ""));
+        }
+        let key = key.to_owned();
+        self.shared
+            .db
+            .write(move |tx| {
+                let mut record = place.get(tx, &key)?;
+                if fieldpaths.is_empty() {
+                    record.labels.clone_from(&labels);
+                }
+                for path in &fieldpaths {
+                    if path == "labels" {
+                        record.labels.clone_from(&labels);
+                    } else if !update_label(path, &mut record.labels, &labels) {
+                        return Err(invalid(format!("cannot update {path:?} field on snapshot {key:?}")));
+                    }
+                }
+                labels::validate(&record.labels, "info.Labels")?;
+                record.labels = stored(record.labels);
+                record.updated_at = now();
+                tx.mark_deleted();
+                tx.put(&SNAPSHOTS, &place.key(&key), &record)?;
+                Ok(Info::new(key, record))
+            })
+            .await
+    }
+
+    /// The snapshots that the filters choose (`kind`, `name`, `parent`, `labels.KEY`), by name.
+    pub async fn list(
+        &self,
+        context: &RequestContext,
+        snapshotter: &str,
+        filters: &[String],
+    ) -> Result<Vec<Info>> {
+        let place = self.place(context, snapshotter)?;
+        let filter = Filter::parse(filters)?;
+        let all = self.shared.db.read(move |tx| tx.scan(&SNAPSHOTS, &place.prefix())).await?;
+        let infos = all.into_iter().map(|(name, record)| Info::new(name, record));
+        Ok(infos.filter(|info| filter.matches(&|path: &[&str]| info.field(path))).collect())
+    }
+
+    /// What a snapshot itself takes, without those below it; nothing for a view.
+    pub async fn usage(&self, context: &RequestContext, snapshotter: &str, key: &str) -> Result<Usage> {
+        let place = self.place(context, snapshotter)?;
+        let (shared, key) = (self.shared.clone(), key.to_owned());
+        blocking(move || {
+            let record = shared.db.read_now(|tx| place.get(tx, &key))?;
+            match record.kind() {
+                SnapshotKind::Active => place.snapshotter.usage(record.layer),
+                SnapshotKind::View => Ok(Usage::default()),
+                SnapshotKind::Committed => Ok(Usage { size: record.size, inodes: record.inodes }),
+            }
+        })
+        .await
+    }
+
+    /// Deletes the files of removed snapshots now.
+    pub async fn cleanup(&self, snapshotter: &str) -> Result<()> {
+        let snapshotter = self.snapshotter(snapshotter)?.clone();
+        blocking(move || snapshotter.clean()).await
+    }
+
+    /// Lets the snapshotters forget layers whose records are gone. Blocks shortly; the files go later.
+    pub fn forget(&self, layers: &[(String, u64)]) -> Result<()> {
+        for (name, layer) in layers {
+            self.shared.release(*layer);
+            if let Some(snapshotter) = self.shared.snapshotters.get(name.as_str()) {
+                snapshotter.discard(*layer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the files of everything forgotten. Blocks for as long as that takes.
+    pub fn clean(&self) -> Result<()> {
+        self.snapshotters().try_for_each(|snapshotter| snapshotter.clean())
+    }
+
+    /// Brings files and mounts in line with the records after a stop of any kind. Blocks shortly.
+    pub fn recover(&self) -> Result<()> {
+        let records = self.shared.db.read_now(|tx| tx.scan(&SNAPSHOTS, ""))?;
+        let known: BTreeSet<u64> = records.iter().map(|(_, record)| record.layer).collect();
+        for snapshotter in self.snapshotters() {
+            for layer in snapshotter.layers()? {
+                // A number that was used and never recorded must not meet its old files.
+                self.shared.last_layer.fetch_max(layer, Ordering::Relaxed);
+                if !known.contains(&layer) {
+                    snapshotter.discard(layer)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Makes a layer's files, records them, and says what to mount.
+    fn make(
+        &self,
+        place: &Place,
+        layer: &Layer,
+        record: impl FnOnce(&Write) -> Result<()>,
+    ) -> Result<Vec<Mount>> {
+        place.snapshotter.create(layer)?;
+        self.db.write_now(record)?;
+        self.mounts(place, layer)
+    }
+
+    fn mounts(&self, place: &Place, layer: &Layer) -> Result<Vec<Mount>> {
+        let LayerMounts { mounts, hold } = place.snapshotter.mounts(layer)?;
+        if let Some(hold) = hold {
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.id, hold);
+        }
+        Ok(mounts)
+    }
+
+    /// Lets go of what a layer's mounts needed.
+    fn release(&self, layer: u64) {
+        let hold = self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&layer);
+        drop(hold);
+    }
+}
+
+/// Removes a snapshot's record and its parent's note of it.
+pub fn remove_record(
+    tx: &Write,
+    namespace: &str,
+    snapshotter: &str,
+    name: &str,
+    record: &Record,
+) -> Result<()> {
+    if !record.parent.is_empty() {
+        tx.remove(&CHILDREN, &key(&[namespace, snapshotter, &record.parent, name]))?;
+    }
+    tx.remove(&SNAPSHOTS, &key(&[namespace, snapshotter, name]))?;
+    Ok(())
+}
+
+/// Deletes what was discarded without keeping a caller waiting.
+fn clean_in_background(snapshotter: Arc<dyn Snapshotter>) {
+    tokio::spawn(async move {
+        let name = snapshotter.name();
+        if let Err(error) = blocking(move || snapshotter.clean()).await {
+            tracing::warn!(%error, snapshotter = name, "removed snapshots still take space");
+        }
+    });
+}
+
+/// Keeps the number of a recorded layer from being used again.
+fn note_layer(tx: &Write, id: u64) -> Result<()> {
+    let last = tx.get(&META, LAST_LAYER)?.map_or(0, |last| decode_number(&last.value));
+    if id <= last {
+        return Ok(());
+    }
+    tx.put(&META, LAST_LAYER, &Blob { value: id.to_be_bytes().to_vec() })
+}
+
+fn decode_number(bytes: &[u8]) -> u64 {
+    bytes.try_into().map(u64::from_be_bytes).unwrap_or(0)
+}
+
+/// Names are any text but NUL, which separates the parts of keys.
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() {
+        return Err(invalid("snapshot key must not be empty"));
+    }
+    if name.contains('\0') {
+        return Err(invalid(format!("snapshot key {name:?} must not contain NUL")));
+    }
+    Ok(())
+}
+
+fn missing(name: &str) -> Error {
+    Error::new(Kind::NotFound, format!("snapshot {name} does not exist"), "")
+}
+
+fn missing_parent(name: &str) -> Error {
+    Error::new(Kind::NotFound, format!("parent snapshot {name} does not exist"), "")
+}

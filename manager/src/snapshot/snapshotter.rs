@@ -1,0 +1,171 @@
+//! What every way of keeping layers can do.
+
+use std::any::Any;
+use std::path::{Path, PathBuf};
+
+use orlop_proto::error::{Context, Result};
+
+use crate::content::blobs::{make_directory, names};
+
+/// What a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum SnapshotKind {
+    /// Readable, short-lived.
+    View = 1,
+    /// Writable; becomes committed or is removed.
+    Active = 2,
+    /// Fixed; others can be made on top of it.
+    Committed = 3,
+}
+
+impl SnapshotKind {
+    /// The word by which filters choose it.
+    pub fn filter_name(self) -> &'static str {
+        match self {
+            SnapshotKind::View => "view",
+            SnapshotKind::Active => "active",
+            SnapshotKind::Committed => "committed",
+        }
+    }
+}
+
+/// Something to be mounted, in the terms of mount(2) and fstab(5), by us or by a client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// File system type; `bind` for bind mounts.
+    pub kind: String,
+    /// What is mounted.
+    pub source: String,
+    /// Where, relative to where the whole set is mounted; usually nothing.
+    pub target: String,
+    /// Options, in order.
+    pub options: Vec<String>,
+}
+
+/// A layer of files and those below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Number, never used twice.
+    pub id: u64,
+    /// What the snapshot is.
+    pub kind: SnapshotKind,
+    /// Numbers of the committed layers below, nearest first.
+    pub parents: Vec<u64>,
+}
+
+/// Something that the mounts of a layer need for as long as they are used, such as a mount of an image file
+/// below the state directory. Dropped when the layer is committed or removed; made again by
+/// [`Snapshotter::mounts`] after a restart.
+pub type Hold = Box<dyn Any + Send>;
+
+/// What must be mounted to use a layer.
+pub struct LayerMounts {
+    /// Mounts that anybody can make, in order.
+    pub mounts: Vec<Mount>,
+    /// What they need meanwhile.
+    pub hold: Option<Hold>,
+}
+
+impl From<Vec<Mount>> for LayerMounts {
+    fn from(mounts: Vec<Mount>) -> LayerMounts {
+        LayerMounts { mounts, hold: None }
+    }
+}
+
+/// What files take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes on the disk; a file with several names counts once.
+    pub size: u64,
+    /// Number of inodes.
+    pub inodes: u64,
+}
+
+/// Keeps the files of layers. Names, parents and labels are the caller's affair.
+///
+/// All calls may block; those that take long say so.
+pub trait Snapshotter: Send + Sync {
+    /// The name that clients ask for.
+    fn name(&self) -> &'static str;
+
+    /// The directory that holds everything.
+    fn root(&self) -> &Path;
+
+    /// Makes the files of an active layer or a view. What a failure leaves is discarded by the caller.
+    fn create(&self, layer: &Layer) -> Result<()>;
+
+    /// What must be mounted to use a layer; can be asked any number of times.
+    fn mounts(&self, layer: &Layer) -> Result<LayerMounts>;
+
+    /// What an active layer itself takes. Reads all its directories.
+    fn usage(&self, id: u64) -> Result<Usage>;
+
+    /// Closes an active layer; returns what it takes. Reads all its directories.
+    fn commit(&self, id: u64) -> Result<Usage> {
+        self.usage(id)
+    }
+
+    /// Takes a layer's name away, if it has one. Its files go with the next [`Snapshotter::clean`].
+    fn discard(&self, id: u64) -> Result<()>;
+
+    /// Deletes the files of all discarded layers, which may take long.
+    fn clean(&self) -> Result<()>;
+
+    /// Every layer that has files.
+    fn layers(&self) -> Result<Vec<u64>>;
+}
+
+/// A directory with one directory per layer, and one for discarded layers.
+pub struct LayerDirectory {
+    root: PathBuf,
+}
+
+impl LayerDirectory {
+    /// Opens the directory, which is made if need be.
+    pub fn open(root: &Path) -> Result<LayerDirectory> {
+        make_directory(&root.join("trash"))?;
+        Ok(LayerDirectory { root: root.to_owned() })
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Directory of a layer.
+    pub fn path(&self, id: u64) -> PathBuf {
+        self.root.join(id.to_string())
+    }
+
+    /// Takes a layer's name away.
+    pub fn discard(&self, id: u64) -> Result<()> {
+        let path = self.path(id);
+        match std::fs::rename(&path, self.root.join("trash").join(id.to_string())) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("remove", path.display().to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes discarded layers.
+    pub fn clean(&self) -> Result<()> {
+        let trash = self.root.join("trash");
+        for name in names(&trash)? {
+            let path = trash.join(name);
+            match std::fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).context("remove", path.display().to_string());
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Numbers of the layers that have a directory.
+    pub fn layers(&self) -> Result<Vec<u64>> {
+        Ok(names(&self.root)?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+}
