@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 
 use crate::binaries;
 use crate::command::{Cmd, Output, Process, path_with};
+use crate::host;
 use crate::poll::poll_for;
 use crate::registry::free_name;
 use crate::root::Root;
@@ -52,6 +53,8 @@ struct Launch {
     address: PathBuf,
     namespace: String,
     env: Vec<(String, String)>,
+    /// Hide the unified hierarchy of a hybrid host, which crun refuses.
+    hide_unified: bool,
 }
 
 impl Launch {
@@ -60,25 +63,43 @@ impl Launch {
         fs::create_dir(&dir).expect("making the daemon's directory");
         let bin = dir.join("bin");
         fs::create_dir(&bin).expect("making the daemon's bin directory");
-        for path in [binaries::orlop(), binaries::shim()] {
-            let name = path.file_name().expect("a program has a name");
-            let absolute = fs::canonicalize(&path).expect("a program has a path");
-            symlink(absolute, bin.join(name)).expect("linking a program");
-        }
-        let address = dir.join("s");
-        Launch {
+        let launch = Launch {
             program,
             args: Vec::new(),
             bin,
-            address,
+            address: dir.join("s"),
             namespace: root.tag().to_owned(),
             env: Vec::new(),
+            hide_unified: false,
             dir,
-        }
+        };
+        launch.link(&binaries::orlop(), "orlop");
+        launch.link(&binaries::shim(), "containerd-shim-orlop-v1");
+        launch
+    }
+
+    /// Puts `program` into the daemon's `PATH` under another name.
+    fn link(&self, program: &Path, name: &str) {
+        let target = fs::canonicalize(program).expect("a program has a path");
+        symlink(target, self.bin.join(name)).expect("linking a program");
     }
 
     fn spawn(&self) -> Process {
-        let mut cmd = Cmd::new(&self.program)
+        const HIDE: [&str; 6] = [
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            "umount /sys/fs/cgroup/unified && exec \"$0\" \"$@\"",
+        ];
+        let hybrid = host::mounts().iter().any(|m| m.target == Path::new("/sys/fs/cgroup/unified"));
+        let cmd = if self.hide_unified && hybrid {
+            Cmd::new("unshare").args(HIDE).arg(&self.program)
+        } else {
+            Cmd::new(&self.program)
+        };
+        let mut cmd = cmd
             .args(&self.args)
             .cwd(&self.dir)
             .env("PATH", path_with(std::slice::from_ref(&self.bin)))
@@ -107,6 +128,27 @@ fn stop(process: Process) -> Output {
     process.wait(Duration::from_secs(30))
 }
 
+/// What may differ from the usual when a daemon is started.
+#[derive(Debug, Clone, Default)]
+pub struct Variant {
+    /// Environment variables, which a restart sets again.
+    pub env: Vec<(String, String)>,
+    /// Programs that come first in its `PATH` under the given names.
+    pub links: Vec<(PathBuf, String)>,
+    /// Run it in a mount namespace without the unified hierarchy of a hybrid host, which crun refuses.
+    pub hide_unified: bool,
+}
+
+impl Variant {
+    fn apply(&self, launch: &mut Launch) {
+        launch.env.clone_from(&self.env);
+        launch.hide_unified = self.hide_unified;
+        for (program, name) in &self.links {
+            launch.link(program, name);
+        }
+    }
+}
+
 /// Debian's containerd with root, state and socket of its own and without CRI. Our shim and runtime come first in its
 /// `PATH`; its own shim is found after them.
 #[derive(Debug)]
@@ -118,7 +160,13 @@ pub struct Containerd {
 impl Containerd {
     /// Starts one below `root`.
     pub fn start(root: &Root) -> Containerd {
+        Containerd::start_as(root, &Variant::default())
+    }
+
+    /// Starts one below `root` that differs from the usual.
+    pub fn start_as(root: &Root, variant: &Variant) -> Containerd {
         let mut launch = Launch::new(root, "containerd", binaries::system("containerd"));
+        variant.apply(&mut launch);
         let config = launch.dir.join("config.toml");
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\noom_score = 0\n\
@@ -172,12 +220,13 @@ impl Orlopd {
 
     /// Starts one below `root` with `config` as its configuration file.
     pub fn start_with(root: &Root, config: &str) -> Orlopd {
-        Orlopd::start_with_env(root, config, &[])
+        Orlopd::start_as(root, config, &Variant::default())
     }
 
-    /// Starts one below `root` with a configuration and environment variables.
-    pub fn start_with_env(root: &Root, config: &str, env: &[(&str, &str)]) -> Orlopd {
+    /// Starts one below `root` with a configuration, and different from the usual.
+    pub fn start_as(root: &Root, config: &str, variant: &Variant) -> Orlopd {
         let mut launch = Launch::new(root, "orlopd", binaries::orlopd());
+        variant.apply(&mut launch);
         let file = launch.dir.join("config.toml");
         fs::write(&file, config).expect("writing config.toml");
         let flags = [
@@ -191,7 +240,6 @@ impl Orlopd {
             .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()])
             .collect();
         launch.args.extend(["--log-level".to_owned(), "debug".to_owned()]);
-        launch.env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let process = launch.spawn();
         Orlopd { launch, process: Some(process) }
     }

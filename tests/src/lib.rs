@@ -21,13 +21,15 @@ pub mod host;
 pub mod http;
 pub mod image;
 mod poll;
+mod proxy;
 mod registry;
 mod root;
 
 pub use bundle::{Bundle, busybox_rootfs};
 pub use command::{Cmd, Output, Process};
-pub use daemon::{Containerd, Daemon, Orlopd};
+pub use daemon::{Containerd, Daemon, Orlopd, Variant};
 pub use image::{Compression, Image, Layer};
 pub use poll::{poll_for, poll_until, poll_value};
+pub use proxy::Proxy;
 pub use registry::Registry;
 pub use root::{Leaks, Root};

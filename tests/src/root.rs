@@ -125,6 +125,8 @@ impl Root {
             let _ = umount2(name.as_str(), MntFlags::MNT_DETACH);
             let _ = fs::remove_file(&name);
         }
+        // Debian's shim keeps runc's state by namespace, and the empty directory after the last container.
+        let _ = fs::remove_dir(Path::new("/run/containerd/runc").join(&self.tag));
     }
 }
 
