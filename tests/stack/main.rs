@@ -1,5 +1,6 @@
 //! Black-box suite: the whole stack under real programs.
 
+mod ctr;
 mod harness;
 mod matrix;
 mod podman;
