@@ -209,6 +209,7 @@ impl Daemon for Containerd {
 #[derive(Debug)]
 pub struct Orlopd {
     launch: Launch,
+    data: PathBuf,
     process: Option<Process>,
 }
 
@@ -223,15 +224,25 @@ impl Orlopd {
         Orlopd::start_as(root, config, &Variant::default())
     }
 
+    /// Starts one below `root` that keeps its persistent data in `data`.
+    pub fn start_on(root: &Root, data: &Path) -> Orlopd {
+        Orlopd::launch(root, "", &Variant::default(), Some(data))
+    }
+
     /// Starts one below `root` with a configuration, and different from the usual.
     pub fn start_as(root: &Root, config: &str, variant: &Variant) -> Orlopd {
+        Orlopd::launch(root, config, variant, None)
+    }
+
+    fn launch(root: &Root, config: &str, variant: &Variant, data: Option<&Path>) -> Orlopd {
         let mut launch = Launch::new(root, "orlopd", binaries::orlopd());
         variant.apply(&mut launch);
         let file = launch.dir.join("config.toml");
         fs::write(&file, config).expect("writing config.toml");
+        let data = data.map_or_else(|| launch.dir.join("root"), Path::to_owned);
         let flags = [
             ("--config", file),
-            ("--root", launch.dir.join("root")),
+            ("--root", data.clone()),
             ("--state", launch.dir.join("state")),
             ("--address", launch.address.clone()),
         ];
@@ -241,12 +252,12 @@ impl Orlopd {
             .collect();
         launch.args.extend(["--log-level".to_owned(), "debug".to_owned()]);
         let process = launch.spawn();
-        Orlopd { launch, process: Some(process) }
+        Orlopd { launch, data, process: Some(process) }
     }
 
     /// Its persistent data.
     pub fn root(&self) -> PathBuf {
-        self.launch.dir.join("root")
+        self.data.clone()
     }
 
     /// Its state for as long as the machine is up.
