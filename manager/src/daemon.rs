@@ -1,13 +1,20 @@
 //! The whole procedure of the daemon, top to bottom: directories, lock, database, domain, sockets, serving, stop.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
+use orlop_proto::containerd::services::containers::v1::containers_server::ContainersServer;
+use orlop_proto::containerd::services::content::v1::content_server::ContentServer;
+use orlop_proto::containerd::services::images::v1::images_server::ImagesServer;
+use orlop_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
+use orlop_proto::containerd::services::leases::v1::leases_server::LeasesServer;
+use orlop_proto::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
+use orlop_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use orlop_proto::containerd::services::version::v1::version_server::VersionServer;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
@@ -17,9 +24,26 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::api;
+use crate::api::containers::ContainersService;
+use crate::api::content::ContentService;
+use crate::api::health::HealthService;
+use crate::api::images::ImagesService;
+use crate::api::introspection::IntrospectionService;
+use crate::api::layers::CallLayer;
+use crate::api::leases::LeasesService;
+use crate::api::namespaces::NamespacesService;
+use crate::api::snapshots::SnapshotsService;
+use crate::api::version::VersionService;
 use crate::config::Config;
+use crate::content::ContentStore;
 use crate::db::Database;
+use crate::events::Exchange;
+use crate::gc::Collector;
+use crate::snapshot::Snapshots;
+use crate::store::containers::Containers;
+use crate::store::images::Images;
+use crate::store::leases::Leases;
+use crate::store::namespaces::{Namespaces, installation};
 
 /// How long calls may go on after the stop signal.
 const GRACE: Duration = Duration::from_secs(2);
@@ -31,11 +55,40 @@ pub async fn serve(config: Config) -> Result<()> {
     let _lock = lock(&config.root)?;
     let database = Database::open(&config.root.join("meta.redb"))?;
 
+    let exchange = Exchange::default();
+    let namespaces = Namespaces::new(database.clone(), exchange.clone());
+    let containers = Containers::new(database.clone(), exchange.clone());
+    let images = Images::new(database.clone(), exchange.clone());
+    let leases = Leases::new(database.clone());
+    let content = ContentStore::open(&config.root.join("content"), database.clone(), exchange.clone())?;
+    let snapshots = Snapshots::open(&config.root, database.clone(), exchange.clone())?;
+    content.recover()?;
+    snapshots.recover()?;
+    let collector = Collector::new(database.clone(), content.clone(), snapshots.clone(), config.gc.clone());
+    let uuid = installation(&database)?;
+
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let listener = listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
+    let limit = config.grpc.max_message_size;
+    macro_rules! limited {
+        ($server:ident, $service:expr) => {
+            $server::new($service).max_decoding_message_size(limit).max_encoding_message_size(limit)
+        };
+    }
     let router = Server::builder()
-        .add_service(HealthServer::new(api::health::HealthService))
-        .add_service(VersionServer::new(api::version::VersionService));
+        .layer(CallLayer)
+        .add_service(limited!(HealthServer, HealthService))
+        .add_service(limited!(VersionServer, VersionService))
+        .add_service(limited!(
+            IntrospectionServer,
+            IntrospectionService { snapshots: snapshots.clone(), uuid }
+        ))
+        .add_service(limited!(NamespacesServer, NamespacesService(namespaces)))
+        .add_service(limited!(ContainersServer, ContainersService(containers)))
+        .add_service(limited!(ImagesServer, ImagesService { images, collector: collector.clone() }))
+        .add_service(limited!(LeasesServer, LeasesService { leases, collector: collector.clone() }))
+        .add_service(limited!(ContentServer, ContentService(content)))
+        .add_service(limited!(SnapshotsServer, SnapshotsService(snapshots)));
     let until = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender is gone, which is a stop too.
         let _ = stopped.wait_for(|stop| *stop).await;
@@ -43,6 +96,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let mut serving = tokio::spawn(
         router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone())),
     );
+    let collecting = tokio::spawn(collector.run());
     tracing::info!(address = %config.address().display(), "serving");
 
     tokio::select! {
@@ -55,9 +109,8 @@ pub async fn serve(config: Config) -> Result<()> {
     if let Ok(ended) = tokio::time::timeout(GRACE, &mut serving).await {
         served(ended)?;
     }
-    remove_socket(&config.address())?;
-    drop(database);
-    Ok(())
+    collecting.abort();
+    remove_socket(&config.address())
 }
 
 /// The error of a server that ended.
@@ -86,10 +139,17 @@ fn directory(path: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o711).create(path).context("create", path.display().to_string())
 }
 
+/// How files are made that only root may use.
+pub fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options
+}
+
 /// Keeps a second daemon off the same root for as long as the value lives.
 fn lock(root: &Path) -> Result<Flock<File>> {
     let path = root.join("lock");
-    let file = File::create(&path).context("create", path.display().to_string())?;
+    let file = private_file().open(&path).context("create", path.display().to_string())?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
         Error::because(
             Kind::FailedPrecondition,

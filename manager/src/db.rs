@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
-use orlop_proto::error::{Error, Result};
+use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Message;
 use redb::{ReadableDatabase, ReadableTable, StorageError, TableDefinition};
@@ -150,16 +150,22 @@ impl Database {
 
     /// [`Database::write`] for callers that may block.
     pub fn write_now<T>(&self, change: impl FnOnce(&Write) -> Result<T>) -> Result<T> {
-        let (value, deleted) = self.guarded(|database| {
-            let write = Write { transaction: database.begin_write().map_err(failed)?, deleted: false.into() };
+        let (value, deleted, counted) = self.guarded(|database| {
+            let write = Write {
+                transaction: database.begin_write().map_err(failed)?,
+                deleted: false.into(),
+                counted: true.into(),
+            };
             let value = change(&write)?;
             write.transaction.commit().map_err(failed)?;
-            Ok((value, write.deleted.get()))
+            Ok((value, write.deleted.get(), write.counted.get()))
         })?;
-        let changes = &self.shared.changes;
-        changes.mutations.fetch_add(1, Ordering::Relaxed);
-        changes.deletions.fetch_add(u64::from(deleted), Ordering::Relaxed);
-        changes.committed.notify_one();
+        if counted {
+            let changes = &self.shared.changes;
+            changes.mutations.fetch_add(1, Ordering::Relaxed);
+            changes.deletions.fetch_add(u64::from(deleted), Ordering::Relaxed);
+            changes.committed.notify_one();
+        }
         Ok(value)
     }
 
@@ -207,7 +213,8 @@ impl Database {
 const BROKEN: &str = "write database";
 
 fn open_file(path: &Path) -> Result<redb::Database> {
-    redb::Builder::new().set_cache_size(CACHE).create(path).map_err(|error| {
+    let file = crate::daemon::private_file().open(path).context("open", path.display().to_string())?;
+    redb::Builder::new().set_cache_size(CACHE).create_file(file).map_err(|error| {
         let kind = match &error {
             redb::DatabaseError::DatabaseAlreadyOpen => Kind::FailedPrecondition,
             redb::DatabaseError::Storage(StorageError::Io(error)) => Kind::from_io(error),
@@ -243,6 +250,7 @@ pub struct Read(redb::ReadTransaction);
 pub struct Write {
     transaction: redb::WriteTransaction,
     deleted: std::cell::Cell<bool>,
+    counted: std::cell::Cell<bool>,
 }
 
 /// What views and changes can both be asked.
@@ -331,6 +339,11 @@ impl Write {
         let found = opened.remove(key).map_err(failed)?.is_some();
         self.deleted.set(self.deleted.get() || found);
         Ok(found)
+    }
+
+    /// Leaves the change out of [`Changes`]: it is the collector's own.
+    pub fn do_not_count(&self) {
+        self.counted.set(false);
     }
 
     /// Notes that the change may free something although it removes no record.

@@ -7,9 +7,11 @@ mod daemon;
 mod db;
 mod events;
 mod filter;
+mod gc;
 mod identifier;
 mod image;
 mod labels;
+mod plugins;
 mod request;
 mod snapshot;
 mod store;
@@ -105,6 +107,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Logs to standard error, in colour for a person; what the libraries below say only as far as it is a warning.
+fn start_log(level: LevelFilter) {
+    use tracing_subscriber::prelude::*;
+    let targets = tracing_subscriber::filter::Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target(env!("CARGO_CRATE_NAME"), level);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false);
+    tracing_subscriber::registry().with(lines).with(targets).init();
+}
+
 fn run(arguments: Arguments) -> Result<()> {
     if arguments.version {
         println!("orlopd {} {}", api::version::PACKAGE, api::version::version());
@@ -125,7 +140,7 @@ fn run(arguments: Arguments) -> Result<()> {
         config.grpc.address = Some(address);
     }
     let level = arguments.log_level.map_or(LevelFilter::from(config.debug.level), LevelFilter::from);
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false).init();
+    start_log(level);
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(config.workers())

@@ -1,4 +1,13 @@
 //! The containerd API: one service per file, which decodes, calls the domain and encodes.
 
+pub mod containers;
+pub mod content;
+pub mod convert;
 pub mod health;
+pub mod images;
+pub mod introspection;
+pub mod layers;
+pub mod leases;
+pub mod namespaces;
+pub mod snapshots;
 pub mod version;

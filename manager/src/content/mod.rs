@@ -11,6 +11,7 @@
 pub mod blobs;
 pub mod digest;
 pub mod ingest;
+pub mod session;
 #[cfg(test)]
 mod tests;
 pub mod writer;

@@ -57,8 +57,8 @@ impl Namespaces {
         Ok(all.into_iter().map(|(name, record)| (name, record.labels)).collect())
     }
 
-    /// Makes a namespace.
-    pub async fn create(&self, name: &str, labels: Labels) -> Result<()> {
+    /// Makes a namespace; the event goes to the caller's own, if it has one.
+    pub async fn create(&self, caller: Option<Namespace>, name: &str, labels: Labels) -> Result<()> {
         identifier::validate(name)?;
         labels::validate(&labels, "namespace.Labels")?;
         let namespace = Namespace::new(name)?;
@@ -73,11 +73,17 @@ impl Namespaces {
                 tx.put(&NAMESPACES, &key, &record)
             })
             .await?;
-        publish(&self.exchange, &namespace, "/namespaces/create", &event)
+        publish(&self.exchange, &caller.unwrap_or(namespace), "/namespaces/create", &event)
     }
 
-    /// Changes labels: those that the field paths name, or all.
-    pub async fn update(&self, name: &str, labels: Labels, fieldpaths: Vec<String>) -> Result<Labels> {
+    /// Changes labels: those that the field paths name, or all; the event goes as for [`Namespaces::create`].
+    pub async fn update(
+        &self,
+        caller: Option<Namespace>,
+        name: &str,
+        labels: Labels,
+        fieldpaths: Vec<String>,
+    ) -> Result<Labels> {
         let namespace = Namespace::new(name)?;
         labels::validate(&labels, "namespace.Labels")?;
         let event = NamespaceUpdate { name: name.to_owned(), labels: labels.clone().into_iter().collect() };
@@ -104,7 +110,7 @@ impl Namespaces {
                 Ok(record.labels)
             })
             .await?;
-        publish(&self.exchange, &namespace, "/namespaces/update", &event)?;
+        publish(&self.exchange, &caller.unwrap_or(namespace), "/namespaces/update", &event)?;
         Ok(updated)
     }
 

@@ -1,0 +1,280 @@
+//! The graph of everything that could be collected, and what of it the roots reach. Pure once the records are
+//! read.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+use orlop_proto::error::Result;
+use prost_types::Timestamp;
+
+use super::is_stale;
+use crate::content::CONTENT;
+use crate::content::ingest::Ingest;
+use crate::db::Query;
+use crate::labels::Labels;
+use crate::snapshot::SNAPSHOTS;
+use crate::store::containers::CONTAINERS;
+use crate::store::images::IMAGES;
+use crate::store::leases::{self, EXPIRE_LABEL, FLAT_LABEL, LEASES, RESOURCES};
+
+/// Label that makes content or a snapshot a root.
+const ROOT_LABEL: &str = "containerd.io/gc.root";
+/// Label, or prefix of labels, whose value is the digest of content that is needed.
+const CONTENT_LABEL: &str = "containerd.io/gc.ref.content";
+/// Prefix of labels, followed by a snapshotter, whose value is the name of a snapshot that is needed.
+const SNAPSHOT_LABEL: &str = "containerd.io/gc.ref.snapshot.";
+
+/// Something that can be collected, within a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Resource {
+    Content(String),
+    Snapshot(String, String),
+    Ingest(String),
+}
+
+type Node = (String, Resource);
+
+/// What a node needs.
+#[derive(Default)]
+struct References {
+    /// The snapshot below.
+    parent: Option<Resource>,
+    /// What labels name.
+    labels: Vec<Resource>,
+}
+
+/// Everything that the records say, at one moment.
+#[derive(Default)]
+pub struct Survey {
+    /// Blobs: namespace and digest.
+    pub content: Vec<(String, String)>,
+    /// Snapshots: namespace, snapshotter and name.
+    pub snapshots: Vec<(String, String, String)>,
+    /// Leases whose time is over: namespace and name.
+    pub expired_leases: Vec<(String, String)>,
+    /// When the next lease or unfinished write expires.
+    pub expiry: Option<SystemTime>,
+    /// Roots, each with whether it keeps all that it refers to.
+    roots: Vec<(Node, bool)>,
+    references: HashMap<Node, References>,
+}
+
+/// What is kept.
+pub struct Marked(HashSet<Node>);
+
+impl Marked {
+    /// Whether a blob is kept.
+    pub fn keeps_content(&self, namespace: &str, digest: &str) -> bool {
+        self.0.contains(&(namespace.to_owned(), Resource::Content(digest.to_owned())))
+    }
+
+    /// Whether a snapshot is kept.
+    pub fn keeps_snapshot(&self, namespace: &str, snapshotter: &str, name: &str) -> bool {
+        self.0.contains(&(namespace.to_owned(), Resource::Snapshot(snapshotter.to_owned(), name.to_owned())))
+    }
+
+    /// Whether an unfinished write is kept.
+    pub fn keeps_ingest(&self, ingest: &Ingest) -> bool {
+        let record = &ingest.record;
+        self.0.contains(&(record.namespace.clone(), Resource::Ingest(record.reference.clone())))
+    }
+}
+
+impl Survey {
+    /// Reads the records. Unfinished writes that no lease knows are kept until they were idle for `age`.
+    pub fn take(tx: &impl Query, ingests: &[Ingest], age: Duration) -> Result<Survey> {
+        let mut survey = Survey::default();
+        let live = survey.leases(tx)?;
+        survey.held(tx, &live)?;
+        survey.names(tx)?;
+        survey.contents(tx)?;
+        survey.layers(tx)?;
+        for ingest in ingests {
+            survey.ingest(ingest, &live, age);
+        }
+        Ok(survey)
+    }
+
+    /// Finds the expired leases; returns the others, each with whether it keeps all that it refers to.
+    fn leases(&mut self, tx: &impl Query) -> Result<HashMap<(String, String), bool>> {
+        let mut live = HashMap::new();
+        for (key, lease) in tx.scan(&LEASES, "")? {
+            let Some((namespace, id)) = split(&key) else { continue };
+            match expiry(&lease.labels) {
+                Some(expiry) if expiry <= SystemTime::now() => self.expired_leases.push((namespace, id)),
+                expiry => {
+                    self.note_expiry(expiry);
+                    live.insert((namespace, id), !lease.labels.contains_key(FLAT_LABEL));
+                }
+            }
+        }
+        Ok(live)
+    }
+
+    /// What living leases hold is a root.
+    fn held(&mut self, tx: &impl Query, live: &HashMap<(String, String), bool>) -> Result<()> {
+        for (key, _) in tx.scan(&RESOURCES, "")? {
+            let mut parts = key.splitn(3, '\0');
+            let (Some(namespace), Some(lease), Some(rest)) = (parts.next(), parts.next(), parts.next())
+            else {
+                continue;
+            };
+            let Some(deep) = live.get(&(namespace.to_owned(), lease.to_owned())) else { continue };
+            let Some(held) = leases::parse_held(rest) else { continue };
+            let resource = match held.kind.split_once('/') {
+                Some((leases::SNAPSHOTS, snapshotter)) => Resource::Snapshot(snapshotter.to_owned(), held.id),
+                _ if held.kind == leases::INGESTS => Resource::Ingest(held.id),
+                _ => Resource::Content(held.id),
+            };
+            self.roots.push(((namespace.to_owned(), resource), *deep));
+        }
+        Ok(())
+    }
+
+    /// Images and containers are roots.
+    fn names(&mut self, tx: &impl Query) -> Result<()> {
+        for (key, image) in tx.scan(&IMAGES, "")? {
+            let Some((namespace, _)) = split(&key) else { continue };
+            self.root(&namespace, Resource::Content(image.target.digest));
+            self.label_roots(&namespace, &image.labels);
+        }
+        for (key, container) in tx.scan(&CONTAINERS, "")? {
+            let Some((namespace, _)) = split(&key) else { continue };
+            if !container.snapshotter.is_empty() {
+                self.root(&namespace, Resource::Snapshot(container.snapshotter, container.snapshot_key));
+            }
+            self.label_roots(&namespace, &container.labels);
+        }
+        Ok(())
+    }
+
+    fn contents(&mut self, tx: &impl Query) -> Result<()> {
+        for (key, record) in tx.scan(&CONTENT, "")? {
+            let Some((namespace, digest)) = split(&key) else { continue };
+            let node = (namespace.clone(), Resource::Content(digest.clone()));
+            self.node(node, None, &record.labels);
+            self.content.push((namespace, digest));
+        }
+        Ok(())
+    }
+
+    fn layers(&mut self, tx: &impl Query) -> Result<()> {
+        for (key, record) in tx.scan(&SNAPSHOTS, "")? {
+            let mut parts = key.splitn(3, '\0').map(str::to_owned);
+            let (Some(namespace), Some(snapshotter), Some(name)) = (parts.next(), parts.next(), parts.next())
+            else {
+                continue;
+            };
+            let parent = (!record.parent.is_empty())
+                .then(|| Resource::Snapshot(snapshotter.clone(), record.parent.clone()));
+            let node = (namespace.clone(), Resource::Snapshot(snapshotter.clone(), name.clone()));
+            self.node(node, parent, &record.labels);
+            self.snapshots.push((namespace, snapshotter, name));
+        }
+        Ok(())
+    }
+
+    /// A write is kept by its lease, or while it is young; it keeps the blob that it expects.
+    fn ingest(&mut self, ingest: &Ingest, live: &HashMap<(String, String), bool>, age: Duration) {
+        let record = &ingest.record;
+        let node = (record.namespace.clone(), Resource::Ingest(record.reference.clone()));
+        if record.lease.is_empty() {
+            if !is_stale(ingest, age) {
+                self.note_expiry(ingest.updated.checked_add(age));
+                self.roots.push((node.clone(), true));
+            }
+        } else if live.contains_key(&(record.namespace.clone(), record.lease.clone())) {
+            self.roots.push((node.clone(), true));
+        }
+        if !record.expected.is_empty() {
+            let labels = vec![Resource::Content(record.expected.clone())];
+            self.references.insert(node, References { parent: None, labels });
+        }
+    }
+
+    /// Notes what a node needs, and that it is a root if its label says so.
+    fn node(&mut self, node: Node, parent: Option<Resource>, labels: &Labels) {
+        if labels.contains_key(ROOT_LABEL) {
+            self.roots.push((node.clone(), true));
+        }
+        let labels = label_references(labels);
+        if parent.is_some() || !labels.is_empty() {
+            self.references.insert(node, References { parent, labels });
+        }
+    }
+
+    fn root(&mut self, namespace: &str, resource: Resource) {
+        self.roots.push(((namespace.to_owned(), resource), true));
+    }
+
+    fn label_roots(&mut self, namespace: &str, labels: &Labels) {
+        for resource in label_references(labels) {
+            self.root(namespace, resource);
+        }
+    }
+
+    fn note_expiry(&mut self, expiry: Option<SystemTime>) {
+        self.expiry = match (self.expiry, expiry) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+    }
+
+    /// What the roots reach. A flat root reaches the parents of its snapshot and nothing else.
+    pub fn mark(&self) -> Marked {
+        let mut deep: HashSet<Node> = HashSet::new();
+        let mut flat: HashSet<Node> = HashSet::new();
+        let mut open: Vec<(Node, bool)> = self.roots.clone();
+        while let Some((node, is_deep)) = open.pop() {
+            if deep.contains(&node) || (!is_deep && flat.contains(&node)) {
+                continue;
+            }
+            if let Some(references) = self.references.get(&node) {
+                let labels = references.labels.iter().filter(|_| is_deep);
+                for resource in references.parent.iter().chain(labels) {
+                    open.push(((node.0.clone(), resource.clone()), is_deep));
+                }
+            }
+            if is_deep {
+                deep.insert(node)
+            } else {
+                flat.insert(node)
+            };
+        }
+        deep.extend(flat);
+        Marked(deep)
+    }
+
+    /// Whether there is no record to remove.
+    pub fn is_clean(&self, marked: &Marked) -> bool {
+        self.expired_leases.is_empty()
+            && self.content.iter().all(|(namespace, digest)| marked.keeps_content(namespace, digest))
+            && self
+                .snapshots
+                .iter()
+                .all(|(namespace, snapshotter, name)| marked.keeps_snapshot(namespace, snapshotter, name))
+    }
+}
+
+fn split(key: &str) -> Option<(String, String)> {
+    key.split_once('\0').map(|(namespace, name)| (namespace.to_owned(), name.to_owned()))
+}
+
+/// When a lease ends; one whose label is no time never does.
+fn expiry(labels: &Labels) -> Option<SystemTime> {
+    let time: Timestamp = labels.get(EXPIRE_LABEL)?.parse().ok()?;
+    SystemTime::try_from(time).ok()
+}
+
+/// What labels refer to.
+fn label_references(labels: &Labels) -> Vec<Resource> {
+    let reference = |(key, value): (&String, &String)| {
+        if let Some(rest) = key.strip_prefix(SNAPSHOT_LABEL) {
+            let snapshotter = rest.split('/').next().unwrap_or(rest);
+            return Some(Resource::Snapshot(snapshotter.to_owned(), value.clone()));
+        }
+        let rest = key.strip_prefix(CONTENT_LABEL)?;
+        (rest.is_empty() || rest.starts_with(['.', '/'])).then(|| Resource::Content(value.clone()))
+    };
+    labels.iter().filter_map(reference).collect()
+}

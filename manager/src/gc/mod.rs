@@ -1,0 +1,201 @@
+//! Garbage collection: what no root reaches is removed, first its records in one transaction, then its files.
+//!
+//! Roots are images, the snapshots of containers, living leases with what they hold, and whatever has the label
+//! `containerd.io/gc.root`; references are parents and the labels `containerd.io/gc.ref.…`. Follows containerd's
+//! package `metadata` (docs/garbage-collection.md there).
+
+mod mark;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
+
+use crate::config;
+use crate::content::digest::Digest;
+use crate::content::ingest::Ingest;
+use crate::content::{CONTENT, ContentStore};
+use crate::db::{Database, Query, Write, blocking, key};
+use crate::snapshot::{self, SNAPSHOTS, Snapshots};
+use crate::store::leases;
+use mark::{Marked, Survey};
+
+/// How long changes that are no deletions may wait for a collection.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// What a collection removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Number of blobs, counted per namespace.
+    pub content: usize,
+    /// Number of snapshots.
+    pub snapshots: usize,
+    /// Number of unfinished writes.
+    pub ingests: usize,
+    /// Number of expired leases.
+    pub leases: usize,
+}
+
+/// Collects garbage; cheap to clone.
+#[derive(Clone)]
+pub struct Collector {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    db: Database,
+    content: ContentStore,
+    snapshots: Snapshots,
+    config: config::Gc,
+    /// One collection at a time; who waits here gets one that began after it asked. Holds when something
+    /// expires next.
+    turn: tokio::sync::Mutex<Option<SystemTime>>,
+}
+
+impl Collector {
+    /// A collector over these stores.
+    pub fn new(db: Database, content: ContentStore, snapshots: Snapshots, config: config::Gc) -> Collector {
+        let shared = Shared { db, content, snapshots, config, turn: tokio::sync::Mutex::default() };
+        Collector { shared: Arc::new(shared) }
+    }
+
+    /// Collects now; returns when records and files are gone.
+    pub async fn collect(&self) -> Result<Removed> {
+        let mut turn = self.shared.turn.lock().await;
+        let shared = self.shared.clone();
+        let (removed, expiry) = blocking(move || shared.collect()).await?;
+        *turn = expiry;
+        tracing::debug!(
+            content = removed.content,
+            snapshots = removed.snapshots,
+            ingests = removed.ingests,
+            leases = removed.leases,
+            "collected garbage"
+        );
+        Ok(removed)
+    }
+
+    /// Collects for ever: soon after deletions, after many changes, and when something expires.
+    pub async fn run(self) {
+        loop {
+            if let Err(error) = self.collect().await {
+                tracing::warn!(%error, "garbage is left for the next collection");
+            }
+            self.wait().await;
+        }
+    }
+
+    /// Waits until there is a reason to collect.
+    async fn wait(&self) {
+        let Shared { db, config, turn, .. } = self.shared.as_ref();
+        let expiry = *turn.lock().await;
+        let changes = db.changes();
+        let idle = tokio::time::Instant::now() + IDLE;
+        loop {
+            let mutations = changes.mutations.load(Ordering::Relaxed);
+            if changes.deletions.load(Ordering::Relaxed) > 0
+                || (config.mutation_threshold > 0 && mutations >= config.mutation_threshold)
+            {
+                return tokio::time::sleep(Duration::from_millis(config.schedule_delay)).await;
+            }
+            let expired = async {
+                match expiry {
+                    Some(expiry) => {
+                        let left = expiry.duration_since(SystemTime::now()).unwrap_or_default();
+                        tokio::time::sleep(left + Duration::from_millis(10)).await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = changes.committed.notified() => {}
+                () = expired => return,
+                () = tokio::time::sleep_until(idle), if mutations > 0 => return,
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// One collection; returns what it removed and when something expires next.
+    fn collect(&self) -> Result<(Removed, Option<SystemTime>)> {
+        let changes = self.db.changes();
+        changes.deletions.store(0, Ordering::Relaxed);
+        changes.mutations.store(0, Ordering::Relaxed);
+        let age = Duration::from_secs(self.config.ingest_expiry);
+        let ingests = self.content.ingests().all()?;
+        // Most collections find nothing; these need no turn among the writers.
+        let survey = self.db.read_now(|tx| Survey::take(tx, &ingests, age))?;
+        let expiry = survey.expiry;
+        let marked = survey.mark();
+        let found = if survey.is_clean(&marked) {
+            Garbage::default()
+        } else {
+            self.db.write_now(|tx| {
+                tx.do_not_count();
+                let survey = Survey::take(tx, &ingests, age)?;
+                remove_records(tx, &survey, &survey.mark())
+            })?
+        };
+        self.snapshots.forget(&found.layers)?;
+        self.content.sweep(found.content.iter().cloned())?;
+        let mut removed = Removed {
+            content: found.content.len(),
+            snapshots: found.layers.len(),
+            ingests: 0,
+            leases: found.leases,
+        };
+        for ingest in ingests.iter().filter(|ingest| !marked.keeps_ingest(ingest)) {
+            removed.ingests += usize::from(self.content.ingests().expire(ingest)?);
+        }
+        self.snapshots.clean()?;
+        Ok((removed, expiry))
+    }
+}
+
+/// What was removed from the records and still has files.
+#[derive(Default)]
+struct Garbage {
+    content: Vec<Digest>,
+    layers: Vec<(String, u64)>,
+    leases: usize,
+}
+
+/// Removes every record that is not marked.
+fn remove_records(tx: &Write, survey: &Survey, marked: &Marked) -> Result<Garbage> {
+    let mut garbage = Garbage::default();
+    for (namespace, lease) in &survey.expired_leases {
+        leases::remove(tx, namespace, lease)?;
+        garbage.leases += 1;
+    }
+    for (namespace, digest) in
+        survey.content.iter().filter(|(namespace, digest)| !marked.keeps_content(namespace, digest))
+    {
+        tx.remove(&CONTENT, &key(&[namespace, digest]))?;
+        garbage.content.push(Digest::parse(digest)?);
+    }
+    let mut layers = HashSet::new();
+    for (namespace, snapshotter, name) in &survey.snapshots {
+        if marked.keeps_snapshot(namespace, snapshotter, name) {
+            continue;
+        }
+        let key = key(&[namespace, snapshotter, name]);
+        let record = tx
+            .get(&SNAPSHOTS, &key)?
+            .ok_or_else(|| Error::new(Kind::Internal, "collect snapshot", key.replace('\0', "/")))?;
+        snapshot::remove_record(tx, namespace, snapshotter, name, &record)?;
+        layers.insert((snapshotter.clone(), record.layer));
+    }
+    garbage.layers.extend(layers);
+    Ok(garbage)
+}
+
+/// Whether an unfinished write has been left alone for too long.
+fn is_stale(ingest: &Ingest, age: Duration) -> bool {
+    ingest.is_older_than(age)
+}

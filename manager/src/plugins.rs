@@ -1,0 +1,105 @@
+//! What the daemon consists of, in the terms by which clients ask for it: containerd's plugin types and names.
+
+use crate::filter::{Filter, text};
+use crate::snapshot::Snapshots;
+use orlop_proto::error::Result;
+
+/// One part of the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plugin {
+    /// Type, such as `io.containerd.snapshotter.v1`.
+    pub kind: &'static str,
+    /// Name, such as `overlayfs`.
+    pub id: &'static str,
+    /// Types of other parts that it builds on.
+    pub requires: &'static [&'static str],
+    /// Whether it depends on the machine's platform.
+    pub has_platform: bool,
+    /// Facts that clients look for, such as the directory `root`.
+    pub exports: Vec<(&'static str, String)>,
+    /// What it can do beyond the usual.
+    pub capabilities: &'static [&'static str],
+}
+
+const CONTENT: &str = "io.containerd.content.v1";
+const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+const METADATA: &str = "io.containerd.metadata.v1";
+const DIFFER: &str = "io.containerd.differ.v1";
+const EVENT: &str = "io.containerd.event.v1";
+const GC: &str = "io.containerd.gc.v1";
+const RUNTIME: &str = "io.containerd.runtime.v2";
+const SERVICE: &str = "io.containerd.service.v1";
+const GRPC: &str = "io.containerd.grpc.v1";
+
+/// The services of the API, by the names of containerd's service plugins.
+const SERVICES: [&str; 9] = [
+    "containers-service",
+    "content-service",
+    "diff-service",
+    "images-service",
+    "introspection-service",
+    "leases-service",
+    "namespaces-service",
+    "snapshots-service",
+    "tasks-service",
+];
+
+/// The services of the API, by the names of containerd's gRPC plugins.
+const GRPC_SERVICES: [&str; 12] = [
+    "containers",
+    "content",
+    "diff",
+    "events",
+    "healthcheck",
+    "images",
+    "introspection",
+    "leases",
+    "namespaces",
+    "snapshots",
+    "tasks",
+    "version",
+];
+
+/// The parts that the filters choose (`type`, `id`).
+pub fn plugins(snapshots: &Snapshots, filters: &[String]) -> Result<Vec<Plugin>> {
+    let filter = Filter::parse(filters)?;
+    let chosen = |plugin: &Plugin| {
+        filter.matches(&|path: &[&str]| match path {
+            ["type", ..] => text(plugin.kind),
+            ["id", ..] => text(plugin.id),
+            _ => None,
+        })
+    };
+    Ok(all(snapshots).into_iter().filter(chosen).collect())
+}
+
+fn all(snapshots: &Snapshots) -> Vec<Plugin> {
+    let mut all = vec![Plugin { kind: CONTENT, id: "content", ..Plugin::default() }];
+    all.extend(snapshots.snapshotters().map(|snapshotter| Plugin {
+        kind: SNAPSHOTTER,
+        id: snapshotter.name(),
+        has_platform: true,
+        exports: vec![("root", snapshotter.root().display().to_string())],
+        ..Plugin::default()
+    }));
+    all.push(Plugin { kind: EVENT, id: "exchange", ..Plugin::default() });
+    all.push(Plugin { kind: METADATA, id: "bolt", requires: &[CONTENT, SNAPSHOTTER], ..Plugin::default() });
+    all.push(Plugin {
+        kind: DIFFER,
+        id: "walking",
+        requires: &[METADATA],
+        has_platform: true,
+        ..Plugin::default()
+    });
+    all.push(Plugin { kind: GC, id: "scheduler", requires: &[METADATA], ..Plugin::default() });
+    all.push(Plugin {
+        kind: RUNTIME,
+        id: "task",
+        requires: &[EVENT, METADATA],
+        has_platform: true,
+        ..Plugin::default()
+    });
+    all.extend(SERVICES.map(|id| Plugin { kind: SERVICE, id, requires: &[METADATA], ..Plugin::default() }));
+    all.extend(GRPC_SERVICES.map(|id| Plugin { kind: GRPC, id, requires: &[SERVICE], ..Plugin::default() }));
+    all
+}
