@@ -10,12 +10,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-
-use crate::poll::poll_for;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -190,9 +190,8 @@ impl Process {
     /// # Panics
     /// When it does not end before the deadline: it is killed and what it had printed is in the message.
     pub fn wait(mut self, deadline: Duration) -> Output {
-        let Some(status) = poll_for(deadline, || (!self.running()).then_some(self.ended).flatten()) else {
+        let Some(status) = self.wait_in_kernel(deadline) else {
             let (stdout, stderr) = (self.stdout(), self.stderr());
-            self.end();
             panic!("not ended within {deadline:?}: {}\nstdout:\n{stdout}\nstderr:\n{stderr}", self.line);
         };
         Output {
@@ -202,6 +201,28 @@ impl Process {
             stderr: self.stderr(),
             stdout_bytes: bytes(&self.stdout),
         }
+    }
+
+    /// Waits without polling, so that the time of the end is exact; kills the group when it does not come in time.
+    fn wait_in_kernel(&mut self, deadline: Duration) -> Option<ExitStatus> {
+        if self.ended.is_some() {
+            return self.ended;
+        }
+        let group = Pid::from_raw(self.pid());
+        let child = &mut self.child;
+        let (sender, receiver) = mpsc::channel();
+        let (in_time, status) = thread::scope(|scope| {
+            scope.spawn(move || sender.send(child.wait().expect("waiting for a child")));
+            match receiver.recv_timeout(deadline) {
+                Ok(status) => (true, Some(status)),
+                Err(_) => {
+                    let _ = killpg(group, Signal::SIGKILL);
+                    (false, receiver.recv().ok())
+                }
+            }
+        });
+        self.ended = status;
+        status.filter(|_| in_time)
     }
 
     /// Kills the process and its group, and reaps it.
