@@ -14,6 +14,8 @@ pub mod net;
 pub mod path;
 pub mod pid;
 pub mod process;
+#[cfg(feature = "seccomp")]
+pub mod seccomp;
 pub mod tty;
 
 use std::ffi::CString;
