@@ -199,6 +199,14 @@ impl Config {
         Ok(config)
     }
 
+    /// The same with absolute directories, as clients are told of them.
+    pub fn absolute(mut self) -> Result<Config> {
+        for path in [&mut self.root, &mut self.state] {
+            *path = std::path::absolute(&*path).context("resolve", path.display().to_string())?;
+        }
+        Ok(self)
+    }
+
     /// Path of the containerd API's socket.
     pub fn address(&self) -> PathBuf {
         self.grpc.address.clone().unwrap_or_else(|| self.state.join("orlopd.sock"))

@@ -50,6 +50,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// Serves until a stop signal; returns when everything is closed.
 pub async fn serve(config: Config) -> Result<()> {
+    let config = config.absolute()?;
     directory(&config.root)?;
     directory(&config.state)?;
     let _lock = lock(&config.root)?;

@@ -337,7 +337,6 @@ impl Write {
     pub fn remove<M>(&self, table: &Table<M>, key: &str) -> Result<bool> {
         let mut opened = self.transaction.open_table(table.definition()).map_err(failed)?;
         let found = opened.remove(key).map_err(failed)?.is_some();
-        self.deleted.set(self.deleted.get() || found);
         Ok(found)
     }
 
@@ -346,7 +345,7 @@ impl Write {
         self.counted.set(false);
     }
 
-    /// Notes that the change may free something although it removes no record.
+    /// Notes that the change may have freed something, so that a collection follows soon.
     pub fn mark_deleted(&self) {
         self.deleted.set(true);
     }
@@ -451,7 +450,11 @@ mod tests {
         let before = db.changes().mutations.load(Ordering::Relaxed);
         db.write_now(|tx| tx.put(&TEST, "a", &record("1"))).unwrap();
         assert_eq!(db.changes().deletions.load(Ordering::Relaxed), 0);
-        db.write_now(|tx| tx.remove(&TEST, "a")).unwrap();
+        db.write_now(|tx| {
+            tx.mark_deleted();
+            tx.remove(&TEST, "a")
+        })
+        .unwrap();
         assert_eq!(db.changes().deletions.load(Ordering::Relaxed), 1);
         assert_eq!(db.changes().mutations.load(Ordering::Relaxed), before + 2);
     }

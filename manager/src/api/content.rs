@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use bytes::Bytes;
 use futures_util::stream::try_unfold;
 use orlop_proto::containerd::services::content::v1 as proto;
-use orlop_proto::error::{Error, Result};
+use orlop_proto::error::{Error, Result as DomainResult};
 use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -47,18 +47,20 @@ fn encode_status(status: ingest::Status) -> proto::Status {
     }
 }
 
-fn decode_digest(text: &str) -> Result<Digest> {
-    Digest::parse(text).map_err(|_| {
-        Error::because(
-            orlop_proto::kind::Kind::InvalidArgument,
-            "",
-            "",
-            format!("{text:?} failed validation"),
-        )
-    })
+/// Parses the digest of a request; what the answer says of a bad one depends on the call.
+fn decode_digest(text: &str, refusal: impl FnOnce(&'static str) -> String) -> Result<Digest, Status> {
+    match Digest::check(text) {
+        Ok(_) => Ok(Digest::parse(text)?),
+        Err(why) => Err(Status::invalid_argument(refusal(why))),
+    }
 }
 
-fn decode_step(request: proto::WriteContentRequest) -> Result<Step> {
+/// What is said of a digest that is none.
+fn failed(digest: &str) -> String {
+    format!("{digest:?} failed validation")
+}
+
+fn decode_step(request: proto::WriteContentRequest) -> DomainResult<Step> {
     let action = match request.action() {
         proto::WriteAction::Stat => Action::Stat,
         proto::WriteAction::Write => Action::Write,
@@ -121,7 +123,10 @@ impl proto::content_server::Content for ContentService {
         request: Request<proto::InfoRequest>,
     ) -> Result<Response<proto::InfoResponse>, Status> {
         let context = RequestContext::of(&request)?;
-        let info = self.0.info(&context, &decode_digest(&request.get_ref().digest)?).await?;
+        let info = self
+            .0
+            .info(&context, &decode_digest(&request.get_ref().digest, |_| failed(&request.get_ref().digest))?)
+            .await?;
         Ok(Response::new(proto::InfoResponse { info: Some(encode(info)) }))
     }
 
@@ -132,7 +137,7 @@ impl proto::content_server::Content for ContentService {
         let context = RequestContext::of(&request)?;
         let proto::UpdateRequest { info, update_mask } = request.into_inner();
         let proto::Info { digest, labels, .. } = info.unwrap_or_default();
-        let digest = decode_digest(&digest)?;
+        let digest = decode_digest(&digest, |_| failed(&digest))?;
         let info = self.0.update(&context, &digest, sorted(labels), paths(update_mask)).await?;
         Ok(Response::new(proto::UpdateResponse { info: Some(encode(info)) }))
     }
@@ -152,7 +157,8 @@ impl proto::content_server::Content for ContentService {
 
     async fn delete(&self, request: Request<proto::DeleteContentRequest>) -> Result<Response<()>, Status> {
         let context = RequestContext::of(&request)?;
-        self.0.delete(&context, &Digest::parse(&request.get_ref().digest)?).await?;
+        let digest = decode_digest(&request.get_ref().digest, str::to_owned)?;
+        self.0.delete(&context, &digest).await?;
         Ok(Response::new(()))
     }
 
@@ -164,7 +170,8 @@ impl proto::content_server::Content for ContentService {
     ) -> Result<Response<Self::ReadStream>, Status> {
         let context = RequestContext::of(&request)?;
         let proto::ReadContentRequest { digest, offset, size } = request.into_inner();
-        let blob = self.0.open_blob(&context, &Digest::parse(&digest)?).await?;
+        let digest = decode_digest(&digest, |why| format!("{digest}: {why}"))?;
+        let blob = self.0.open_blob(&context, &digest).await?;
         let start = u64::try_from(offset).unwrap_or(0);
         let Some(left) = blob.size.checked_sub(start) else {
             return Err(Status::out_of_range(format!("read past object length {} bytes", blob.size)));

@@ -52,19 +52,27 @@ pub struct Digest {
 impl Digest {
     /// Parses and checks a digest.
     pub fn parse(text: &str) -> Result<Digest> {
-        let Some((name, hex)) = text.split_once(':') else {
-            return Err(invalid(format!("invalid digest {text:?}: invalid checksum digest format")));
-        };
-        let Some(algorithm) = Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name) else {
-            return Err(invalid(format!("invalid digest {text:?}: unsupported digest algorithm")));
-        };
+        match Digest::check(text) {
+            Ok(algorithm) => Ok(Digest { algorithm, text: text.to_owned() }),
+            Err(why) => Err(invalid(format!("invalid digest {text:?}: {why}"))),
+        }
+    }
+
+    /// Checks a digest; says what is wrong with it in the words of containerd's clients.
+    pub fn check(text: &str) -> std::result::Result<Algorithm, &'static str> {
+        let (name, hex) = text.split_once(':').ok_or("invalid checksum digest format")?;
+        if name.is_empty() || hex.is_empty() {
+            return Err("invalid checksum digest format");
+        }
+        let known = Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name);
+        let algorithm = known.ok_or("unsupported digest algorithm")?;
         if hex.len() != algorithm.hex_len() {
-            return Err(invalid(format!("invalid digest {text:?}: invalid checksum digest length")));
+            return Err("invalid checksum digest length");
         }
         if !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(invalid(format!("invalid digest {text:?}: invalid checksum digest format")));
+            return Err("invalid checksum digest format");
         }
-        Ok(Digest { algorithm, text: text.to_owned() })
+        Ok(algorithm)
     }
 
     /// The SHA-256 digest of bytes.

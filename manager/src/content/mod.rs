@@ -167,7 +167,6 @@ impl ContentStore {
                 labels::validate(&record.labels, "info.Labels")?;
                 record.labels = stored(record.labels);
                 record.updated_at = now();
-                tx.mark_deleted();
                 tx.put(&CONTENT, &key, &record)?;
                 Ok(Info::new(digest, record))
             })
@@ -179,7 +178,10 @@ impl ContentStore {
         let (key, owned) = (key(&[context.namespace.as_str(), digest.as_str()]), digest.clone());
         self.db
             .write(move |tx| match tx.remove(&CONTENT, &key)? {
-                true => Ok(()),
+                true => {
+                    tx.mark_deleted();
+                    Ok(())
+                }
                 false => Err(unknown(&owned)),
             })
             .await?;

@@ -11,7 +11,7 @@ use orlop_proto::kind::Kind;
 use super::ingest::Status;
 use super::{ContentStore, Writer};
 use crate::content::digest::Digest;
-use crate::labels::{Labels, invalid};
+use crate::labels::Labels;
 use crate::request::RequestContext;
 
 /// What a client asks for.
@@ -90,7 +90,7 @@ impl Session {
                     _ => {}
                 }
                 let text = format!("blob with expected digest {expected} exists");
-                return Err(Error::because(Kind::AlreadyExists, text, "", ""));
+                return Err(Error::because(Kind::AlreadyExists, "", "", text));
             }
         }
         if step.total > 0 {
@@ -100,7 +100,7 @@ impl Session {
             let offset = writer.status().offset;
             if step.offset > 0 && step.offset != offset {
                 let text = format!("write @{} must occur at current offset {offset}", step.offset);
-                return Err(Error::because(Kind::OutOfRange, text, "", ""));
+                return Err(Error::because(Kind::OutOfRange, "", "", text));
             }
             if step.offset == 0 && offset > 0 {
                 writer.truncate(0).await?;
@@ -123,7 +123,8 @@ impl Session {
 
     async fn begin(&mut self, step: &Step) -> Result<Writer> {
         if step.reference.is_empty() {
-            return Err(invalid("first message must have a reference"));
+            let text = "first message must have a reference";
+            return Err(Error::because(Kind::InvalidArgument, "", "", text));
         }
         self.reference.clone_from(&step.reference);
         self.total = step.total;

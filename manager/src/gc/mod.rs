@@ -25,7 +25,7 @@ use crate::snapshot::{self, SNAPSHOTS, Snapshots};
 use crate::store::leases;
 use mark::{Marked, Survey};
 
-/// How long changes that are no deletions may wait for a collection.
+/// How long after a change the collector looks for what expires next.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// What a collection removed.
@@ -93,9 +93,9 @@ impl Collector {
     /// Waits until there is a reason to collect.
     async fn wait(&self) {
         let Shared { db, config, turn, .. } = self.shared.as_ref();
-        let expiry = *turn.lock().await;
+        let mut expiry = *turn.lock().await;
         let changes = db.changes();
-        let idle = tokio::time::Instant::now() + IDLE;
+        let mut looked = 0;
         loop {
             let mutations = changes.mutations.load(Ordering::Relaxed);
             if changes.deletions.load(Ordering::Relaxed) > 0
@@ -115,13 +115,27 @@ impl Collector {
             tokio::select! {
                 () = changes.committed.notified() => {}
                 () = expired => return,
-                () = tokio::time::sleep_until(idle), if mutations > 0 => return,
+                () = tokio::time::sleep(IDLE), if mutations != looked => {
+                    looked = mutations;
+                    let shared = self.shared.clone();
+                    // Ignoring: what cannot be read now will be told by the collection that needs it.
+                    if let Ok(next) = blocking(move || shared.next_expiry()).await {
+                        expiry = next;
+                    }
+                }
             }
         }
     }
 }
 
 impl Shared {
+    /// When something expires next.
+    fn next_expiry(&self) -> Result<Option<SystemTime>> {
+        let age = Duration::from_secs(self.config.ingest_expiry);
+        let ingests = self.content.ingests().all()?;
+        self.db.read_now(|tx| Ok(Survey::take(tx, &ingests, age)?.expiry))
+    }
+
     /// One collection; returns what it removed and when something expires next.
     fn collect(&self) -> Result<(Removed, Option<SystemTime>)> {
         let changes = self.db.changes();

@@ -409,6 +409,7 @@ impl Snapshots {
                     return Err(Error::new(Kind::FailedPrecondition, text, ""));
                 }
                 leases::release(tx, &place.context, &place.lease_kind(), &key)?;
+                tx.mark_deleted();
                 remove_record(tx, place.context.namespace.as_str(), place.snapshotter.name(), &key, &record)?;
                 Ok(record.layer)
             })?;
@@ -458,7 +459,6 @@ impl Snapshots {
                 labels::validate(&record.labels, "info.Labels")?;
                 record.labels = stored(record.labels);
                 record.updated_at = now();
-                tx.mark_deleted();
                 tx.put(&SNAPSHOTS, &place.key(&key), &record)?;
                 Ok(Info::new(key, record))
             })

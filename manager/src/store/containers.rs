@@ -227,7 +227,6 @@ impl Containers {
                     .map_err(|error| invalid(format!("update failed validation: {}", error.operation())))?;
                 updated.labels = stored(updated.labels);
                 updated.updated_at = now();
-                tx.mark_deleted();
                 tx.put(&CONTAINERS, &key, &updated)?;
                 Ok(updated)
             })
@@ -247,7 +246,10 @@ impl Containers {
         let (namespace, owned) = (context.namespace.clone(), id.to_owned());
         self.db
             .write(move |tx| match tx.remove(&CONTAINERS, &key(&[namespace.as_str(), &owned]))? {
-                true => Ok(()),
+                true => {
+                    tx.mark_deleted();
+                    Ok(())
+                }
                 false => Err(Error::new(Kind::NotFound, "container", owned)),
             })
             .await?;

@@ -60,12 +60,8 @@ impl Image {
             return Err(invalid("image name must not be empty"));
         }
         labels::validate(&self.labels, "image.Labels")?;
-        if let Err(error) = Digest::parse(&self.target.digest) {
-            return Err(invalid(format!(
-                "Target.Digest {:?} invalid: {}",
-                self.target.digest,
-                error.operation()
-            )));
+        if let Err(why) = Digest::check(&self.target.digest) {
+            return Err(invalid(format!("Target.Digest {:?} invalid: {why}", self.target.digest)));
         }
         if self.target.size <= 0 {
             return Err(invalid("Target.Size must be greater than zero"));
@@ -169,7 +165,6 @@ impl Images {
                 updated.labels = stored(updated.labels);
                 updated.created_at = created_at;
                 updated.updated_at = now();
-                tx.mark_deleted();
                 tx.put(&IMAGES, &key, &updated)?;
                 Ok(updated)
             })
@@ -200,6 +195,7 @@ impl Images {
                         format!("{owned:?} has different target"),
                     ));
                 }
+                tx.mark_deleted();
                 tx.remove(&IMAGES, &key)?;
                 Ok(())
             })

@@ -87,6 +87,7 @@ pub fn remove(tx: &Write, namespace: &str, lease: &str) -> Result<bool> {
     for (rest, _) in tx.scan(&RESOURCES, &prefix(&[namespace, lease]))? {
         tx.remove(&RESOURCES, &key(&[namespace, lease, &rest]))?;
     }
+    tx.mark_deleted();
     tx.remove(&LEASES, &key(&[namespace, lease]))
 }
 
@@ -211,9 +212,7 @@ fn resource_key(tx: &Write, namespace: &str, lease: &str, resource: &Resource) -
     let Resource { id, kind } = resource;
     match kind.split('/').collect::<Vec<_>>()[..] {
         [CONTENT] => {
-            Digest::parse(id).map_err(|error| {
-                invalid(format!("invalid content resource id {id}: {}", error.operation()))
-            })?;
+            Digest::check(id).map_err(|why| invalid(format!("invalid content resource id {id}: {why}")))?;
         }
         [INGESTS] | [SNAPSHOTS, _] => {}
         [CONTENT | INGESTS, ..] => return Err(invalid(format!("invalid resource type {kind}"))),
