@@ -82,12 +82,22 @@ soak: build ## containers run and removed for SOAK_SECONDS (600), counting what 
 proto: ## generate the protocol code again from proto/schema
 	ORLOP_PROTO_WRITE=1 $(CARGO) test --locked -p orlop-proto --test generated
 
-# Builds what is missing, and only that, so that `make && sudo make install` compiles nothing as root.
+# Builds what is missing, and only that, so that `make build && sudo make install` compiles nothing as root.
+INSTALLED := $(STATIC_DIR)/orlop $(STATIC_DIR)/containerd-shim-orlop-v1 $(DYNAMIC_DIR)/orlopd $(DYNAMIC_DIR)/orlopctl
+SHARE := $(DESTDIR)$(PREFIX)/share
+
 install: ## install to $(DESTDIR)$(PREFIX): binaries, man pages, completions, systemd unit
-	@for file in $(STATIC_DIR)/orlop $(STATIC_DIR)/containerd-shim-orlop-v1 $(DYNAMIC_DIR)/orlopd $(DYNAMIC_DIR)/orlopctl; do \
-		[ -x $$file ] || exec $(MAKE) --no-print-directory build; done
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 $(STATIC_DIR)/orlop $(STATIC_DIR)/containerd-shim-orlop-v1 $(DYNAMIC_DIR)/orlopd $(DYNAMIC_DIR)/orlopctl $(DESTDIR)$(PREFIX)/bin/
+	@for file in $(INSTALLED); do [ -x $$file ] || exec $(MAKE) --no-print-directory build; done
+	@$(CARGO) run --quiet --locked -p orlop-ctl --example generate -- target/share
+	install -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man8 $(SHARE)/bash-completion/completions \
+		$(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 755 $(INSTALLED) $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 target/share/man/*.8 $(SHARE)/man/man8/
+	install -m 644 target/share/bash/* $(SHARE)/bash-completion/completions/
+	install -m 644 target/share/zsh/* $(SHARE)/zsh/site-functions/
+	install -m 644 target/share/fish/* $(SHARE)/fish/vendor_completions.d/
+	@sed 's|@PREFIX@|$(PREFIX)|g' manager/orlopd.service >target/share/orlopd.service
+	install -m 644 target/share/orlopd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/
 
 clean: ## remove what was built
 	$(CARGO) clean
