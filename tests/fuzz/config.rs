@@ -82,7 +82,7 @@ fn mutated_json_is_refused_or_run() {
             .arg("c1")
             .run();
         // runc takes what follows the closing brace for nothing.
-        assert!(out.status.success() || (out.code() == 1 && out.stderr.lines().count() == 1), "{out}");
+        assert!(out.status.success() || (out.code() == 1 && !out.stderr.is_empty()), "{out}");
         assert!(!out.stderr.contains("panicked"), "{out}");
     });
     root.assert_clean();
