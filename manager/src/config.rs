@@ -31,6 +31,8 @@ pub struct Config {
     pub gc: Gc,
     /// Registries.
     pub registry: Registry,
+    /// What holds for all shims.
+    pub shim: Shim,
     /// Runtime name → shim and OCI runtime.
     pub runtimes: BTreeMap<String, Runtime>,
 }
@@ -105,6 +107,14 @@ pub struct Registry {
     pub config_path: PathBuf,
 }
 
+/// What holds for all shims.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shim {
+    /// How long a shim may take to start, in seconds.
+    pub start_timeout: u64,
+}
+
 /// Which shim serves a runtime name.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
@@ -128,6 +138,7 @@ impl Default for Config {
             debug: Debug::default(),
             gc: Gc::default(),
             registry: Registry::default(),
+            shim: Shim::default(),
             runtimes: BTreeMap::from([(RUNC_V2.to_owned(), Runtime::runc_v2())]),
         }
     }
@@ -148,6 +159,12 @@ impl Default for Debug {
 impl Default for Gc {
     fn default() -> Self {
         Gc { schedule_delay: 100, mutation_threshold: 100, ingest_expiry: 24 * 60 * 60 }
+    }
+}
+
+impl Default for Shim {
+    fn default() -> Self {
+        Shim { start_timeout: 30 }
     }
 }
 

@@ -15,6 +15,7 @@ mod plugins;
 mod request;
 mod snapshot;
 mod store;
+mod task;
 mod ttrpc;
 
 use std::path::PathBuf;

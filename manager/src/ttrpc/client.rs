@@ -1,8 +1,6 @@
 //! A connection to one shim: any number of calls at once, each with its own deadline.
 
 use std::collections::HashMap;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,21 +45,15 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// Those of `connect(2)`: nobody listens at a dead shim's socket (`Unavailable`, or `NotFound`).
-    pub fn connect(address: &str, namespace: &str) -> Result<Client> {
+    /// Those of `connect(2)`, which never waits here: nobody listens at a dead shim's socket (`Unavailable` or
+    /// `NotFound`), and a deaf one's may be full.
+    pub async fn connect(address: &str, namespace: &str) -> Result<Client> {
         let path = address.strip_prefix("unix://").unwrap_or(address);
-        let target = match path.strip_prefix('@') {
-            Some(name) => net::SocketAddr::from_abstract_name(name),
-            None => net::SocketAddr::from_pathname(path),
+        let stream = match path.strip_prefix('@') {
+            Some(name) => UnixStream::connect(format!("\0{name}")).await,
+            None => UnixStream::connect(path).await,
         };
-        let stream = target
-            .and_then(|target| net::UnixStream::connect_addr(&target))
-            .and_then(|stream| {
-                stream.set_nonblocking(true)?;
-                UnixStream::from_std(stream)
-            })
-            .context("connect to shim", address)?;
-        Ok(Client::over(stream, namespace))
+        Ok(Client::over(stream.context("connect to shim", address)?, namespace))
     }
 
     fn over(stream: UnixStream, namespace: &str) -> Client {

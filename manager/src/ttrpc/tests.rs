@@ -38,7 +38,7 @@ async fn many_calls_at_once_and_errors_in_their_own_words() {
         }
     };
     let server = tokio::spawn(serve(listener, handler, async move { stopped.await.unwrap() }));
-    let client = Client::connect(&address, "ns").unwrap();
+    let client = Client::connect(&address, "ns").await.unwrap();
     let calls = (0..200).map(|n| {
         let client = client.clone();
         async move { (n, call(&client, &n.to_string(), None).await.unwrap()) }
@@ -61,7 +61,7 @@ async fn many_calls_at_once_and_errors_in_their_own_words() {
 async fn a_deaf_peer_costs_the_deadline_and_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let (listener, address) = listener(directory.path());
-    let client = Client::connect(&address, "ns").unwrap();
+    let client = Client::connect(&address, "ns").await.unwrap();
     let (mut peer, _) = listener.accept().await.unwrap();
 
     let error = call(&client, "a", Some(Duration::from_millis(20))).await.unwrap_err();
@@ -86,7 +86,7 @@ async fn garbage_and_hang_up_end_the_calls() {
     let directory = tempfile::tempdir().unwrap();
     let (listener, address) = listener(directory.path());
     for reply in [&b"\xff\xff\xff\xff garbage, not a frame"[..], b""] {
-        let client = Client::connect(&address, "ns").unwrap();
+        let client = Client::connect(&address, "ns").await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
         let waiting = tokio::spawn({
             let client = client.clone();
@@ -99,5 +99,5 @@ async fn garbage_and_hang_up_end_the_calls() {
         client.ended().await;
     }
     drop(listener);
-    assert_eq!(Client::connect(&address, "ns").err().unwrap().kind(), Kind::Unavailable);
+    assert_eq!(Client::connect(&address, "ns").await.err().unwrap().kind(), Kind::Unavailable);
 }

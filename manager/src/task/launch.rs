@@ -1,0 +1,324 @@
+//! The shim as a program: its actions `start` and `delete`, as containerd calls them.
+//!
+//! `start` gets the runtime options on its standard input and answers with the address of the shim's socket,
+//! bare or as JSON; `delete` removes what a shim left and answers with the container's exit.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use orlop_host::sys::pid::{pidfd_open, pidfd_send_signal};
+use orlop_proto::containerd::task::v2::DeleteResponse;
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+use prost::Message;
+use prost_types::Any;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+
+use super::Exit;
+use super::bundle::Bundle;
+
+/// The newest version of the shim protocol that is spoken here.
+const MAX_VERSION: u32 = 3;
+/// The most that is read from a shim's output, in bytes.
+const MAX_OUTPUT: u64 = 64 << 10;
+/// How long the output may stay open after the program has ended: a careless shim leaves it to its server.
+const TRAILING: Duration = Duration::from_millis(200);
+
+/// What shims are told about the daemon.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    /// Path of the gRPC socket.
+    pub address: PathBuf,
+    /// Path of the ttrpc socket.
+    pub ttrpc_address: PathBuf,
+    /// The daemon's own binary, which publishes events for shims that do not speak ttrpc.
+    pub binary: PathBuf,
+    /// Whether shims log what helps to find a fault.
+    pub debug: bool,
+}
+
+/// Where a shim listens, and what it speaks.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Bootstrap {
+    /// Version of the task service.
+    #[serde(default = "first_version")]
+    pub version: u32,
+    /// `unix:///path`.
+    pub address: String,
+    /// `ttrpc`.
+    #[serde(default)]
+    pub protocol: String,
+}
+
+fn first_version() -> u32 {
+    2
+}
+
+impl Bootstrap {
+    /// Reads a shim's answer to `start`: JSON from newer ones, a bare address from older ones.
+    ///
+    /// # Errors
+    ///
+    /// `Unknown` for what is neither; `Unimplemented` for a version or protocol that is not spoken here.
+    pub fn parse(answer: &[u8]) -> Result<Bootstrap> {
+        let garbage = || {
+            let shown = String::from_utf8_lossy(&answer[..answer.len().min(200)]).into_owned();
+            let reason = format!("the shim answered {shown:?}, which is no address");
+            Error::because(Kind::Unknown, "start failed", "", reason)
+        };
+        let text = std::str::from_utf8(answer).map_err(|_| garbage())?.trim();
+        let bootstrap = if text.starts_with('{') {
+            serde_json::from_str::<Bootstrap>(text).map_err(|_| garbage())?
+        } else {
+            Bootstrap { version: first_version(), address: text.to_owned(), protocol: "ttrpc".to_owned() }
+        };
+        let is_address =
+            bootstrap.address.starts_with(['/', '@']) || bootstrap.address.starts_with("unix://");
+        if !is_address || bootstrap.address.contains(char::is_control) {
+            return Err(garbage());
+        }
+        let refused = |what: String| Err(Error::new(Kind::Unimplemented, what, ""));
+        if !(first_version()..=MAX_VERSION).contains(&bootstrap.version) {
+            return refused(format!("unsupported shim version ({})", bootstrap.version));
+        }
+        if !matches!(bootstrap.protocol.as_str(), "" | "ttrpc") {
+            return refused(format!("unsupported shim protocol {:?}", bootstrap.protocol));
+        }
+        Ok(bootstrap)
+    }
+}
+
+/// A shim's binary for one bundle.
+#[derive(Clone, Debug)]
+pub struct Launcher {
+    /// Absolute path of the binary.
+    pub shim: PathBuf,
+    /// The container's bundle, in which the shim works.
+    pub bundle: Bundle,
+    /// The daemon.
+    pub daemon: Daemon,
+}
+
+impl Launcher {
+    /// Starts the shim's server.
+    ///
+    /// # Errors
+    ///
+    /// With what the shim printed when it fails; `DeadlineExceeded` when it neither answers nor ends.
+    pub async fn start(&self, options: Option<&Any>, deadline: Duration) -> Result<Bootstrap> {
+        let mut command = self.command();
+        command.args(["-id", &self.bundle.id]);
+        if self.daemon.debug {
+            command.arg("-debug");
+        }
+        command.arg("start");
+        let options = options.map(Message::encode_to_vec).unwrap_or_default();
+        let output = self.run(command, &options, deadline, "start failed").await?;
+        if !output.success {
+            let reason = format!("{}: {}", output.all(), output.status);
+            return Err(Error::because(Kind::Unknown, "start failed", "", reason));
+        }
+        Bootstrap::parse(&output.stdout)
+    }
+
+    /// Removes what a shim that is gone left behind: container, mounts, socket.
+    ///
+    /// # Errors
+    ///
+    /// With what the shim printed when it fails; `DeadlineExceeded` when it does not end.
+    pub async fn delete(&self, deadline: Duration) -> Result<Exit> {
+        let mut command = self.command();
+        command.args(["-id", &self.bundle.id, "-bundle"]).arg(&self.bundle.path);
+        if self.daemon.debug {
+            command.arg("-debug");
+        }
+        command.arg("delete");
+        let output = self.run(command, &[], deadline, "shim delete").await?;
+        if !output.success {
+            let reason = format!("{}: {}", output.all(), output.status);
+            return Err(Error::because(Kind::Unknown, "shim delete", self.bundle.id.clone(), reason));
+        }
+        if !output.stderr.is_empty() {
+            tracing::warn!(id = %self.bundle.id, "cleanup warnings: {}", lossy(&output.stderr));
+        }
+        let answer = DeleteResponse::decode(output.stdout.as_slice())
+            .map_err(|error| Error::because(Kind::Unknown, "decode answer of", "shim delete", error))?;
+        Ok(Exit { pid: answer.pid, status: answer.exit_status, at: answer.exited_at })
+    }
+
+    fn command(&self) -> Command {
+        let Daemon { address, ttrpc_address, binary, .. } = &self.daemon;
+        let namespace = self.bundle.namespace.as_str();
+        let mut command = Command::new(&self.shim);
+        command.arg("-namespace").arg(namespace);
+        command.arg("-address").arg(address);
+        command.arg("-publish-binary").arg(binary);
+        command.env("TTRPC_ADDRESS", ttrpc_address);
+        command.env("GRPC_ADDRESS", address);
+        command.env("NAMESPACE", namespace);
+        command.env("MAX_SHIM_VERSION", MAX_VERSION.to_string());
+        command.env("GOMAXPROCS", "2");
+        // A group of its own, so that it is not hit by signals meant for the daemon's.
+        command.current_dir(&self.bundle.path).process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.kill_on_drop(true);
+        command
+    }
+
+    async fn run(
+        &self,
+        mut command: Command,
+        input: &[u8],
+        deadline: Duration,
+        operation: &'static str,
+    ) -> Result<Output> {
+        let shim = || self.shim.display().to_string();
+        let child = command.spawn().context(operation, shim())?;
+        let group = Group(child.id());
+        match tokio::time::timeout(deadline, converse(child, input)).await {
+            Ok(output) => {
+                group.keep();
+                output.context(operation, shim())
+            }
+            Err(_) => {
+                let reason = format!("{} neither answered nor ended within {deadline:?}", shim());
+                Err(Error::because(Kind::DeadlineExceeded, operation, "", reason))
+            }
+        }
+    }
+}
+
+/// A process group that is killed when its run is given up.
+struct Group(Option<u32>);
+
+impl Group {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0.and_then(|pid| i32::try_from(pid).ok()) {
+            // The leader is not reaped yet, so the number is still its own. Failing means that it has ended.
+            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        }
+    }
+}
+
+struct Output {
+    success: bool,
+    status: String,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Output {
+    /// What containerd shows: both outputs as they came.
+    fn all(&self) -> String {
+        format!("{}{}", lossy(&self.stdout), lossy(&self.stderr))
+    }
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end().to_owned()
+}
+
+/// Feeds a program and reads its outputs until it has ended.
+async fn converse(mut child: Child, input: &[u8]) -> io::Result<Output> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let feed = async {
+        if let Some(mut stdin) = stdin {
+            // A program may end without reading its input.
+            let _ = stdin.write_all(input).await;
+        }
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let status = {
+        let read = async { tokio::join!(feed, read_some(stdout, &mut out), read_some(stderr, &mut err)) };
+        tokio::pin!(read);
+        tokio::select! {
+            biased;
+            _ = &mut read => child.wait().await?,
+            status = child.wait() => {
+                // What was written before the end is still in the pipes.
+                let _ = tokio::time::timeout(TRAILING, &mut read).await;
+                status?
+            }
+        }
+    };
+    let text = match status.code() {
+        Some(code) => format!("exit status {code}"),
+        None => status.to_string(),
+    };
+    Ok(Output { success: status.success(), status: text, stdout: out, stderr: err })
+}
+
+async fn read_some(stream: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
+    if let Some(stream) = stream {
+        let mut limited = stream.take(MAX_OUTPUT);
+        // A torn pipe counts as the end of the output.
+        while matches!(limited.read_buf(into).await, Ok(count) if count > 0) {}
+    }
+}
+
+/// Kills every process that works in a directory: a shim that was started and can be reached in no other way.
+pub fn kill_in(directory: &Path) {
+    // A process that forks while it is being looked for is found by the next round.
+    for _ in 0..100 {
+        let Ok(processes) = std::fs::read_dir("/proc") else { return };
+        let mut found = false;
+        for process in processes.flatten() {
+            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            let works_here =
+                |path: &Path| std::fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd == directory);
+            if !works_here(&process.path()) {
+                continue;
+            }
+            let Ok(handle) = pidfd_open(pid) else { continue };
+            // The number may have been given away between the two looks.
+            if works_here(&process.path()) {
+                found |= pidfd_send_signal(handle.as_fd(), Signal::SIGKILL as i32).is_ok();
+            }
+        }
+        if !found {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_every_kind_of_answer() {
+        let plain = Bootstrap::parse(b"unix:///run/s/1\n").unwrap();
+        assert_eq!((plain.version, plain.address.as_str()), (2, "unix:///run/s/1"));
+        let json = br#"{"version":3,"address":"unix:///run/s/1","protocol":"ttrpc","capabilities":["x"]}"#;
+        assert_eq!(Bootstrap::parse(json).unwrap().version, 3);
+        assert_eq!(Bootstrap::parse(br#"{"address":"/s"}"#).unwrap().version, 2);
+        for (bad, kind) in [
+            (&b""[..], Kind::Unknown),
+            (b"hello world", Kind::Unknown),
+            (b"/a\n/b", Kind::Unknown),
+            (b"\xff\xfe", Kind::Unknown),
+            (b"{", Kind::Unknown),
+            (br#"{"version":3}"#, Kind::Unknown),
+            (br#"{"version":4,"address":"/s"}"#, Kind::Unimplemented),
+            (br#"{"version":2,"address":"/s","protocol":"grpc"}"#, Kind::Unimplemented),
+        ] {
+            assert_eq!(Bootstrap::parse(bad).unwrap_err().kind(), kind, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! The task service of one shim, in either version: both have the same messages.
+
+use std::time::Duration;
+
+use orlop_proto::containerd::task::v2::ShutdownRequest;
+use orlop_proto::containerd::task::v2::task_ttrpc as v2;
+use orlop_proto::containerd::task::v3::task_ttrpc as v3;
+use orlop_proto::error::Result;
+use prost::Message;
+
+use super::launch::Bootstrap;
+use crate::ttrpc::Client;
+
+/// A connection to a shim, which ends with the last clone.
+#[derive(Clone)]
+pub struct Shim {
+    client: Client,
+    service: &'static str,
+}
+
+impl Shim {
+    /// Connects to a shim that has started.
+    ///
+    /// # Errors
+    ///
+    /// Those of `connect(2)`, which mean that no shim listens there (any more).
+    pub async fn connect(bootstrap: &Bootstrap, namespace: &str) -> Result<Shim> {
+        let service = if bootstrap.version == 2 { v2::SERVICE } else { v3::SERVICE };
+        Ok(Shim { client: Client::connect(&bootstrap.address, namespace).await?, service })
+    }
+
+    /// Calls a method of the task service; it may take as long as the container needs.
+    ///
+    /// # Errors
+    ///
+    /// The shim's own, in its words; `Unavailable` when the shim has gone.
+    pub async fn call<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<A> {
+        self.client.call(self.service, method, request, None).await
+    }
+
+    /// Calls a method that must be answered in time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Shim::call`], and `DeadlineExceeded`.
+    pub async fn call_within<A: Message + Default>(
+        &self,
+        method: &str,
+        request: &impl Message,
+        deadline: Duration,
+    ) -> Result<A> {
+        self.client.call(self.service, method, request, Some(deadline)).await
+    }
+
+    /// Asks the shim to end, and waits until its connection has.
+    ///
+    /// Returns whether it did in time.
+    pub async fn shut_down(&self, id: &str, deadline: Duration) -> bool {
+        let request = ShutdownRequest { id: id.to_owned(), now: false };
+        let ended = async {
+            // A shim may end before it answers; whether it ended is what counts.
+            let _ = self.call::<()>(v2::SHUTDOWN, &request).await;
+            self.client.ended().await;
+        };
+        tokio::time::timeout(deadline, ended).await.is_ok()
+    }
+
+    /// Returns when the connection has ended.
+    pub async fn ended(&self) {
+        self.client.ended().await;
+    }
+
+    /// Whether the connection has ended.
+    pub fn has_ended(&self) -> bool {
+        self.client.has_ended()
+    }
+}

@@ -1,0 +1,336 @@
+//! Bringing containers up and down: the procedures around a shim's life.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use orlop_proto::any;
+use orlop_proto::containerd::events::{TaskDelete, TaskExit};
+use orlop_proto::containerd::task::v2::task_ttrpc as method;
+use orlop_proto::containerd::task::v2::{
+    CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse,
+};
+use orlop_proto::containerd::types::Envelope;
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
+use prost::{Message, Name};
+use prost_types::Any;
+use tokio_util::sync::CancellationToken;
+
+use super::bundle::Bundles;
+use super::launch::{Daemon, Launcher, kill_in};
+use super::log::Log;
+use super::registry::{Registry, Reservation};
+use super::runtime::{Choice, Runtimes};
+use super::shim::Shim;
+use super::{Create, Exit, Stdio, Task, no_task};
+use crate::config::Config;
+use crate::db::blocking;
+use crate::events::Exchange;
+use crate::request::Namespace;
+
+/// How long a shim may take to end once it was told to.
+const SHUTDOWN: Duration = Duration::from_secs(3);
+/// How long the shim's `delete` action, or undoing a creation, may take.
+const CLEANUP: Duration = Duration::from_secs(5);
+/// Exit status of a container whose own nobody knows any more, as containerd reports it.
+const UNKNOWN_STATUS: u32 = 255;
+
+/// All tasks. Clones are handles of one supervisor.
+#[derive(Clone)]
+pub struct Supervisor {
+    pub(super) registry: Registry,
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub bundles: Bundles,
+    pub daemon: Daemon,
+    runtimes: Runtimes,
+    exchange: Exchange,
+    start_deadline: Duration,
+}
+
+impl Supervisor {
+    /// A supervisor of the tasks below the configured directories.
+    ///
+    /// # Errors
+    ///
+    /// When the paths of the configuration or of this program cannot be told.
+    pub fn new(config: &Config, exchange: Exchange) -> Result<Supervisor> {
+        let absolute = |path: &std::path::Path| {
+            std::path::absolute(path).map_err(|error| Error::io("resolve", path.display().to_string(), error))
+        };
+        let daemon = Daemon {
+            address: absolute(&config.address())?,
+            ttrpc_address: absolute(&config.ttrpc_address())?,
+            binary: std::env::current_exe()
+                .map_err(|error| Error::io("find", "the daemon's own binary", error))?,
+            debug: tracing::enabled!(tracing::Level::DEBUG),
+        };
+        let shared = Shared {
+            bundles: Bundles::new(&absolute(&config.state)?, &absolute(&config.root)?),
+            daemon,
+            runtimes: Runtimes::new(config.runtimes.clone()),
+            exchange,
+            start_deadline: Duration::from_secs(config.shim.start_timeout),
+        };
+        Ok(Supervisor { registry: Registry::default(), shared: Arc::new(shared) })
+    }
+
+    /// The task of a container.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` in containerd's words.
+    pub async fn get(&self, namespace: &Namespace, id: &str) -> Result<Arc<Task>> {
+        self.registry.get(namespace, id).await
+    }
+
+    /// The tasks of a namespace, by name.
+    pub async fn list(&self, namespace: &Namespace) -> Vec<Arc<Task>> {
+        self.registry.list(namespace).await
+    }
+
+    /// Publishes an event that a shim sent, and remembers what it tells of a container's exit.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` for a malformed envelope.
+    pub fn forward(&self, envelope: Envelope) -> Result<()> {
+        if let Some(event) = envelope.event.as_ref().filter(|event| any::is::<TaskExit>(event))
+            && let Ok(exit) = any::unpack::<TaskExit>(event)
+            && exit.id == exit.container_id
+            && let Some(task) = self.registry.peek(&envelope.namespace, &exit.container_id)
+        {
+            task.exit.send_replace(Some(Exit {
+                pid: exit.pid,
+                status: exit.exit_status,
+                at: exit.exited_at,
+            }));
+        }
+        self.shared.exchange.forward(envelope)
+    }
+
+    /// Brings a container up to the point where its process can be started; returns the process's number.
+    ///
+    /// A caller that goes away meanwhile gets everything undone.
+    ///
+    /// # Errors
+    ///
+    /// `AlreadyExists` when it has a task; the shim's and the runtime's own, in their words. Nothing is left.
+    pub async fn create(&self, namespace: &Namespace, create: Create) -> Result<u32> {
+        let reservation = self.registry.reserve(namespace, &create.id)?;
+        let gone = CancellationToken::new();
+        let _guard = gone.clone().drop_guard();
+        let this = self.clone();
+        to_the_end(async move { this.bring_up(reservation, create, &gone).await }).await
+    }
+
+    async fn bring_up(
+        self,
+        reservation: Reservation,
+        create: Create,
+        gone: &CancellationToken,
+    ) -> Result<u32> {
+        let start_failed = |error: Error| Error::because(error.kind(), "failed to start shim", "", error);
+        let Create { id, spec, runtime, options, rootfs, stdio } = create;
+        let Choice { shim, options } =
+            self.shared.runtimes.choose(&runtime, options).map_err(start_failed)?;
+        let (bundles, namespace, name) =
+            (self.shared.bundles.clone(), reservation.namespace().clone(), id.clone());
+        let bundle =
+            blocking(move || bundles.create(&namespace, &name, &spec)).await.map_err(start_failed)?;
+
+        let launcher = Launcher { shim, bundle, daemon: self.shared.daemon.clone() };
+        let started = unless(gone, self.start_shim(&launcher, options.as_ref())).await;
+        let shim = match started {
+            Ok(shim) => shim,
+            Err(error) => {
+                self.abandon(&launcher).await;
+                return Err(start_failed(error));
+            }
+        };
+
+        let Stdio { stdin, stdout, stderr, terminal } = stdio;
+        let request = CreateTaskRequest {
+            id,
+            bundle: launcher.bundle.path.display().to_string(),
+            rootfs,
+            terminal,
+            stdin,
+            stdout,
+            stderr,
+            options,
+            ..Default::default()
+        };
+        match unless(gone, shim.call::<CreateTaskResponse>(method::CREATE, &request)).await {
+            Ok(created) => {
+                let task = Task::new(launcher, shim);
+                reservation.fulfil(task.clone());
+                self.watch(task);
+                Ok(created.pid)
+            }
+            Err(error) => {
+                let delete = DeleteRequest { id: request.id, ..Default::default() };
+                // What the shim cannot undo itself is undone by ending it.
+                let _ = shim.call_within::<DeleteResponse>(method::DELETE, &delete, CLEANUP).await;
+                self.tear_down(&launcher, &shim).await;
+                Err(Error::because(error.kind(), "failed to create shim task", "", error))
+            }
+        }
+    }
+
+    async fn start_shim(&self, launcher: &Launcher, options: Option<&Any>) -> Result<Shim> {
+        let (bundle, program) = (launcher.bundle.clone(), launcher.shim.clone());
+        let log = blocking(move || {
+            bundle.save_shim(&program)?;
+            Log::open(&bundle.log())
+        })
+        .await?;
+        let bootstrap = launcher.start(options, self.shared.start_deadline).await?;
+        let bundle = launcher.bundle.clone();
+        let namespace = bundle.namespace.clone();
+        let id = bundle.id.clone();
+        let saved = serde_json::to_vec(&bootstrap)
+            .map_err(|error| Error::because(Kind::Internal, "encode", "bootstrap.json", error))?;
+        blocking(move || bundle.save_bootstrap(&saved)).await?;
+        let shim = Shim::connect(&bootstrap, namespace.as_str())
+            .await
+            .map_err(|error| Error::because(error.kind(), "start failed", "", error))?;
+        tokio::spawn(log.copy(id, shim.clone()));
+        Ok(shim)
+    }
+
+    /// Removes a container that has ended, with its shim and bundle; returns its exit.
+    ///
+    /// # Errors
+    ///
+    /// `FailedPrecondition` while it runs, in the shim's words; `NotFound`.
+    pub async fn delete(&self, namespace: &Namespace, id: &str) -> Result<Exit> {
+        let task = self.get(namespace, id).await?;
+        let this = self.clone();
+        to_the_end(async move { this.bring_down(task).await }).await
+    }
+
+    async fn bring_down(self, task: Arc<Task>) -> Result<Exit> {
+        let mut retired = task.retired.lock().await;
+        if *retired {
+            return Err(no_task(task.id()));
+        }
+        let request = DeleteRequest { id: task.id().to_owned(), ..Default::default() };
+        let deleted = task.shim.call::<DeleteResponse>(method::DELETE, &request).await;
+        match &deleted {
+            Ok(_) => {}
+            // The shim knows no such container: there is nothing but the shim to remove.
+            Err(error) if error.kind() == Kind::NotFound => {}
+            Err(_) if task.shim.has_ended() => {
+                drop(retired);
+                let exit = task.cleaned_up().await;
+                return exit.ok_or_else(|| no_task(task.id()));
+            }
+            Err(_) => return deleted.map(Exit::from),
+        }
+        *retired = true;
+        let _name = self.registry.withdraw(&task.launcher.bundle.namespace, task.id());
+        self.tear_down(&task.launcher, &task.shim).await;
+        deleted.map(Exit::from)
+    }
+
+    /// Watches a shim, whose container is cleaned up if it dies.
+    pub(super) fn watch(&self, task: Arc<Task>) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            task.shim.ended().await;
+            let mut retired = task.retired.lock().await;
+            if !std::mem::replace(&mut *retired, true) {
+                let name = this.registry.withdraw(&task.launcher.bundle.namespace, task.id());
+                this.clean_up(&task.launcher, &task.exit, name).await;
+            }
+        });
+    }
+
+    /// Removes what a dead shim left, and publishes the container's end.
+    pub(super) async fn clean_up(
+        &self,
+        launcher: &Launcher,
+        known: &tokio::sync::watch::Sender<Option<Exit>>,
+        name: Reservation,
+    ) {
+        let id = launcher.bundle.id.clone();
+        tracing::warn!(%id, "cleaning up after shim disconnected");
+        let deleted = launcher.delete(CLEANUP).await.unwrap_or_else(|error| {
+            tracing::warn!(%id, "failed to clean up after shim disconnected: {error}");
+            Exit { pid: 0, status: UNKNOWN_STATUS, at: Some(SystemTime::now().into()) }
+        });
+        self.remove_bundle(launcher).await;
+
+        let seen = *known.borrow();
+        let exit = seen.unwrap_or(deleted);
+        known.send_replace(Some(exit));
+        drop(name);
+        let Exit { pid, status: exit_status, at: exited_at } = exit;
+        if seen.is_none() {
+            let event = TaskExit { container_id: id.clone(), id: id.clone(), pid, exit_status, exited_at };
+            self.publish(launcher, "/tasks/exit", &event);
+        }
+        let event = TaskDelete { container_id: id, pid, exit_status, exited_at, ..Default::default() };
+        self.publish(launcher, "/tasks/delete", &event);
+    }
+
+    fn publish(&self, launcher: &Launcher, topic: &str, event: &(impl Message + Name)) {
+        let namespace = launcher.bundle.namespace.as_str();
+        if let Err(error) = self.shared.exchange.publish(namespace, topic, any::pack(event)) {
+            tracing::error!(id = %launcher.bundle.id, topic, "{error}");
+        }
+    }
+
+    /// Ends a shim that has no container any more, by force if it does not go, and removes its bundle.
+    pub(super) async fn tear_down(&self, launcher: &Launcher, shim: &Shim) {
+        if shim.shut_down(&launcher.bundle.id, SHUTDOWN).await {
+            self.remove_bundle(launcher).await;
+        } else {
+            tracing::warn!(id = %launcher.bundle.id, "the shim does not end, it is killed");
+            self.abandon(launcher).await;
+        }
+    }
+
+    /// Ends by force whatever was started in a bundle, and removes it.
+    pub(super) async fn abandon(&self, launcher: &Launcher) {
+        let directory = launcher.bundle.path.clone();
+        let killed = blocking(move || {
+            kill_in(&directory);
+            Ok(())
+        });
+        if let Err(error) = killed.await {
+            tracing::error!("{error}");
+        }
+        if let Err(error) = launcher.delete(CLEANUP).await {
+            tracing::warn!(id = %launcher.bundle.id, "{error}");
+        }
+        self.remove_bundle(launcher).await;
+    }
+
+    async fn remove_bundle(&self, launcher: &Launcher) {
+        let bundle = launcher.bundle.clone();
+        if let Err(error) = blocking(move || bundle.remove()).await {
+            tracing::error!(id = %launcher.bundle.id, "{error}");
+        }
+    }
+}
+
+/// Runs work that must not stop half-way when its caller goes away.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Error::because(Kind::Internal, "run", "task procedure", error)),
+    }
+}
+
+/// Gives work up when its caller has gone.
+async fn unless<T>(gone: &CancellationToken, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        result = work => result,
+        () = gone.cancelled() => Err(Error::new(Kind::Canceled, "the caller went away", "")),
+    }
+}
