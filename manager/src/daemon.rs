@@ -10,11 +10,13 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 use orlop_proto::containerd::services::containers::v1::containers_server::ContainersServer;
 use orlop_proto::containerd::services::content::v1::content_server::ContentServer;
+use orlop_proto::containerd::services::events::v1::events_server::EventsServer;
 use orlop_proto::containerd::services::images::v1::images_server::ImagesServer;
 use orlop_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
 use orlop_proto::containerd::services::leases::v1::leases_server::LeasesServer;
 use orlop_proto::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
 use orlop_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use orlop_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
 use orlop_proto::containerd::services::version::v1::version_server::VersionServer;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
@@ -26,6 +28,7 @@ use tonic::transport::Server;
 
 use crate::api::containers::ContainersService;
 use crate::api::content::ContentService;
+use crate::api::events::{EventsService, from_shim};
 use crate::api::health::HealthService;
 use crate::api::images::ImagesService;
 use crate::api::introspection::IntrospectionService;
@@ -33,6 +36,7 @@ use crate::api::layers::CallLayer;
 use crate::api::leases::LeasesService;
 use crate::api::namespaces::NamespacesService;
 use crate::api::snapshots::SnapshotsService;
+use crate::api::tasks::TasksService;
 use crate::api::version::VersionService;
 use crate::config::Config;
 use crate::content::ContentStore;
@@ -44,6 +48,8 @@ use crate::store::containers::Containers;
 use crate::store::images::Images;
 use crate::store::leases::Leases;
 use crate::store::namespaces::{Namespaces, installation};
+use crate::task::Supervisor;
+use crate::ttrpc;
 
 /// How long calls may go on after the stop signal.
 const GRACE: Duration = Duration::from_secs(2);
@@ -67,9 +73,11 @@ pub async fn serve(config: Config) -> Result<()> {
     snapshots.recover()?;
     let collector = Collector::new(database.clone(), content.clone(), snapshots.clone(), config.gc.clone());
     let uuid = installation(&database)?;
+    let supervisor = Supervisor::new(&config, exchange.clone())?;
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let listener = listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
+    let shims = listen(&config.ttrpc_address(), config.grpc.uid, config.grpc.gid)?;
     let limit = config.grpc.max_message_size;
     macro_rules! limited {
         ($server:ident, $service:expr) => {
@@ -85,7 +93,9 @@ pub async fn serve(config: Config) -> Result<()> {
             IntrospectionService { snapshots: snapshots.clone(), uuid }
         ))
         .add_service(limited!(NamespacesServer, NamespacesService(namespaces)))
-        .add_service(limited!(ContainersServer, ContainersService(containers)))
+        .add_service(limited!(ContainersServer, ContainersService(containers.clone())))
+        .add_service(limited!(TasksServer, TasksService { containers, supervisor: supervisor.clone() }))
+        .add_service(limited!(EventsServer, EventsService { exchange, supervisor: supervisor.clone() }))
         .add_service(limited!(ImagesServer, ImagesService { images, collector: collector.clone() }))
         .add_service(limited!(LeasesServer, LeasesService { leases, collector: collector.clone() }))
         .add_service(limited!(ContentServer, ContentService(content)))
@@ -94,6 +104,11 @@ pub async fn serve(config: Config) -> Result<()> {
         // An error means that the sender is gone, which is a stop too.
         let _ = stopped.wait_for(|stop| *stop).await;
     };
+    let forwarding = tokio::spawn({
+        let supervisor = supervisor.clone();
+        ttrpc::serve(shims, move |request| from_shim(&supervisor, request), until(stopped.clone()))
+    });
+    supervisor.recover().await?;
     let mut serving = tokio::spawn(
         router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone())),
     );
@@ -111,6 +126,8 @@ pub async fn serve(config: Config) -> Result<()> {
         served(ended)?;
     }
     collecting.abort();
+    forwarding.abort();
+    remove_socket(&config.ttrpc_address())?;
     remove_socket(&config.address())
 }
 

@@ -12,6 +12,7 @@ mod identifier;
 mod image;
 mod labels;
 mod plugins;
+mod publish;
 mod request;
 mod snapshot;
 mod store;
@@ -64,6 +65,15 @@ enum Command {
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+    /// Publish an event read from standard input; shims call this
+    Publish {
+        /// Namespace to publish to
+        #[arg(long, default_value = "")]
+        namespace: String,
+        /// Topic of the event
+        #[arg(long, default_value = "")]
+        topic: String,
     },
 }
 
@@ -140,6 +150,13 @@ fn run(arguments: Arguments) -> Result<()> {
     }
     if let Some(address) = arguments.address {
         config.grpc.address = Some(address);
+    }
+    if let Some(Command::Publish { namespace, topic }) = arguments.command {
+        return tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("start", "the runtime")?
+            .block_on(publish::publish(config.address(), &namespace, topic));
     }
     let level = arguments.log_level.map_or(LevelFilter::from(config.debug.level), LevelFilter::from);
     start_log(level);

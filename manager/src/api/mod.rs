@@ -3,6 +3,7 @@
 pub mod containers;
 pub mod content;
 pub mod convert;
+pub mod events;
 pub mod health;
 pub mod images;
 pub mod introspection;
@@ -10,4 +11,5 @@ pub mod layers;
 pub mod leases;
 pub mod namespaces;
 pub mod snapshots;
+pub mod tasks;
 pub mod version;

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use orlop_proto::error::{Context, Error, Result};
-use orlop_proto::kind::Kind;
 use serde::Deserialize;
 
 use crate::identifier;
@@ -266,6 +265,8 @@ fn show(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use orlop_proto::kind::Kind;
+
     use super::*;
 
     fn bundles(directory: &Path) -> (Bundles, Namespace) {
