@@ -1,0 +1,210 @@
+//! Transfers: pull, push, import and export through containerd's Transfer service, with the byte streams that go
+//! with them (Streaming service).
+
+use orlop_proto::any;
+use orlop_proto::containerd::services::streaming::v1::StreamInit;
+use orlop_proto::containerd::services::transfer::v1::{TransferOptions, TransferRequest};
+use orlop_proto::containerd::types::transfer::{AuthRequest, AuthResponse, AuthType, Data, Progress, WindowUpdate};
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+use prost_types::Any;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Streaming};
+
+use crate::client::{Client, random_id};
+use crate::progress::Display;
+
+/// Bytes that the other side may send ahead, and the size of one part, containerd's numbers.
+const WINDOW: i32 = 64 << 10;
+const PART: usize = 32 << 10;
+
+/// How long streams may take to end after their transfer has.
+const SETTLE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// An open stream: what we send, and what the server sends.
+pub struct Stream {
+    /// The name under which a transfer refers to it.
+    pub id: String,
+    send: mpsc::Sender<Any>,
+    receive: Streaming<Any>,
+}
+
+impl Stream {
+    /// Opens a stream for a purpose, which becomes part of its name.
+    ///
+    /// # Errors
+    ///
+    /// What the server says.
+    pub async fn open(client: &Client, purpose: &str) -> Result<Stream> {
+        let id = format!("{purpose}-{}", random_id());
+        let (send, outgoing) = mpsc::channel(4);
+        let init = any::pack(&StreamInit { id: id.clone() });
+        // The channel is new and has room.
+        let _ = send.send(init).await;
+        let mut receive = client.streaming().stream(ReceiverStream::new(outgoing)).await?.into_inner();
+        // The server acknowledges the name before it can be used.
+        receive.message().await?;
+        Ok(Stream { id, send, receive })
+    }
+
+    async fn next(&mut self) -> Result<Option<Any>> {
+        match self.receive.message().await {
+            Ok(message) => Ok(message),
+            Err(status) if matches!(status.code(), Code::Cancelled | Code::Unavailable) => Ok(None),
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    async fn send(&mut self, message: Any) -> Result<()> {
+        let sent = self.send.send(message).await;
+        sent.map_err(|_| Error::because(Kind::Unavailable, "stream", &self.id, "closed by the server"))
+    }
+
+    /// Shows the progress that the server reports until it closes the stream.
+    async fn show(mut self, display: &mut Display) -> Result<()> {
+        while let Some(message) = self.next().await? {
+            display.update(&any::unpack::<Progress>(&message)?);
+        }
+        Ok(())
+    }
+
+    /// Answers the server's requests for credentials until it closes the stream.
+    async fn authenticate(mut self, credentials: &Credentials) -> Result<()> {
+        while let Some(message) = self.next().await? {
+            any::unpack::<AuthRequest>(&message)?;
+            let answer = credentials.answer();
+            self.send(any::pack(&answer)).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends bytes as far as the server's window allows, until they end.
+    async fn upload(mut self, mut source: impl AsyncRead + Unpin) -> Result<()> {
+        let mut window = 0i64;
+        let mut buffer = vec![0; PART];
+        loop {
+            while window <= 0 {
+                let Some(message) = self.next().await? else { return Ok(()) };
+                window += i64::from(any::unpack::<WindowUpdate>(&message)?.update);
+            }
+            let room = usize::try_from(window).unwrap_or(PART).min(PART);
+            let read = source.read(&mut buffer[..room]).await.context("read", "archive")?;
+            if read == 0 {
+                return Ok(());
+            }
+            window -= read as i64;
+            self.send(any::pack(&Data { data: buffer[..read].to_vec() })).await?;
+        }
+    }
+
+    /// Receives bytes until the server closes the stream.
+    async fn download(mut self, mut sink: impl AsyncWrite + Unpin) -> Result<()> {
+        self.send(any::pack(&WindowUpdate { update: WINDOW })).await?;
+        let mut consumed = 0i32;
+        while let Some(message) = self.next().await? {
+            let data = any::unpack::<Data>(&message)?.data;
+            sink.write_all(&data).await.context("write", "archive")?;
+            consumed += i32::try_from(data.len()).unwrap_or(WINDOW);
+            if consumed >= WINDOW / 2 {
+                let update = any::pack(&WindowUpdate { update: std::mem::take(&mut consumed) });
+                // After its last part the server listens no longer.
+                let _ = self.send.send(update).await;
+            }
+        }
+        sink.flush().await.context("write", "archive")
+    }
+}
+
+/// Who we are to a registry.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Credentials {
+    /// A name and a password.
+    Password(String, String),
+    /// A refresh token.
+    Token(String),
+}
+
+impl Credentials {
+    fn answer(&self) -> AuthResponse {
+        match self {
+            Credentials::Password(username, secret) => AuthResponse {
+                auth_type: AuthType::Credentials as i32,
+                username: username.clone(),
+                secret: secret.clone(),
+                ..AuthResponse::default()
+            },
+            Credentials::Token(secret) => AuthResponse {
+                auth_type: AuthType::Refresh as i32,
+                secret: secret.clone(),
+                ..AuthResponse::default()
+            },
+        }
+    }
+}
+
+/// What flows beside a transfer.
+pub enum Flow<'a> {
+    /// Nothing.
+    None,
+    /// Credentials for a registry.
+    Credentials(Stream, &'a Credentials),
+    /// An archive to the server.
+    Upload(Stream, Box<dyn AsyncRead + Unpin + 'a>),
+    /// An archive from the server.
+    Download(Stream, Box<dyn AsyncWrite + Unpin + 'a>),
+}
+
+/// Carries out a transfer, showing its progress.
+///
+/// # Errors
+///
+/// What the server says about the transfer; otherwise those of the archive.
+pub async fn transfer(
+    client: &Client,
+    source: Any,
+    destination: Any,
+    flow: Flow<'_>,
+    display: &mut Display,
+) -> Result<()> {
+    let progress = Stream::open(client, "progress").await?;
+    let request = TransferRequest {
+        source: Some(source),
+        destination: Some(destination),
+        options: Some(TransferOptions { progress_stream: progress.id.clone() }),
+    };
+    let mut service = client.transfer();
+    let shown = progress.show(display);
+    let flowing = async {
+        match flow {
+            Flow::None => Ok(()),
+            Flow::Credentials(stream, credentials) => stream.authenticate(credentials).await,
+            Flow::Upload(stream, archive) => stream.upload(archive).await,
+            Flow::Download(stream, archive) => stream.download(archive).await,
+        }
+    };
+    let beside = async { tokio::join!(shown, flowing) };
+    tokio::pin!(beside);
+    let mut ended = None;
+    let outcome = {
+        let call = service.transfer(request);
+        tokio::pin!(call);
+        loop {
+            tokio::select! {
+                outcome = &mut call => break outcome,
+                results = &mut beside, if ended.is_none() => ended = Some(results),
+            }
+        }
+    };
+    outcome?;
+    // The last parts of an archive may still be under way; a server that leaves its streams open is not waited for.
+    let (shown, flowed) = match ended {
+        Some(results) => results,
+        None => match tokio::time::timeout(SETTLE, beside).await {
+            Ok(results) => results,
+            Err(_) => return Ok(()),
+        },
+    };
+    shown.and(flowed)
+}
