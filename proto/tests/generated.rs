@@ -82,6 +82,9 @@ fn generate(schema: &Path, out: &Path) {
         .disable_comments(["."])
         // Events and metrics are shown to people and scripts as JSON.
         .type_attribute(".containerd.events", "#[derive(serde::Serialize)]")
+        .type_attribute(".containerd.services.images.v1.ImageCreate", "#[derive(serde::Serialize)]")
+        .type_attribute(".containerd.services.images.v1.ImageUpdate", "#[derive(serde::Serialize)]")
+        .type_attribute(".containerd.services.images.v1.ImageDelete", "#[derive(serde::Serialize)]")
         .type_attribute(".containerd.types.Mount", "#[derive(serde::Serialize)]")
         .type_attribute(".io.containerd.cgroups", "#[derive(serde::Serialize)]")
         .field_attribute(

@@ -161,8 +161,9 @@ fn header(what: &'static str, text: &str) -> Result<MetadataValue<Ascii>> {
     if text.is_empty() {
         return Err(Error::because(Kind::FailedPrecondition, what, "", format!("{what} is required")));
     }
-    text.parse()
-        .map_err(|error| Error::because(Kind::InvalidArgument, what, format!("{text:?}"), Box::new(error) as Box<_>))
+    text.parse().map_err(|error| {
+        Error::because(Kind::InvalidArgument, what, format!("{text:?}"), Box::new(error) as Box<_>)
+    })
 }
 
 async fn dial(address: &Path) -> Result<Channel> {

@@ -57,7 +57,12 @@ struct Checked {
 /// # Errors
 ///
 /// Those of the options, of reading the image, and what the server says.
-pub async fn create(client: &Client, global: &Global, options: &Create, shares: Option<u64>) -> Result<String> {
+pub async fn create(
+    client: &Client,
+    global: &Global,
+    options: &Create,
+    shares: Option<u64>,
+) -> Result<String> {
     if options.config.is_some() {
         return create_from_file(client, options).await;
     }
@@ -75,7 +80,8 @@ pub async fn create(client: &Client, global: &Global, options: &Create, shares: 
         };
         spec.root_mut().path = path.to_string_lossy().into_owned();
         finish(&mut spec, options, &checked, arguments, &accounts, shares)?;
-        let container = Container { labels: labels::new(&options.label), ..record(options, &checked, id, &spec)? };
+        let container =
+            Container { labels: labels::new(&options.label), ..record(options, &checked, id, &spec)? };
         return register(client, container).await;
     }
 
@@ -316,7 +322,11 @@ fn limit(spec: &mut Spec, options: &Create, shares: Option<u64>) {
 }
 
 /// The container's labels: the image configuration's, the image's own, and those of the command line.
-fn image_labels(options: &Create, image: &Image, record: &HashMap<String, String>) -> HashMap<String, String> {
+fn image_labels(
+    options: &Create,
+    image: &Image,
+    record: &HashMap<String, String>,
+) -> HashMap<String, String> {
     let config = image.config.config.as_ref();
     let mut all: HashMap<String, String> = HashMap::new();
     all.extend(config.and_then(|config| config.labels.clone()).unwrap_or_default());
@@ -328,7 +338,13 @@ fn image_labels(options: &Create, image: &Image, record: &HashMap<String, String
 }
 
 /// Makes the container's writable snapshot.
-async fn prepare(client: &Client, options: &Create, checked: &Checked, image: &Image, id: &str) -> Result<()> {
+async fn prepare(
+    client: &Client,
+    options: &Create,
+    checked: &Checked,
+    image: &Image,
+    id: &str,
+) -> Result<()> {
     let mut snapshot_labels = labels::new(&options.snapshotter_label);
     for (label, mappings) in [
         ("containerd.io/snapshot/uidmapping", &checked.uid_mappings),
@@ -355,7 +371,12 @@ async fn prepare(client: &Client, options: &Create, checked: &Checked, image: &I
 /// # Errors
 ///
 /// What the server says, and those of mounting.
-pub async fn snapshot_accounts(client: &Client, global: &Global, snapshotter: &str, key: &str) -> Result<Accounts> {
+pub async fn snapshot_accounts(
+    client: &Client,
+    global: &Global,
+    snapshotter: &str,
+    key: &str,
+) -> Result<Accounts> {
     let request = MountsRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
     let found = client.snapshots().mounts(request).await?.into_inner().mounts;
     // Any directory will do: it is covered for a moment, in a namespace of its own.
@@ -387,10 +408,7 @@ async fn create_from_file(client: &Client, options: &Create) -> Result<String> {
     let container = Container {
         id: id.clone(),
         labels: labels::new(&options.label),
-        runtime: Some(Runtime {
-            name: options.runtime.runtime.clone(),
-            options: runtime_options(options)?,
-        }),
+        runtime: Some(Runtime { name: options.runtime.runtime.clone(), options: runtime_options(options)? }),
         spec: Some(Any { type_url: any::SPEC_URL.to_owned(), value }),
         ..Container::default()
     };

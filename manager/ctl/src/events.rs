@@ -2,6 +2,7 @@
 
 use orlop_proto::any;
 use orlop_proto::containerd::events::*;
+use orlop_proto::containerd::services::images::v1::{ImageCreate, ImageDelete, ImageUpdate};
 use prost_types::Any;
 use serde_json::Value;
 

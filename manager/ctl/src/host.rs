@@ -54,9 +54,9 @@ pub fn devices(path: &Path) -> Result<Vec<Device>> {
         return Ok(found);
     }
     let device = device(path, &data);
-    device.map(|device| vec![device]).ok_or_else(|| {
-        Error::because(Kind::InvalidArgument, "device", shown, "not a device node")
-    })
+    device
+        .map(|device| vec![device])
+        .ok_or_else(|| Error::because(Kind::InvalidArgument, "device", shown, "not a device node"))
 }
 
 fn collect(directory: &Path, found: &mut Vec<Device>) -> Result<()> {
@@ -114,6 +114,8 @@ mod tests {
     fn directories_of_others_are_left_out() {
         let all = devices(Path::new("/dev")).unwrap();
         assert!(all.iter().any(|device| device.path == "/dev/zero"));
-        assert!(!all.iter().any(|device| device.path.starts_with("/dev/pts/") || device.path == "/dev/console"));
+        assert!(
+            !all.iter().any(|device| device.path.starts_with("/dev/pts/") || device.path == "/dev/console")
+        );
     }
 }

@@ -17,6 +17,11 @@ use crate::platform::Platform;
 /// The largest index, manifest or configuration that is read into memory, containerd's limit for a message.
 const MAX_DOCUMENT: i64 = 16 << 20;
 
+/// Media type of an index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of Docker's form of an index.
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+
 /// A descriptor (descriptor.md of the OCI Image Specification).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -61,11 +66,7 @@ impl From<&Descriptor> for types::Descriptor {
 impl Descriptor {
     /// Whether it is an index of manifests.
     pub fn is_index(&self) -> bool {
-        matches!(
-            self.media_type.as_str(),
-            "application/vnd.oci.image.index.v1+json"
-                | "application/vnd.docker.distribution.manifest.list.v2+json"
-        )
+        matches!(self.media_type.as_str(), OCI_INDEX | DOCKER_LIST)
     }
 }
 
@@ -201,7 +202,8 @@ pub async fn resolve(client: &Client, target: &Descriptor, platform: &Platform) 
 
 /// The manifest for a platform: the first that fits; one without a platform fits any.
 pub fn select<'a>(index: &'a Index, platform: &Platform) -> Option<&'a Descriptor> {
-    let fits = |manifest: &&Descriptor| manifest.platform.as_ref().is_none_or(|found| platform.accepts(found));
+    let fits =
+        |manifest: &&Descriptor| manifest.platform.as_ref().is_none_or(|found| platform.accepts(found));
     index.manifests.iter().find(fits)
 }
 
@@ -214,7 +216,9 @@ pub async fn platforms(client: &Client, target: &Descriptor) -> Result<Vec<Strin
     let mut platforms = Vec::new();
     if target.is_index() {
         let index: Index = document(client, &target.digest).await?;
-        platforms.extend(index.manifests.iter().filter_map(|manifest| manifest.platform.as_ref()).map(Platform::to_string));
+        platforms.extend(
+            index.manifests.iter().filter_map(|manifest| manifest.platform.as_ref()).map(Platform::to_string),
+        );
     } else {
         let manifest: Manifest = document(client, &target.digest).await?;
         let config: Config = document(client, &manifest.config.digest).await?;
@@ -243,10 +247,15 @@ mod tests {
     fn the_first_manifest_that_fits_is_taken() {
         let manifest = |digest: &str, architecture: &str| Descriptor {
             digest: digest.into(),
-            platform: Some(Platform { os: "linux".into(), architecture: architecture.into(), ..Platform::default() }),
+            platform: Some(Platform {
+                os: "linux".into(),
+                architecture: architecture.into(),
+                ..Platform::default()
+            }),
             ..Descriptor::default()
         };
-        let index = Index { manifests: vec![manifest("a", "arm64"), manifest("b", "amd64"), manifest("c", "amd64")] };
+        let index =
+            Index { manifests: vec![manifest("a", "arm64"), manifest("b", "amd64"), manifest("c", "amd64")] };
         let wanted = "linux/amd64".parse().unwrap();
         assert_eq!(select(&index, &wanted).unwrap().digest, "b");
         assert!(select(&index, &"linux/s390x".parse().unwrap()).is_none());

@@ -108,9 +108,11 @@ pub fn sparse(value: Value) -> Value {
         Value::Object(_) => true,
     };
     match value {
-        Value::Object(map) => {
-            map.into_iter().filter(|(_, value)| worth(value)).map(|(key, value)| (key, sparse(value))).collect()
-        }
+        Value::Object(map) => map
+            .into_iter()
+            .filter(|(_, value)| worth(value))
+            .map(|(key, value)| (key, sparse(value)))
+            .collect(),
         Value::Array(items) => items.into_iter().map(sparse).collect(),
         other => other,
     }

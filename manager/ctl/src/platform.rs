@@ -78,7 +78,8 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Platform> {
         let parts: Vec<&str> = text.split('/').collect();
         let named = |part: &&str| {
-            !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+            !part.is_empty()
+                && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
         };
         if !parts.iter().all(|part| named(&part)) {
             return Err(Error::new(Kind::InvalidArgument, "platform", format!("{text:?}")));

@@ -75,7 +75,9 @@ fn style(sized: bool) -> ProgressStyle {
         "{prefix:40!} {msg}"
     };
     // A constant template is either always right or never.
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }
 
 #[cfg(test)]

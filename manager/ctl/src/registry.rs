@@ -130,7 +130,9 @@ mod tests {
     fn tls_options_become_a_hosts_file() {
         assert_eq!(hosts_text(&options(&["--plain-http"]), "h").unwrap(), None);
         let text = hosts_text(&options(&["-k", "--tlscacert", "/c\"a"]), "h:5000").unwrap().unwrap();
-        assert!(text.starts_with("server = \"https://h:5000\"\n[host.\"https://h:5000\"]\nskip_verify = true\n"));
+        assert!(
+            text.starts_with("server = \"https://h:5000\"\n[host.\"https://h:5000\"]\nskip_verify = true\n")
+        );
         assert!(text.contains("ca = \"/c\\\"a\"\n"));
     }
 

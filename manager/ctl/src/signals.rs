@@ -35,7 +35,8 @@ const FORWARDED: [Signal; 13] = [
 ///
 /// `InvalidArgument` for what is no signal.
 pub fn parse(text: &str) -> Result<u32> {
-    let unknown = || Error::because(Kind::InvalidArgument, "signal", text, format!("unknown signal {text:?}"));
+    let unknown =
+        || Error::because(Kind::InvalidArgument, "signal", text, format!("unknown signal {text:?}"));
     if let Ok(number) = text.parse::<u32>() {
         return if (1..=RTMAX).contains(&number) { Ok(number) } else { Err(unknown()) };
     }
@@ -44,10 +45,16 @@ pub fn parse(text: &str) -> Result<u32> {
     let real_time = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
         (Some(""), _) => Some(RTMIN),
         (_, Some("")) => Some(RTMAX),
-        (Some(more), _) => more.strip_prefix('+').and_then(|n| n.parse().ok()).and_then(|n| RTMIN.checked_add(n)),
-        (_, Some(less)) => less.strip_prefix('-').and_then(|n| n.parse().ok()).and_then(|n| RTMAX.checked_sub(n)),
+        (Some(more), _) => {
+            more.strip_prefix('+').and_then(|n| n.parse().ok()).and_then(|n| RTMIN.checked_add(n))
+        }
+        (_, Some(less)) => {
+            less.strip_prefix('-').and_then(|n| n.parse().ok()).and_then(|n| RTMAX.checked_sub(n))
+        }
         (None, None) => {
-            return Signal::from_str(&format!("SIG{name}")).map(|signal| signal as u32).map_err(|_| unknown());
+            return Signal::from_str(&format!("SIG{name}"))
+                .map(|signal| signal as u32)
+                .map_err(|_| unknown());
         }
     };
     real_time.filter(|number| (RTMIN..=RTMAX).contains(number)).ok_or_else(unknown)
@@ -82,9 +89,15 @@ mod tests {
 
     #[test]
     fn names_and_numbers() {
-        for (text, number) in
-            [("9", 9), ("KILL", 9), ("SIGKILL", 9), ("term", 15), ("SIGRTMIN", 34), ("RTMIN+3", 37), ("SIGRTMAX-1", 63)]
-        {
+        for (text, number) in [
+            ("9", 9),
+            ("KILL", 9),
+            ("SIGKILL", 9),
+            ("term", 15),
+            ("SIGRTMIN", 34),
+            ("RTMIN+3", 37),
+            ("SIGRTMAX-1", 63),
+        ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
         for text in ["", "0", "65", "SIGNOPE", "RTMIN+40", "RTMAX-40", "-9"] {

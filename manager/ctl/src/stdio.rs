@@ -87,10 +87,19 @@ pub fn remove(paths: &Paths) {
             let _ = std::fs::remove_file(path);
         }
     }
-    let made_by_us = |path: &String| path.starts_with('/').then(|| Path::new(path).parent()).flatten().map(Path::to_owned);
+    let made_by_us =
+        |path: &String| path.starts_with('/').then(|| Path::new(path).parent()).flatten().map(Path::to_owned);
     if let Some(directory) = [&paths.stdout, &paths.stdin].into_iter().find_map(made_by_us) {
         // Only an empty directory goes.
         let _ = std::fs::remove_dir(directory);
+    }
+}
+
+/// Removes the FIFOs of a process whose own were made below `root`; those of other clients are theirs to remove.
+pub fn remove_below(root: &Path, paths: &Paths) {
+    let below = |path: &String| Path::new(path).starts_with(root);
+    if [&paths.stdin, &paths.stdout, &paths.stderr].into_iter().any(below) {
+        remove(paths);
     }
 }
 
@@ -103,13 +112,18 @@ pub struct Streams {
 }
 
 impl Streams {
+    /// No streams of ours.
+    pub fn none() -> Streams {
+        Streams { keepers: Vec::new(), outputs: Vec::new(), input: None, stdin: None }
+    }
+
     /// Opens the FIFOs and starts copying the output.
     ///
     /// # Errors
     ///
     /// Those of open(2).
     pub fn open(paths: &Paths) -> Result<Streams> {
-        let mut streams = Streams { keepers: Vec::new(), outputs: Vec::new(), input: None, stdin: None };
+        let mut streams = Streams::none();
         if !paths.stdout.is_empty() {
             streams.copy_output(&paths.stdout, io::stdout())?;
         }
@@ -174,7 +188,8 @@ impl Streams {
 
 /// Opens a FIFO without waiting for the other side, for blocking use.
 fn open_fifo(path: &str, access: OFlag) -> Result<File> {
-    let fd = open(path, access | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty()).context("open", path)?;
+    let fd =
+        open(path, access | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty()).context("open", path)?;
     fcntl(&fd, FcntlArg::F_SETFL(OFlag::empty())).context("make blocking", path)?;
     Ok(File::from(fd))
 }
@@ -240,7 +255,7 @@ mod tests {
     async fn output_before_the_shim_opens_is_kept() {
         let root = tempfile::tempdir().unwrap();
         let fifos = Fifos::create(root.path(), "c", false).unwrap();
-        let mut streams = Streams { keepers: Vec::new(), outputs: Vec::new(), input: None, stdin: None };
+        let mut streams = Streams::none();
         let (send, receive) = std::sync::mpsc::channel();
         struct Sink(std::sync::mpsc::Sender<Vec<u8>>);
         impl Write for Sink {

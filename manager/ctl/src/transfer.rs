@@ -4,7 +4,9 @@
 use orlop_proto::any;
 use orlop_proto::containerd::services::streaming::v1::StreamInit;
 use orlop_proto::containerd::services::transfer::v1::{TransferOptions, TransferRequest};
-use orlop_proto::containerd::types::transfer::{AuthRequest, AuthResponse, AuthType, Data, Progress, WindowUpdate};
+use orlop_proto::containerd::types::transfer::{
+    AuthRequest, AuthResponse, AuthType, Data, Progress, WindowUpdate,
+};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use prost_types::Any;

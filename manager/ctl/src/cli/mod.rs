@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn the_command_of_a_container_keeps_its_flags() {
-        let cli = Cli::try_parse_from(["orlopctl", "run", "--rm", "image", "id", "ls", "--rm", "-l"]).unwrap();
+        let cli =
+            Cli::try_parse_from(["orlopctl", "run", "--rm", "image", "id", "ls", "--rm", "-l"]).unwrap();
         let Command::Run(run) = cli.command else { panic!("not run") };
         assert!(run.rm);
         assert_eq!(run.create.words, ["image", "id", "ls", "--rm", "-l"]);

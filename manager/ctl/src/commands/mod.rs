@@ -1,0 +1,66 @@
+//! The verbs, one file for each group.
+
+mod containers;
+mod content;
+mod images;
+mod leases;
+mod namespaces;
+mod run;
+mod server;
+mod snapshots;
+mod tasks;
+
+use orlop_proto::error::Result;
+
+use crate::cli::{Command, Format, Global};
+use crate::client::Client;
+
+/// The connection and the options before the verb.
+pub struct Context<'a> {
+    /// Connection.
+    pub client: &'a Client,
+    /// Options before the verb.
+    pub global: &'a Global,
+}
+
+impl Context<'_> {
+    /// Whether scripts read the output.
+    pub fn json(&self) -> bool {
+        self.global.format == Format::Json
+    }
+
+    /// Says on standard error what is being done, if that is wanted.
+    pub fn explain(&self, text: impl FnOnce() -> String) {
+        if self.global.debug {
+            eprintln!("orlopctl: {}", text());
+        }
+    }
+
+    /// The directory for FIFOs without an option: below the state directory, in which the socket is.
+    pub fn fifo_directory(&self) -> std::path::PathBuf {
+        self.global.address.parent().unwrap_or(std::path::Path::new("/run/orlopd")).join("fifo")
+    }
+}
+
+/// Carries out a command and returns the exit code of the process it ran, or 0.
+///
+/// # Errors
+///
+/// Those of the command.
+pub async fn execute(context: &Context<'_>, command: Command) -> Result<u32> {
+    match command {
+        Command::Images(verb) => images::execute(context, verb).await.map(|()| 0),
+        Command::Content(verb) => content::execute(context, verb).await.map(|()| 0),
+        Command::Snapshots(group) => snapshots::execute(context, group).await.map(|()| 0),
+        Command::Containers(verb) => containers::execute(context, verb).await.map(|()| 0),
+        Command::Tasks(verb) => tasks::execute(context, verb).await,
+        Command::Run(options) => run::run(context, *options).await,
+        Command::Namespaces(verb) => namespaces::execute(context, verb).await.map(|()| 0),
+        Command::Leases(verb) => leases::execute(context, verb).await.map(|()| 0),
+        Command::Events { filters } => server::events(context, filters).await.map(|()| 0),
+        Command::Gc => leases::collect(context).await.map(|()| 0),
+        Command::Version => server::version(context).await.map(|()| 0),
+        Command::Info => server::info(context).await.map(|()| 0),
+        Command::Plugins(verb) => server::plugins(context, verb).await.map(|()| 0),
+    }
+}
