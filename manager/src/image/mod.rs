@@ -1,14 +1,17 @@
 //! Images: pulled, pushed, unpacked, imported and exported.
 
 mod download;
+mod export;
 mod fetch;
 mod flights;
+mod import;
 pub mod manifest;
 pub mod media;
 mod mounts;
 pub mod platform;
 pub mod progress;
 mod pull;
+mod push;
 pub mod reference;
 pub mod registry;
 pub mod unpack;
@@ -22,13 +25,17 @@ use orlop_proto::kind::Kind;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub use self::export::ExportRequest;
 use self::flights::Flights;
+pub use self::import::ImportRequest;
 use self::manifest::Descriptor;
 use self::media::Role;
 use self::progress::Progress;
 pub use self::pull::PullRequest;
+pub use self::push::PushRequest;
 use self::registry::Registries;
 use crate::content::ContentStore;
+use crate::content::digest::Digest;
 use crate::labels::Labels;
 use crate::request::RequestContext;
 use crate::snapshot::Snapshots;
@@ -141,6 +148,16 @@ impl ImageService {
                 extractions: Semaphore::new(EXTRACTIONS),
             }),
         }
+    }
+
+    /// Gives an image another name.
+    pub async fn tag(&self, job: &Job, source: &str, name: &str, labels: &Labels) -> Result<Image> {
+        let image = self.shared.images.get(&job.context, source).await?;
+        let mut target = Descriptor::of(&image.target.media_type, b"");
+        target.digest = Digest::parse(&image.target.digest)?;
+        target.size = image.target.size.unsigned_abs();
+        target.annotations = image.target.annotations;
+        self.store(job, name, labels, &target).await
     }
 
     /// Runs work whose results are held by a lease until something refers to them: the client's lease, or one that

@@ -11,6 +11,9 @@ use super::manifest::Descriptor;
 /// The least time between two steps of one object that are told.
 const STEP: Duration = Duration::from_millis(100);
 
+/// How long one waits for a listener.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// One step of a transfer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -67,8 +70,8 @@ impl Progress {
 
     async fn tell(&self, event: Event) {
         if let Some(listener) = &self.listener {
-            // Whoever has gone away is not told.
-            let _ = listener.send(event).await;
+            // Whoever has gone away, or does not read, is not told.
+            let _ = listener.send_timeout(event, PATIENCE).await;
         }
     }
 }
