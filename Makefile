@@ -16,8 +16,6 @@ STATIC_FLAGS :=
 STATIC_DIR := target/release
 endif
 DYNAMIC_DIR := target/release
-# Runtime and shim start often and stay in memory: the compiler's time is spent on them.
-SMALL := CARGO_PROFILE_RELEASE_LTO=fat CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 CARGO_PROFILE_RELEASE_PANIC=abort
 
 ROOT := $(filter 0,$(shell id -u))
 TOP := $(CURDIR)
@@ -38,8 +36,8 @@ build: ## build the four release binaries, each on its own
 ifeq ($(STATIC_FLAGS),)
 	@echo "no $(STATIC_TARGET) in this toolchain: runtime and shim are linked dynamically" >&2
 endif
-	$(SMALL) $(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop
-	$(SMALL) $(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop-shim
+	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop
+	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop-shim
 	$(CARGO) build --release --locked -p orlop-manager
 	$(CARGO) build --release --locked -p orlop-ctl
 

@@ -91,7 +91,7 @@ impl FsContext {
     }
 
     /// Makes the file system and a detached mount of it with the given `ATTR_…` bits.
-    pub fn mount(self, attributes: u64) -> io::Result<OwnedFd> {
+    pub fn mount(&self, attributes: u64) -> io::Result<OwnedFd> {
         self.config(FSCONFIG_CMD_CREATE, None, None)?;
         // SAFETY: the call takes no pointers.
         check_fd(unsafe {
