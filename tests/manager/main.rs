@@ -1,1 +1,10 @@
 //! Black-box suite: orlopd and orlopctl, driven over gRPC and by stock clients.
+
+mod client;
+mod content;
+mod daemon;
+mod kill;
+mod side_by_side;
+mod snapshots;
+mod space;
+mod throng;
