@@ -165,7 +165,7 @@ impl Writer {
         if let Sink::Shared { lock, .. } = *sink {
             let (data, started_at) = Data::open(&self.store, &self.request, lock)?;
             self.started_at = started_at;
-            sink = Box::new(Sink::File(data));
+            *sink = Sink::File(data);
         }
         let (sink, result) = blocking(move || {
             let result = match &mut *sink {
