@@ -81,6 +81,23 @@ pub struct HookState {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// What a seccomp supervisor gets with its descriptor (runtime-spec, "The Container Process State").
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerProcessState {
+    /// Version of the runtime specification.
+    #[serde(rename = "ociVersion")]
+    pub oci_version: String,
+    /// What the descriptors sent along are.
+    pub fds: Vec<String>,
+    /// The process as the runtime sees it.
+    pub pid: i32,
+    /// `listenerMetadata` of the configuration.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub metadata: String,
+    /// The container.
+    pub state: HookState,
+}
+
 fn is_zero(number: &i32) -> bool {
     *number == 0
 }

@@ -4,13 +4,15 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::{c_path, check_fd};
+use super::{c_path, check, check_fd};
 
 /// How a path is resolved below its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolve {
     /// The directory is the root for `..` and for absolute symbolic links; magic links are refused.
     InRoot,
+    /// As [`Resolve::InRoot`], without following any symbolic link.
+    InRootNoLinks,
     /// No symbolic link, no other mount, nothing above: only what lies in this file system below the directory.
     Strict,
 }
@@ -30,6 +32,7 @@ pub fn open_below(
     how.mode = u64::from(mode);
     how.resolve = match resolve {
         Resolve::InRoot => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS,
+        Resolve::InRootNoLinks => libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_SYMLINKS,
         Resolve::Strict => libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_XDEV,
     };
     loop {
@@ -49,4 +52,23 @@ pub fn open_below(
             other => return other,
         }
     }
+}
+
+/// Whether a descriptor means the root of a mount (`STATX_ATTR_MOUNT_ROOT`, Linux 5.8).
+pub fn is_mount_root(descriptor: BorrowedFd) -> io::Result<bool> {
+    const MOUNT_ROOT: u64 = 0x2000;
+    // SAFETY: statx is plain data for which all zeroes is a valid value.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is the static empty string and the kernel writes one statx, which outlives the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_statx,
+            descriptor.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_TYPE,
+            &raw mut found,
+        )
+    })?;
+    Ok(found.stx_attributes & MOUNT_ROOT != 0)
 }

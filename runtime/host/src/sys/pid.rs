@@ -39,3 +39,24 @@ pub fn unshare(flags: i32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_unshare, flags) })?;
     Ok(())
 }
+
+/// The kind of a namespace as its `CLONE_NEW…` flag (`NS_GET_NSTYPE`, ioctl_ns(2)).
+pub fn namespace_kind(namespace: BorrowedFd) -> io::Result<i32> {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: the request takes no argument.
+    let kind = check(i64::from(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_NSTYPE as _) }))?;
+    Ok(kind as i32)
+}
+
+/// A copy of a descriptor of another process, by its number there (`pidfd_getfd(2)`).
+pub fn take_descriptor(process: BorrowedFd, number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no pointers.
+    check_fd(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) })
+}
+
+/// Sends a signal by number to a process by id, for ids that were read a moment ago and have no descriptor.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: the call takes no pointers.
+    check(i64::from(unsafe { libc::kill(pid, signal) }))?;
+    Ok(())
+}

@@ -85,18 +85,28 @@ pub fn set_domain_name(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the soft and hard limit of a resource of this process (`prlimit(2)`).
-pub fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+/// Sets the soft and hard limit of a resource of a process (`prlimit(2)`).
+pub fn set_limit(pid: i32, resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
     // SAFETY: the new limit outlives the call and the pointer for the old one is null.
     check(unsafe {
         libc::syscall(
             libc::SYS_prlimit64,
-            0,
+            pid,
             resource,
             &raw const limit,
             std::ptr::null_mut::<libc::rlimit64>(),
         )
     })?;
     Ok(())
+}
+
+/// Gives signals their default meaning again and unblocks them, for a program that is about to be executed: the
+/// standard library ignores `SIGPIPE`, and a foreground runtime blocks what it forwards.
+pub fn restore_signals() -> io::Result<()> {
+    // SAFETY: SIG_DFL is no function of ours, so no handler can run in a wrong state.
+    if unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) } == libc::SIG_ERR {
+        return Err(io::Error::last_os_error());
+    }
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }

@@ -1,0 +1,126 @@
+//! A bundle: a directory with a `config.json`.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use orlop_proto::contract::CONFIG_FILE;
+use orlop_proto::contract::runc_text::RuncError;
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+
+/// A loaded bundle. Its directory is the working directory of the process from then on.
+pub struct Bundle {
+    /// The directory, absolute.
+    pub path: PathBuf,
+    /// Its configuration.
+    pub spec: Spec,
+}
+
+impl Bundle {
+    /// Enters the directory, if one is named, and reads the configuration.
+    pub fn load(path: Option<&Path>) -> Result<(Bundle, Vec<String>)> {
+        if let Some(path) = path {
+            std::env::set_current_dir(path).context("chdir", path.to_string_lossy())?;
+        }
+        let path = std::env::current_dir().context("find", "the working directory")?;
+        let text = match std::fs::read(CONFIG_FILE) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(RuncError::NoConfig.into());
+            }
+            other => other.context("read", CONFIG_FILE)?,
+        };
+        let (spec, warnings) = parse(&text)?;
+        Ok((Bundle { path, spec }, warnings))
+    }
+
+    /// The root file system, absolute, with links resolved.
+    pub fn rootfs(&self) -> Result<PathBuf> {
+        let root = self.spec.root().as_ref().map(|root| self.path.join(root.path())).unwrap_or_default();
+        let found = std::fs::canonicalize(&root).map_err(|error| {
+            let error = Error::io("stat", root.to_string_lossy(), error);
+            Error::exactly(error.kind(), format!("invalid rootfs: {error}"))
+        })?;
+        if !found.is_dir() {
+            let why = format!("invalid rootfs: {} is not a directory", root.display());
+            return Err(Error::exactly(Kind::InvalidArgument, why));
+        }
+        Ok(found)
+    }
+}
+
+/// Parses a configuration; capabilities that nobody knows are left out with a warning, as in runc, since callers list
+/// those of newer kernels.
+pub fn parse(text: &[u8]) -> Result<(Spec, Vec<String>)> {
+    let wrong = |error: serde_json::Error| Error::because(Kind::InvalidArgument, "parse", CONFIG_FILE, error);
+    match serde_json::from_slice(text) {
+        Ok(spec) => Ok((spec, Vec::new())),
+        Err(error) => {
+            let mut value: serde_json::Value = serde_json::from_slice(text).map_err(wrong)?;
+            let warnings = leave_out_unknown_capabilities(&mut value["process"]["capabilities"]);
+            if warnings.is_empty() {
+                return Err(wrong(error));
+            }
+            // Through text once more, so that errors still name a line.
+            let text = serde_json::to_vec(&value).map_err(wrong)?;
+            serde_json::from_slice(&text).map(|spec| (spec, warnings)).map_err(wrong)
+        }
+    }
+}
+
+/// The same for the process of an exec.
+pub fn parse_process(text: &[u8], path: &Path) -> Result<(oci_spec::runtime::Process, Vec<String>)> {
+    let wrong = |error: serde_json::Error| {
+        Error::because(Kind::InvalidArgument, "parse", path.to_string_lossy(), error)
+    };
+    match serde_json::from_slice(text) {
+        Ok(process) => Ok((process, Vec::new())),
+        Err(error) => {
+            let mut value: serde_json::Value = serde_json::from_slice(text).map_err(wrong)?;
+            let warnings = leave_out_unknown_capabilities(&mut value["capabilities"]);
+            if warnings.is_empty() {
+                return Err(wrong(error));
+            }
+            serde_json::from_value(value).map(|process| (process, warnings)).map_err(wrong)
+        }
+    }
+}
+
+fn leave_out_unknown_capabilities(sets: &mut serde_json::Value) -> Vec<String> {
+    let mut unknown = std::collections::BTreeSet::new();
+    for set in sets.as_object_mut().into_iter().flat_map(|sets| sets.values_mut()) {
+        let Some(names) = set.as_array_mut() else { continue };
+        names.retain(|name| match name.as_str() {
+            Some(name) if crate::plan::capabilities::bit(name).is_err() => {
+                unknown.insert(name.to_owned());
+                false
+            }
+            _ => true,
+        });
+    }
+    unknown.into_iter().map(|name| format!("unknown capability {name:?} is left out")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_capabilities_are_left_out_and_other_mistakes_are_not() {
+        let text = |cap: &str, kind: &str| {
+            serde_json::json!({
+                "ociVersion": "1.0.2",
+                "process": {"user": {}, "cwd": "/", "args": ["a"], "capabilities": {"bounding": ["CAP_KILL", cap]}},
+                "linux": {"namespaces": [{"type": kind}]},
+            })
+            .to_string()
+        };
+        let (spec, warnings) = parse(text("CAP_FUTURE", "pid").as_bytes()).unwrap();
+        assert_eq!(warnings, ["unknown capability \"CAP_FUTURE\" is left out"]);
+        let process = spec.process().as_ref().unwrap();
+        let bounding = process.capabilities().as_ref().unwrap().bounding().as_ref().unwrap();
+        assert_eq!(bounding.len(), 1);
+        let refused = parse(text("CAP_CHOWN", "odd").as_bytes()).unwrap_err().to_string();
+        assert!(refused.starts_with("parse config.json: unknown variant `odd`"), "{refused}");
+        parse(b"{").unwrap_err();
+    }
+}

@@ -1,0 +1,238 @@
+//! `exec`: another process in a container.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use oci_spec::runtime::Spec;
+use orlop_host::cgroup::{Cgroup, CgroupPaths};
+use orlop_host::sys;
+use orlop_proto::contract::CONFIG_FILE;
+use orlop_proto::contract::runc_text::RuncError;
+use orlop_proto::contract::state::Status;
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+use serde_json::{Value, json};
+
+use crate::cli::{ExecArgs, Global};
+use crate::container::Container;
+use crate::foreground::{self, Signals};
+use crate::launch::{self, Launch, Surroundings};
+use crate::log::Log;
+use crate::plan::capabilities::bit;
+use crate::plan::namespaces::Namespaces;
+use crate::plan::process::Process;
+use crate::plan::{Host, Plan};
+use crate::{bundle, console, join};
+
+/// Runs the process; returns its exit code, or 0 if it is left to itself.
+pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
+    let container = Container::open(&global.root, &arguments.id)?;
+    match container.status()? {
+        Status::Stopped => return Err(RuncError::ExecStopped.into()),
+        Status::Paused if !arguments.ignore_paused => return Err(RuncError::ExecPaused.into()),
+        _ => {}
+    }
+    let (process, warnings) = process(&container, arguments)?;
+    warnings.iter().for_each(|warning| log.warning(warning));
+    let plan = plan(&container, process, arguments, log)?;
+    console::check(plan.process.terminal, arguments.console_socket.as_deref(), arguments.detach)?;
+    let filter = container.filter()?;
+    let Some(init) = container.init()? else { return Err(RuncError::ExecStopped.into()) };
+    let flags = plan.namespaces.all();
+    let cgroup_paths = sub_cgroup(container.cgroup_paths(), &arguments.cgroup)?;
+    let cgroup = Cgroup::open(&cgroup_paths)?;
+    let signals = if arguments.detach { None } else { Some(Signals::hold()?) };
+    if signals.is_some() && !arguments.no_subreaper {
+        sys::creds::set_child_subreaper().context("become", "the parent of orphans")?;
+    }
+    let state = container.hook_state(Status::Running);
+    let mut process = launch::spawn(Launch {
+        plan: &plan,
+        joins: vec![(init, flags)],
+        entry: cgroup.entry()?,
+        hierarchies: None,
+        cgroup_paths: &cgroup_paths,
+        fifo: None,
+        filter: filter.as_ref(),
+        idmaps: Vec::new(),
+        hook_state: state.clone(),
+    })?;
+    let around = Surroundings { log, state: &state, hooks: None, filter: filter.as_ref() };
+    let mut started = || -> Result<()> {
+        process.prepare(&plan, &around)?;
+        console::deliver(
+            &mut process,
+            arguments.console_socket.as_deref(),
+            arguments.pidfd_socket.as_deref(),
+        )?;
+        if let Some(path) = &arguments.pid_file {
+            launch::write_pid_file(path, process.pid)?;
+        }
+        process.start()
+    };
+    if let Err(error) = started() {
+        // The error tells why; that a process which could not start has ended needs no words.
+        let _ = process.end();
+        return Err(error);
+    }
+    match signals {
+        None => Ok(0),
+        Some(signals) => {
+            foreground::wait(&signals, process.pidfd.as_fd(), process.pid, process.console.take())
+        }
+    }
+}
+
+/// The process of the file, or the bundle's with what the flags change.
+fn process(container: &Container, arguments: &ExecArgs) -> Result<(oci_spec::runtime::Process, Vec<String>)> {
+    if let Some(path) = &arguments.process {
+        let text = std::fs::read(path).context("open", path.to_string_lossy())?;
+        return bundle::parse_process(&text, path);
+    }
+    if arguments.command.is_empty() {
+        return Err(Error::exactly(Kind::InvalidArgument, "process args cannot be empty"));
+    }
+    let path = Path::new(container.state.bundle()).join(CONFIG_FILE);
+    let text = std::fs::read(&path).context("read", path.to_string_lossy())?;
+    let (spec, warnings): (Spec, _) = bundle::parse(&text)?;
+    let base = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| Error::new(Kind::InvalidArgument, "find process in", CONFIG_FILE))?;
+    let text = |error| Error::because(Kind::InvalidArgument, "read", "the process", error);
+    let mut json = serde_json::to_value(base).map_err(text)?;
+    change(&mut json, arguments)?;
+    Ok((serde_json::from_value(json).map_err(text)?, warnings))
+}
+
+/// Puts the flags into the process's JSON.
+fn change(process: &mut Value, arguments: &ExecArgs) -> Result<()> {
+    process["args"] = json!(arguments.command);
+    process["terminal"] = json!(arguments.tty);
+    if let Some(cwd) = &arguments.cwd {
+        process["cwd"] = json!(cwd);
+    }
+    if !arguments.env.is_empty() {
+        let mut environment = process["env"].as_array().cloned().unwrap_or_default();
+        environment.extend(arguments.env.iter().map(|pair| json!(pair)));
+        process["env"] = json!(environment);
+    }
+    if let Some(user) = &arguments.user {
+        let (uid, gid) = parse_user(user)?;
+        process["user"]["uid"] = json!(uid);
+        if let Some(gid) = gid {
+            process["user"]["gid"] = json!(gid);
+        }
+    }
+    if !arguments.additional_gids.is_empty() {
+        let mut groups = process["user"]["additionalGids"].as_array().cloned().unwrap_or_default();
+        groups.extend(arguments.additional_gids.iter().map(|gid| json!(gid)));
+        process["user"]["additionalGids"] = json!(groups);
+    }
+    if let Some(profile) = &arguments.apparmor {
+        process["apparmorProfile"] = json!(profile);
+    }
+    if let Some(label) = &arguments.process_label {
+        process["selinuxLabel"] = json!(label);
+    }
+    if arguments.no_new_privs {
+        process["noNewPrivileges"] = json!(true);
+    }
+    Ok(())
+}
+
+/// `UID[:GID]`, digits only: anything that could be read as another user is refused (CVE-2026-30892 of another runtime).
+fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
+    let number = |part: &str, what: &str| {
+        let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        let parsed = digits.then(|| part.parse::<u32>().ok()).flatten();
+        // The highest number means "no change" to the kernel.
+        parsed.filter(|&id| id != u32::MAX).ok_or_else(|| {
+            Error::exactly(
+                Kind::InvalidArgument,
+                format!("parsing {part} as int for {what} failed: invalid syntax"),
+            )
+        })
+    };
+    match text.split_once(':') {
+        Some((uid, gid)) => Ok((number(uid, "uid")?, Some(number(gid, "gid")?))),
+        None => Ok((number(text, "uid")?, None)),
+    }
+}
+
+fn plan(
+    container: &Container,
+    process: oci_spec::runtime::Process,
+    arguments: &ExecArgs,
+    log: &Log,
+) -> Result<Plan> {
+    let labelled = process.apparmor_profile().is_some() || process.selinux_label().is_some();
+    let security = if labelled { orlop_host::probe::SecurityModules::detect() } else { Default::default() };
+    let host = Host { security, ..Default::default() };
+    let mut warnings = Vec::new();
+    let mut planned = Process::plan(&process, &host, &mut warnings)?;
+    warnings.iter().for_each(|warning| log.warning(warning));
+    if process.capabilities().is_none() {
+        let sets = container.state.config.spec.get("capabilities").cloned().unwrap_or_default();
+        let sets = serde_json::from_value(sets)
+            .map_err(|error| Error::because(Kind::DataLoss, "read", "the container's capabilities", error))?;
+        planned.capabilities = crate::plan::capabilities::Capabilities::plan(&sets);
+    }
+    for name in &arguments.cap {
+        planned.capabilities.add(bit(name)?);
+    }
+    planned.no_new_privileges |= container.state.config.no_new_privileges;
+    planned.make_cwd = false;
+    let id = container.state.id.clone();
+    let keyring = (!container.state.config.no_new_keyring).then(|| format!("_ses.{id}"));
+    let flags = join::different(container.state.init_process_pid, container.state.config.namespaces);
+    Ok(Plan {
+        id,
+        namespaces: Namespaces { join: vec![(flags, Default::default())], ..Default::default() },
+        container: None,
+        process: planned,
+        preserved: launch::preserved(arguments.preserve_fds)?,
+        keyring,
+    })
+}
+
+/// The container's cgroup, or groups below it, as `[controllers:]path`.
+fn sub_cgroup(paths: CgroupPaths, wanted: &[String]) -> Result<CgroupPaths> {
+    if wanted.is_empty() {
+        return Ok(paths);
+    }
+    let mut changed: std::collections::BTreeMap<_, _> =
+        paths.iter().map(|(controller, path)| (controller.to_owned(), path.to_owned())).collect();
+    for text in wanted {
+        let (controllers, path) = text.split_once(':').unwrap_or(("", text));
+        let path = crate::plan::clean(Path::new(path));
+        let below = path.strip_prefix("/").unwrap_or(&path).to_owned();
+        for controller in controllers.split(',') {
+            let known = changed.get_mut(controller).ok_or_else(|| {
+                Error::exactly(
+                    Kind::InvalidArgument,
+                    format!("unknown controller {controller} in exec cgroup"),
+                )
+            })?;
+            *known = known.join(&below);
+            if !known.is_dir() {
+                return Err(Error::new(Kind::NotFound, "find cgroup", known.to_string_lossy()));
+            }
+        }
+    }
+    Ok(changed.into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_numbers_only() {
+        assert_eq!(parse_user("7").unwrap(), (7, None));
+        assert_eq!(parse_user("7:8").unwrap(), (7, Some(8)));
+        for bad in ["", "root", "7:", ":7", "+7", " 7", "-1", "4294967295", "4294967296", "7:8:9", "1x"] {
+            parse_user(bad).unwrap_err();
+        }
+    }
+}

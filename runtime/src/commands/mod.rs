@@ -1,0 +1,83 @@
+//! The verbs, one file each.
+
+mod create;
+mod delete;
+mod exec;
+mod features;
+mod kill;
+mod list;
+mod pause;
+mod ps;
+mod run;
+mod spec;
+mod start;
+mod state;
+mod update;
+
+use std::io::Write;
+
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+
+use crate::cli::{Cli, Command};
+use crate::log::Log;
+
+/// A failure and the exit code that callers know it by.
+pub struct Failure {
+    /// What went wrong.
+    pub error: Error,
+    /// The exit code.
+    pub code: u8,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure { error, code: 1 }
+    }
+}
+
+/// Carries a verb out; returns the exit code.
+pub fn run(cli: Cli, log: &Log) -> Result<u8, Failure> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Create(arguments) => create::run(global, &arguments, log).map_err(named("create", 1)),
+        Command::Run(arguments) => run::run(global, &arguments, log).map_err(named("run", 1)),
+        Command::Exec(arguments) => exec::run(global, &arguments, log).map_err(|error| Failure {
+            error: Error::exactly(error.kind(), format!("exec failed: {error}")),
+            code: 255,
+        }),
+        Command::Start { id } => done(start::run(global, &id)),
+        Command::State { id } => done(state::run(global, &id)),
+        Command::Kill(arguments) => done(kill::run(global, &arguments)),
+        Command::Delete { force, id } => done(delete::run(global, &id, force)),
+        Command::List { format, quiet } => done(list::run(global, &format, quiet)),
+        Command::Ps { format, id, options } => done(ps::run(global, &id, &format, &options)),
+        Command::Pause { id } => done(pause::pause(global, &id)),
+        Command::Resume { id } => done(pause::resume(global, &id)),
+        Command::Update(arguments) => done(update::run(global, &arguments, log)),
+        Command::Spec { bundle, rootless } => done(spec::run(bundle.as_deref(), rootless)),
+        Command::Features => done(features::run()),
+    }
+}
+
+fn done(result: Result<()>) -> Result<u8, Failure> {
+    Ok(result.map(|()| 0)?)
+}
+
+/// Puts runc's words for a failed verb before its error.
+fn named(verb: &'static str, code: u8) -> impl Fn(Error) -> Failure {
+    move |error| Failure {
+        error: Error::exactly(error.kind(), format!("orlop {verb} failed: {error}")),
+        code,
+    }
+}
+
+/// Writes to standard output.
+fn print(text: &[u8]) -> Result<()> {
+    let mut output = std::io::stdout().lock();
+    output.write_all(text).and_then(|()| output.flush()).context("write", "standard output")
+}
+
+fn encode(value: &impl serde::Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::because(Kind::Internal, "encode", "the answer", error))
+}

@@ -1,0 +1,47 @@
+//! `run`: create and start; unless detached, stay until the end and clean up.
+
+use std::os::fd::AsFd;
+
+use orlop_host::sys;
+use orlop_proto::error::{Context, Error, Result};
+
+use crate::cli::{Global, RunArgs};
+use crate::foreground::{self, Signals};
+use crate::launch::{self, Created, Purpose};
+use crate::log::Log;
+
+/// Runs the container; returns its exit code, or 0 if it is left to itself.
+pub fn run(global: &Global, arguments: &RunArgs, log: &Log) -> Result<u8> {
+    if arguments.detach {
+        start(launch::create(global, &arguments.create, Purpose::RunDetached, log)?)?;
+        return Ok(0);
+    }
+    let signals = Signals::hold()?;
+    if !arguments.no_subreaper {
+        sys::creds::set_child_subreaper().context("become", "the parent of orphans")?;
+    }
+    let mut created = start(launch::create(global, &arguments.create, Purpose::RunForeground, log)?)?;
+    let console = created.process.console.take();
+    let code = foreground::wait(&signals, created.process.pidfd.as_fd(), created.process.pid, console)?;
+    if !arguments.keep {
+        created.container.destroy()?;
+    }
+    Ok(code)
+}
+
+/// Starts the program; a container whose program cannot be started is removed again.
+fn start(mut created: Created) -> Result<Created> {
+    let started = created.process.start().and_then(|()| created.container.run_poststart());
+    match started {
+        Ok(()) => Ok(created),
+        Err(error) => Err(remove(created, error)),
+    }
+}
+
+fn remove(created: Created, error: Error) -> Error {
+    let removed = created.process.end().and_then(|()| created.container.destroy());
+    match removed {
+        Ok(()) => error,
+        Err(problem) => Error::exactly(error.kind(), format!("{error} (and while removing it: {problem})")),
+    }
+}

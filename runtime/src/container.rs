@@ -1,0 +1,382 @@
+//! A container that exists: its state directory, its status, its end.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{OFlag, open};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use oci_spec::runtime::{Hooks, Spec};
+use orlop_host::cgroup::{Cgroup, CgroupPaths};
+use orlop_host::probe::SecurityModules;
+use orlop_host::process::Stat;
+use orlop_host::state::{StateDirectory, init_is_alive};
+use orlop_host::sys;
+use orlop_proto::contract::OCI_VERSION;
+use orlop_proto::contract::runc_text::RuncError;
+use orlop_proto::contract::state::{ContainerState, HookState, Status, StoredConfig, StoredState};
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+
+use crate::bundle::Bundle;
+use crate::cli::Global;
+use crate::hooks;
+use crate::launch::Launched;
+use crate::plan::Plan;
+use crate::plan::namespaces::NAMES;
+use crate::seccomp::Filter;
+
+/// The compiled seccomp filter of a container, kept for later execs: flags and program as native numbers.
+const FILTER_FILE: &str = "seccomp.bpf";
+
+/// How long a killed init may take to be gone; runc waits as long.
+const KILL_TIME: Duration = Duration::from_secs(10);
+
+/// A container that exists.
+pub struct Container {
+    /// Its state directory.
+    pub directory: StateDirectory,
+    /// What is written there.
+    pub state: StoredState,
+}
+
+impl Container {
+    /// A container whose state is at hand.
+    pub fn new(directory: StateDirectory, state: StoredState) -> Container {
+        Container { directory, state }
+    }
+
+    /// Finds a container by its id.
+    pub fn open(root: &Path, id: &str) -> Result<Container> {
+        let directory = StateDirectory::open(root, id)?;
+        let state = directory.load()?;
+        Ok(Container { directory, state })
+    }
+
+    /// Where it is in its life, as far as its init tells: not whether it is paused.
+    pub fn life(&self) -> Status {
+        if !init_is_alive(&self.state) {
+            Status::Stopped
+        } else if self.directory.fifo().exists() {
+            Status::Created
+        } else {
+            Status::Running
+        }
+    }
+
+    /// Where it is in its life.
+    pub fn status(&self) -> Result<Status> {
+        match self.life() {
+            Status::Stopped => Ok(Status::Stopped),
+            life if self.cgroup()?.frozen()? => {
+                // A created container may be frozen too, but runc calls it paused all the same.
+                let _ = life;
+                Ok(Status::Paused)
+            }
+            life => Ok(life),
+        }
+    }
+
+    /// Its cgroup.
+    pub fn cgroup(&self) -> Result<Cgroup> {
+        Cgroup::open(&self.cgroup_paths())
+    }
+
+    /// The directories of its cgroup.
+    pub fn cgroup_paths(&self) -> CgroupPaths {
+        let paths = self.state.cgroup_paths.iter();
+        paths.map(|(controller, path)| (controller.clone(), PathBuf::from(path))).collect()
+    }
+
+    /// Its init as a descriptor; none if it has ended.
+    pub fn init(&self) -> Result<Option<OwnedFd>> {
+        let pid = self.state.init_process_pid;
+        let pidfd = match sys::pid::pidfd_open(pid) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            other => other.context("open process", pid.to_string())?,
+        };
+        // Only now does the start time say that it is this very process.
+        Ok(init_is_alive(&self.state).then_some(pidfd))
+    }
+
+    /// What `state` prints.
+    pub fn describe(&self, owner: String) -> Result<ContainerState> {
+        let status = self.status()?;
+        Ok(ContainerState {
+            oci_version: self.state.config.version.clone(),
+            id: self.state.id.clone(),
+            pid: if status == Status::Stopped { 0 } else { self.state.init_process_pid },
+            status,
+            bundle: self.state.bundle().to_owned(),
+            rootfs: self.state.config.rootfs.clone(),
+            created: self.state.created.clone(),
+            annotations: self.state.annotations(),
+            owner,
+        })
+    }
+
+    /// The name of the user who owns its state directory.
+    pub fn owner(&self) -> String {
+        let uid = std::fs::metadata(self.directory.path()).map(|metadata| metadata.uid()).unwrap_or(0);
+        user_name(uid).unwrap_or_else(|| format!("#{uid}"))
+    }
+
+    /// What hooks get.
+    pub fn hook_state(&self, status: Status) -> HookState {
+        HookState {
+            oci_version: OCI_VERSION.into(),
+            id: self.state.id.clone(),
+            status,
+            pid: if status == Status::Stopped { 0 } else { self.state.init_process_pid },
+            bundle: self.state.bundle().to_owned(),
+            annotations: self.state.annotations(),
+        }
+    }
+
+    /// The hooks that run after its creation.
+    pub fn hooks(&self) -> Result<Hooks> {
+        let hooks = self.state.config.spec.get("hooks").cloned().unwrap_or_default();
+        if hooks.is_null() {
+            return Ok(Hooks::default());
+        }
+        serde_json::from_value(hooks)
+            .map_err(|error| Error::because(Kind::DataLoss, "read", "the container's hooks", error))
+    }
+
+    /// Runs the poststart hooks; a failing one kills the container, as in runc.
+    pub fn run_poststart(&self) -> Result<()> {
+        let hooks = self.hooks()?;
+        let Some(hooks) = hooks.poststart() else { return Ok(()) };
+        hooks::run(hooks, &self.hook_state(Status::Running)).inspect_err(|_| {
+            if let Ok(Some(init)) = self.init() {
+                // The hook's failure is the error to tell; an init that has ended by itself is as good as killed.
+                let _ = sys::pid::pidfd_send_signal(init.as_fd(), libc::SIGKILL);
+            }
+        })
+    }
+
+    /// Kills init and waits until it has ended.
+    pub fn kill_init(&self) -> Result<()> {
+        let Some(init) = self.init()? else { return Ok(()) };
+        match sys::pid::pidfd_send_signal(init.as_fd(), libc::SIGKILL) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            other => other.context("kill", "init")?,
+        }
+        let cgroup = self.cgroup()?;
+        if cgroup.frozen()? {
+            cgroup.thaw()?;
+        }
+        let deadline = Instant::now() + KILL_TIME;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            // A pidfd becomes readable when its process has ended, whether or not somebody has waited for it.
+            match poll(&mut [PollFd::new(init.as_fd(), PollFlags::POLLIN)], left) {
+                Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(Error::io("wait for", "init", error.into())),
+                Ok(0) if Instant::now() >= deadline => {
+                    return Err(Error::new(
+                        Kind::DeadlineExceeded,
+                        "container init still running:",
+                        &*self.state.id,
+                    ));
+                }
+                Ok(0) => {}
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// Removes everything that a container with an ended init still holds: processes that outlived it in a shared pid
+    /// namespace, its cgroup, its state directory; then runs its poststop hooks.
+    pub fn destroy(&self) -> Result<()> {
+        let own_pids = self.state.config.namespaces & libc::CLONE_NEWPID as u64 != 0;
+        let cgroup = self.cgroup()?;
+        if !own_pids {
+            cgroup.kill()?;
+        }
+        cgroup.remove()?;
+        let hooks = self.hooks();
+        let state = self.hook_state(Status::Stopped);
+        self.directory.remove()?;
+        hooks::run(hooks?.poststop().iter().flatten(), &state)
+    }
+
+    /// The compiled seccomp filter, for an exec.
+    pub fn filter(&self) -> Result<Option<Filter>> {
+        let path = self.directory.path().join(FILTER_FILE);
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => other.context("read", path.to_string_lossy())?,
+        };
+        let mut words = bytes
+            .chunks_exact(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().expect("chunks of eight bytes have eight bytes")));
+        let flags = words.next().unwrap_or(0) as u32;
+        let listener = self.state.config.spec.get("seccompListener").and_then(listener_from);
+        Ok(Some(Filter { program: words.collect(), flags, listener }))
+    }
+}
+
+fn listener_from(json: &serde_json::Value) -> Option<crate::seccomp::Listener> {
+    let text = |name: &str| json.get(name).and_then(|value| value.as_str());
+    Some(crate::seccomp::Listener {
+        path: text("path")?.into(),
+        metadata: text("metadata").unwrap_or_default().to_owned(),
+    })
+}
+
+/// Keeps the compiled filter for later execs.
+pub fn save_filter(directory: &StateDirectory, filter: &Filter) -> Result<()> {
+    let words = std::iter::once(u64::from(filter.flags)).chain(filter.program.iter().copied());
+    let bytes: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
+    let path = directory.path().join(FILTER_FILE);
+    std::fs::write(&path, bytes).context("write", path.to_string_lossy())
+}
+
+/// Makes the FIFO on which init waits, and opens it for init in a way that waits for nobody.
+pub fn make_fifo(directory: &StateDirectory) -> Result<OwnedFd> {
+    let path = directory.fifo();
+    let shown = || path.to_string_lossy();
+    mkfifo(&path, Mode::from_bits_truncate(0o600)).context("create", shown())?;
+    // With both ends open init's read waits for a byte, never for an end of file.
+    open(&path, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).context("open", shown())
+}
+
+/// Lets a created container's init go on: takes the FIFO away, so that only one `start` can, and writes into it.
+pub fn release(container: &Container) -> Result<()> {
+    let path = container.directory.fifo();
+    let shown = || path.to_string_lossy();
+    let opened = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path);
+    let mut fifo = match opened {
+        // Nobody has it open for reading: init has ended.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+            return Err(RuncError::StartStopped.into());
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(RuncError::AlreadyRunning.into());
+        }
+        other => other.context("open", shown())?,
+    };
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(RuncError::AlreadyRunning.into());
+        }
+        other => other.context("remove", shown())?,
+    }
+    fifo.write_all(b"0").context("write", shown())
+}
+
+/// What hooks get while a container is being created; the pid is not known yet.
+pub fn hook_state(bundle: &Bundle, id: &str) -> HookState {
+    HookState {
+        oci_version: OCI_VERSION.into(),
+        id: id.to_owned(),
+        status: Status::Creating,
+        pid: 0,
+        bundle: bundle.path.to_string_lossy().into_owned(),
+        annotations: bundle
+            .spec
+            .annotations()
+            .iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect(),
+    }
+}
+
+/// What `state.json` says about a new container.
+pub fn stored(
+    bundle: &Bundle,
+    plan: &Plan,
+    process: &Launched,
+    cgroup_paths: &CgroupPaths,
+    created: String,
+    global: &Global,
+) -> Result<StoredState> {
+    let pid = process.pid;
+    let container = plan.container.as_ref();
+    let mut labels: Vec<String> =
+        bundle.spec.annotations().iter().flatten().map(|(name, value)| format!("{name}={value}")).collect();
+    labels.sort();
+    labels.push(format!("bundle={}", bundle.path.display()));
+    let text = |error| Error::because(Kind::Internal, "encode", "the configuration", error);
+    let mut spec = serde_json::Map::new();
+    if let Some(hooks) = bundle.spec.hooks() {
+        spec.insert("hooks".into(), serde_json::to_value(hooks).map_err(text)?);
+    }
+    if let Some(process) = bundle.spec.process() {
+        let capabilities = serde_json::to_value(process.capabilities()).map_err(text)?;
+        spec.insert("capabilities".into(), capabilities);
+        for (name, value) in
+            [("apparmorProfile", process.apparmor_profile()), ("selinuxLabel", process.selinux_label())]
+        {
+            if let Some(value) = value {
+                spec.insert(name.into(), value.clone().into());
+            }
+        }
+    }
+    let seccomp = bundle.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+    if let Some(path) = seccomp.and_then(|seccomp| seccomp.listener_path().as_ref()) {
+        let metadata = seccomp.and_then(|seccomp| seccomp.listener_metadata().clone()).unwrap_or_default();
+        spec.insert("seccompListener".into(), serde_json::json!({"path": path, "metadata": metadata}));
+    }
+    let stream = |number: i32| {
+        std::fs::read_link(format!("/proc/self/fd/{number}"))
+            .map(|path| path.to_string_lossy().into_owned())
+            .unwrap_or_default()
+    };
+    Ok(StoredState {
+        id: plan.id.clone(),
+        init_process_pid: pid,
+        init_process_start: Stat::of(pid)?.start_time,
+        created,
+        config: StoredConfig {
+            rootfs: container.map(|c| c.rootfs.to_string_lossy().into_owned()).unwrap_or_default(),
+            labels,
+            version: bundle.spec.version().clone(),
+            no_new_privileges: plan.process.no_new_privileges,
+            no_new_keyring: plan.keyring.is_none(),
+            systemd_cgroup: global.systemd_cgroup,
+            namespaces: plan.namespaces.all(),
+            spec: serde_json::Value::Object(spec),
+        },
+        rootless: !nix::unistd::geteuid().is_root(),
+        cgroup_paths: cgroup_paths
+            .iter()
+            .map(|(controller, path)| (controller.to_owned(), path.to_string_lossy().into_owned()))
+            .collect(),
+        namespace_paths: NAMES
+            .iter()
+            .map(|(_, name, file)| ((*name).to_owned(), format!("/proc/{pid}/ns/{file}")))
+            .collect(),
+        external_descriptors: (0..=2).map(stream).collect(),
+        intel_rdt_path: String::new(),
+    })
+}
+
+/// Looks for security modules only if the configuration has a label for one.
+pub fn security_modules_for(spec: &Spec) -> SecurityModules {
+    let process = spec.process().as_ref();
+    let set = |text: Option<&String>| text.is_some_and(|text| !text.is_empty());
+    let labelled = set(process.and_then(|process| process.apparmor_profile().as_ref()))
+        || set(process.and_then(|process| process.selinux_label().as_ref()))
+        || set(spec.linux().as_ref().and_then(|linux| linux.mount_label().as_ref()));
+    if labelled { SecurityModules::detect() } else { SecurityModules::default() }
+}
+
+/// A user's name from `/etc/passwd`, never through NSS.
+fn user_name(uid: u32) -> Option<String> {
+    let text = std::fs::read_to_string("/etc/passwd").ok()?;
+    let uid = uid.to_string();
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    })
+}

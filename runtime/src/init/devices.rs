@@ -1,0 +1,118 @@
+//! Device nodes and links in `/dev`.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat, mknodat};
+use nix::unistd::{Gid, Uid, fchownat, symlinkat, unlinkat};
+use orlop_host::sys;
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+
+use super::Init;
+use super::paths::{Kind as Entry, ensure, open_path, parent};
+use crate::plan::devices::{Device, LINKS};
+
+/// Makes the nodes and links, unless `/dev` is the host's.
+pub fn make(init: &mut Init) -> Result<()> {
+    let container = init.container();
+    if !container.owns_dev {
+        return Ok(());
+    }
+    for device in &container.devices {
+        let made =
+            if container.bind_devices { bind(init.root(), device) } else { create(init.root(), device) };
+        let made = match made {
+            // We are in somebody else's user namespace, which may not make nodes.
+            Err(error) if error.kind() == Kind::PermissionDenied => bind(init.root(), device),
+            other => other,
+        };
+        made.map_err(|error| {
+            let shown = device.path.display();
+            Error::exactly(error.kind(), format!("error creating device nodes: {shown}: {error}"))
+        })?;
+    }
+    links(init.root())
+}
+
+fn create(root: BorrowedFd, device: &Device) -> Result<()> {
+    let (directory, name) = place(root, &device.path)?;
+    let mode = Mode::from_bits_truncate(device.mode);
+    let number = libc::makedev(device.major, device.minor);
+    let kind = SFlag::from_bits_truncate(device.kind);
+    match mknodat(&directory, name, kind, mode, number) {
+        Err(nix::Error::EEXIST) => return existing(&directory, name, device),
+        other => other.context("create", "node")?,
+    }
+    give(&directory, name, device)
+}
+
+/// Where a node goes, and its name: in what `/dev` means inside the root, even if the image made it a link to
+/// somewhere else (CVE-2026-41579).
+fn place<'a>(root: BorrowedFd, path: &'a Path) -> Result<(std::os::fd::OwnedFd, &'a std::ffi::OsStr)> {
+    #[cfg(feature = "test-switches")]
+    if crate::switches::is_off("device-directory") {
+        use std::os::fd::AsRawFd;
+        let joined = format!("/proc/self/fd/{}{}", root.as_raw_fd(), path.parent().unwrap_or(path).display());
+        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+        let directory = nix::fcntl::open(joined.as_str(), flags, Mode::empty()).context("open", joined)?;
+        return Ok((directory, path.file_name().unwrap_or_default()));
+    }
+    parent(root, path)
+}
+
+/// A node that the image or a mount has put there already stays if it is the same device; another is replaced.
+fn existing(directory: impl AsFd, name: &std::ffi::OsStr, device: &Device) -> Result<()> {
+    let stat = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).context("look at", "node")?;
+    let same_kind = stat.st_mode & libc::S_IFMT == device.kind;
+    if same_kind
+        && (device.kind == libc::S_IFIFO || stat.st_rdev == libc::makedev(device.major, device.minor))
+    {
+        return Ok(());
+    }
+    unlinkat(&directory, name, nix::unistd::UnlinkatFlags::NoRemoveDir).context("replace", "node")?;
+    let mode = Mode::from_bits_truncate(device.mode);
+    let number = libc::makedev(device.major, device.minor);
+    mknodat(&directory, name, SFlag::from_bits_truncate(device.kind), mode, number)
+        .context("create", "node")?;
+    give(&directory, name, device)
+}
+
+fn give(directory: impl AsFd, name: &std::ffi::OsStr, device: &Device) -> Result<()> {
+    if (device.uid, device.gid) == (0, 0) {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+    fchownat(&directory, name, Some(uid), Some(gid), flags).context("change owner of", "node")?;
+    // The change of owner takes set-user-id bits away.
+    fchmodat(&directory, name, Mode::from_bits_truncate(device.mode), FchmodatFlags::FollowSymlink)
+        .context("change mode of", "node")
+}
+
+/// In a user namespace, which may not make nodes, the host's are mounted.
+fn bind(root: BorrowedFd, device: &Device) -> Result<()> {
+    let target = ensure(root, &device.path, Entry::File)?;
+    let tree = sys::mount::clone_tree(AT_FDCWD, &device.path, false).context("bind", "the host's node")?;
+    sys::mount::attach(tree.as_fd(), target.as_fd()).context("attach", "the host's node")
+}
+
+fn links(root: BorrowedFd) -> Result<()> {
+    let dev = ensure(root, Path::new("/dev"), Entry::Directory)?;
+    let link = |name: &str, target: &str| match symlinkat(target, &dev, name) {
+        Err(nix::Error::EEXIST) => Ok(()),
+        other => other.context("create link", format!("/dev/{name}")),
+    };
+    for (name, target) in LINKS {
+        if name != "core" || open_path(root, Path::new(target)).is_ok() {
+            link(name, target)?;
+        }
+    }
+    // An image's own file of this name would not reach the container's terminals.
+    match unlinkat(&dev, "ptmx", nix::unistd::UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(nix::Error::ENOENT) => {}
+        Err(error) => return Err(Error::io("replace", "/dev/ptmx", error.into())),
+    }
+    link("ptmx", "pts/ptmx")
+}

@@ -1,0 +1,114 @@
+//! The container's terminal: a pair of its own devpts, opened without trusting a path.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
+use nix::unistd::{Gid, Uid, fchown};
+use orlop_host::sys;
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind as ErrorKind;
+
+use super::Init;
+use super::paths::{Kind, ensure, open_path};
+use crate::sync::Message;
+
+/// `DEVPTS_SUPER_MAGIC` (statfs(2)).
+const DEVPTS: i64 = 0x1cd1;
+
+/// Opens a terminal, makes it the standard streams and the controlling terminal, and sends its master to the parent.
+pub fn open(init: &mut Init) -> Result<()> {
+    if !init.plan.process.terminal {
+        return Ok(());
+    }
+    let root = open_root()?;
+    let found = open_path(root.as_fd(), Path::new("/dev/pts/ptmx"))
+        .or_else(|_| open_path(root.as_fd(), Path::new("/dev/ptmx")));
+    let found = found.context("open", "/dev/pts/ptmx of the container")?;
+    // Anything else of that name could answer with a terminal of the host.
+    if fstatfs(&found).context("look at", "/dev/pts/ptmx")?.filesystem_type() != FsType(DEVPTS as _) {
+        return Err(Error::because(
+            ErrorKind::FailedPrecondition,
+            "open",
+            "/dev/pts/ptmx",
+            "it is on no devpts",
+        ));
+    }
+    let flags = libc::O_RDWR | libc::O_NOCTTY;
+    let root_relative = sys::path::open_below(
+        root.as_fd(),
+        Path::new("/dev/pts/ptmx"),
+        flags,
+        0,
+        sys::path::Resolve::InRootNoLinks,
+    );
+    let master = root_relative
+        .or_else(|_| {
+            sys::path::open_below(root.as_fd(), Path::new("/dev/ptmx"), flags, 0, sys::path::Resolve::InRoot)
+        })
+        .context("open", "/dev/pts/ptmx of the container")?;
+    sys::tty::unlock(master.as_fd()).context("unlock", "the terminal")?;
+    // By the master, not by a path (CVE-2025-52565).
+    let terminal = sys::tty::open_peer(master.as_fd()).context("open", "the terminal")?;
+    prepare(init, terminal.as_fd())?;
+    if init.plan.container.is_some() {
+        console(root.as_fd(), terminal.as_fd())?;
+    }
+    init.channel.send_with(&Message::Console, master.as_fd())?;
+    sys::tty::set_controlling(terminal.as_fd()).context("take", "the terminal")?;
+    for number in 0..=2 {
+        sys::fd::put_at_standard(terminal.as_fd(), number).context("set", "the standard streams")?;
+    }
+    Ok(())
+}
+
+fn open_root() -> Result<std::os::fd::OwnedFd> {
+    nix::fcntl::open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .context("open", "the root")
+}
+
+fn prepare(init: &Init, terminal: BorrowedFd) -> Result<()> {
+    let mut modes = tcgetattr(terminal).context("look at", "the terminal")?;
+    // Whoever reads the other end wants lines as the program writes them, as from runc.
+    modes.output_flags.remove(OutputFlags::ONLCR);
+    tcsetattr(terminal, SetArg::TCSANOW, &modes).context("set modes of", "the terminal")?;
+    let process = &init.plan.process;
+    if let Some((rows, columns)) = process.console_size {
+        sys::tty::set_size(terminal, rows, columns).context("set size of", "the terminal")?;
+    }
+    // The group stays that of devpts.
+    fchown(terminal, Some(Uid::from_raw(process.uid)), None::<Gid>).context("give away", "the terminal")
+}
+
+/// `/dev/console` is the terminal.
+fn console(root: BorrowedFd, terminal: BorrowedFd) -> Result<()> {
+    let target = ensure(root, Path::new("/dev/console"), Kind::File)?;
+    let tree = sys::mount::clone_tree_of(terminal, false).context("bind", "the terminal")?;
+    sys::mount::attach(tree.as_fd(), target.as_fd()).context("attach", "/dev/console")
+}
+
+/// Whether a path of the host is a terminal's; kept beside its use in the tests of this module.
+#[cfg(test)]
+fn is_terminal(descriptor: impl AsFd) -> bool {
+    nix::unistd::isatty(descriptor).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_opened_by_its_master() {
+        let master =
+            nix::fcntl::open("/dev/ptmx", OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC, Mode::empty())
+                .unwrap();
+        sys::tty::unlock(master.as_fd()).unwrap();
+        let terminal = sys::tty::open_peer(master.as_fd()).unwrap();
+        assert!(is_terminal(&terminal));
+        sys::tty::set_size(terminal.as_fd(), 7, 9).unwrap();
+        assert_eq!(sys::tty::size(terminal.as_fd()).unwrap(), (7, 9));
+    }
+}

@@ -1,0 +1,442 @@
+//! The parent's whole procedure: from a request to a process that waits for its start.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::SystemTime;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use oci_spec::runtime::{Hooks, LinuxResources};
+use orlop_host::cgroup::{Cgroup, CgroupPaths, Entry, Hierarchies, Mode as Layout, default_device_rules};
+use orlop_host::state::StateDirectory;
+use orlop_host::sys;
+use orlop_host::sys::clone::{CloneRequest, Cloned, clone3};
+use orlop_proto::contract::OCI_VERSION;
+use orlop_proto::contract::state::{ContainerProcessState, HookState};
+use orlop_proto::contract::time::rfc3339_nano;
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+
+use crate::bundle::Bundle;
+use crate::cli::{CreateArgs, Global};
+use crate::container::{self, Container};
+use crate::init::{self, Init, Stage};
+use crate::log::Log;
+use crate::plan::{Host, Plan, Request};
+use crate::seccomp::{self, Filter};
+use crate::sync::{Channel, Message};
+use crate::undo::Undo;
+use crate::{console, hooks, join};
+
+/// A container whose init waits for its start.
+pub struct Created {
+    /// The container.
+    pub container: Container,
+    /// Its init.
+    pub process: Launched,
+}
+
+/// What becomes of a container once it is created.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It waits for `start`, which writes into its FIFO.
+    Create,
+    /// This process starts it over the channel and goes.
+    RunDetached,
+    /// This process starts it over the channel and stays with it.
+    RunForeground,
+}
+
+/// What is around a process while it is set up.
+pub struct Surroundings<'a> {
+    /// For warnings.
+    pub log: &'a Log,
+    /// The container as hooks and seccomp supervisors see it.
+    pub state: &'a HookState,
+    /// The hooks of the configuration; none for an exec.
+    pub hooks: Option<&'a Hooks>,
+    /// The seccomp filter.
+    pub filter: Option<&'a Filter>,
+}
+
+/// Creates a container: decides everything, then does it; what was done is undone if a later step fails.
+pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &Log) -> Result<Created> {
+    let (bundle, warnings) = Bundle::load(arguments.bundle.as_deref())?;
+    orlop_host::state::check_id(&arguments.id)?;
+    let hierarchies = Hierarchies::detect()?;
+    let host = Host {
+        unified: hierarchies.mode() == Layout::Unified,
+        security: container::security_modules_for(&bundle.spec),
+    };
+    let request = Request {
+        id: arguments.id.clone(),
+        bundle: bundle.path.clone(),
+        no_pivot: arguments.no_pivot,
+        no_new_keyring: arguments.no_new_keyring,
+        preserved: preserved(arguments.preserve_fds)?,
+    };
+    let (mut plan, more) = Plan::for_container(&bundle.spec, &request, &host)?;
+    warnings.iter().chain(&more).for_each(|warning| log.warning(warning));
+    let rootfs = bundle.rootfs()?;
+    plan.container.as_mut().expect("a container's plan has this part").rootfs = rootfs;
+    console::check(
+        plan.process.terminal,
+        arguments.console_socket.as_deref(),
+        purpose != Purpose::RunForeground,
+    )?;
+    let linux = bundle.spec.linux().as_ref();
+    let filter = linux.and_then(|linux| linux.seccomp().as_ref()).map(seccomp::compile).transpose()?;
+    let joins = join::open_all(&plan.namespaces.join)?;
+    let idmaps = open_idmaps(&plan)?;
+    let cgroups_path =
+        linux.and_then(|linux| linux.cgroups_path().as_ref()).map(|path| path.to_string_lossy());
+    let cgroup_paths =
+        Cgroup::plan(&hierarchies, cgroups_path.as_deref(), &arguments.id, global.systemd_cgroup)?;
+    let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_else(no_resources);
+
+    let own_devices: Vec<_> =
+        linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten().collect();
+    let device_rules = default_device_rules(|path| own_devices.iter().any(|device| device.path() == path));
+
+    let mut undo = Undo::default();
+    let effects = || -> Result<Created> {
+        let directory = StateDirectory::reserve(&global.root, &arguments.id)?;
+        undo.push({
+            let directory = directory.clone();
+            move || directory.remove()
+        });
+        let fifo = match purpose {
+            Purpose::Create => Some(container::make_fifo(&directory)?),
+            Purpose::RunDetached | Purpose::RunForeground => None,
+        };
+        let cgroup = std::rc::Rc::new(Cgroup::create(&hierarchies, &cgroup_paths)?);
+        undo.push({
+            let cgroup = cgroup.clone();
+            move || cgroup.undo()
+        });
+        for warning in cgroup.apply(&resources, Some(&device_rules))? {
+            log.warning(warning);
+        }
+        let mut hook_state = container::hook_state(&bundle, &arguments.id);
+        let mut process = spawn(Launch {
+            plan: &plan,
+            joins,
+            entry: cgroup.entry()?,
+            hierarchies: Some(&hierarchies),
+            cgroup_paths: &cgroup_paths,
+            fifo,
+            filter: filter.as_ref(),
+            idmaps,
+            hook_state: hook_state.clone(),
+        })?;
+        let pidfd = process.pidfd.try_clone().context("keep", "the process")?;
+        undo.push(move || kill_and_reap(pidfd));
+        let created = rfc3339_nano(SystemTime::now());
+        let state = container::stored(&bundle, &plan, &process, &cgroup_paths, created, global)?;
+        directory.save(&state)?;
+        if let Some(filter) = &filter {
+            container::save_filter(&directory, filter)?;
+        }
+        hook_state.pid = process.pid;
+        let hooks = bundle.spec.hooks().as_ref();
+        process.prepare(&plan, &Surroundings { log, state: &hook_state, hooks, filter: filter.as_ref() })?;
+        console::deliver(
+            &mut process,
+            arguments.console_socket.as_deref(),
+            arguments.pidfd_socket.as_deref(),
+        )?;
+        if let Some(path) = &arguments.pid_file {
+            write_pid_file(path, process.pid)?;
+        }
+        Ok(Created { container: Container::new(directory, state), process })
+    };
+    match effects() {
+        Ok(created) => Ok(created),
+        Err(error) => Err(undo.unwind(error)),
+    }
+}
+
+/// What a new process needs.
+pub struct Launch<'a> {
+    /// What it does.
+    pub plan: &'a Plan,
+    /// Namespaces to join, each with its `CLONE_NEW…` flags.
+    pub joins: Vec<(OwnedFd, u64)>,
+    /// How it gets into its cgroup.
+    pub entry: Entry,
+    /// Where the host's cgroups are.
+    pub hierarchies: Option<&'a Hierarchies>,
+    /// The container's cgroups.
+    pub cgroup_paths: &'a CgroupPaths,
+    /// The FIFO on which it waits for its start.
+    pub fifo: Option<OwnedFd>,
+    /// Its seccomp filter.
+    pub filter: Option<&'a Filter>,
+    /// User namespaces for id-mapped mounts.
+    pub idmaps: Vec<Option<OwnedFd>>,
+    /// For the hooks that it runs itself.
+    pub hook_state: HookState,
+}
+
+/// A process that was made, seen from its parent.
+pub struct Launched {
+    /// Its id in our pid namespace.
+    pub pid: i32,
+    /// Itself.
+    pub pidfd: OwnedFd,
+    /// The master end of its terminal.
+    pub console: Option<OwnedFd>,
+    channel: Channel,
+}
+
+/// Makes the process: with one clone3, unless it has to join a user namespace before it can make others in it.
+pub fn spawn(launch: Launch) -> Result<Launched> {
+    let (ours, theirs) = Channel::pair()?;
+    let Launch { plan, joins, entry, .. } = launch;
+    let cgroup = entry.unified;
+    let flags = plan.namespaces.at_clone;
+    let user = libc::CLONE_NEWUSER as u64;
+    let in_between = flags != 0 && joins.iter().any(|(_, joined)| joined & user != 0);
+    let back = enter_pid_namespace(&joins)?;
+    let first_flags = if in_between { 0 } else { flags };
+    let request = CloneRequest {
+        flags: first_flags,
+        cgroup: cgroup.as_ref().filter(|_| !in_between).map(|directory| directory.as_fd()),
+    };
+    let cloned = clone3(request).context("clone", "a new process");
+    let (pid, pidfd) = match cloned {
+        Ok(Cloned::Parent { pid, pidfd }) => (pid, pidfd),
+        Ok(Cloned::Child) => {
+            drop(ours);
+            let mut init = Init {
+                plan,
+                channel: theirs,
+                joins,
+                tasks: entry.tasks,
+                hierarchies: launch.hierarchies,
+                cgroup_paths: launch.cgroup_paths,
+                fifo: launch.fifo,
+                filter: launch.filter,
+                idmaps: launch.idmaps,
+                hook_state: launch.hook_state,
+                found: Default::default(),
+            };
+            // Process 1 of a new pid namespace would show its own numbers to the hooks; the parent knows better.
+            init.hook_state.pid = std::process::id() as i32;
+            if in_between {
+                make_from_user_namespace(&mut init, flags, cgroup.as_ref());
+            }
+            init::run(init)
+        }
+        Err(error) => return Err(error),
+    };
+    if let Some(own) = back {
+        sys::pid::setns(own.as_fd(), libc::CLONE_NEWPID).context("go back to", "our pid namespace")?;
+    }
+    drop(theirs);
+    let launched = Launched { pid, pidfd, console: None, channel: ours };
+    if in_between { launched.adopt_sibling() } else { Ok(launched) }
+}
+
+/// Lets our next child be born in the pid namespace that it joins; returns the way back.
+fn enter_pid_namespace(joins: &[(OwnedFd, u64)]) -> Result<Option<OwnedFd>> {
+    let flag = libc::CLONE_NEWPID as u64;
+    let Some((namespace, _)) = joins.iter().find(|(_, flags)| flags & flag != 0) else { return Ok(None) };
+    let own = open("/proc/self/ns/pid", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+        .context("open", "our pid namespace")?;
+    sys::pid::setns(namespace.as_fd(), libc::CLONE_NEWPID).context("join", "pid namespace")?;
+    Ok(Some(own))
+}
+
+/// In the intermediate process: joins the user namespace and makes init there as a sibling. Returns only in init.
+fn make_from_user_namespace(init: &mut Init, flags: u64, cgroup: Option<&OwnedFd>) {
+    let user = libc::CLONE_NEWUSER as u64;
+    let make = |init: &mut Init| -> Result<Cloned> {
+        let at = init.joins.iter().position(|(_, joined)| joined & user != 0);
+        let (namespace, _) = init.joins.swap_remove(at.expect("there is a user namespace to join"));
+        sys::pid::setns(namespace.as_fd(), libc::CLONE_NEWUSER).context("join", "user namespace")?;
+        let flags = flags | libc::CLONE_PARENT as u64;
+        clone3(CloneRequest { flags, cgroup: cgroup.map(|fd| fd.as_fd()) }).context("clone", "a new process")
+    };
+    let told = match make(init) {
+        Ok(Cloned::Child) => return,
+        Ok(Cloned::Parent { pid, .. }) => Message::Child(pid),
+        Err(error) => {
+            let stage = Stage::Join as u8;
+            Message::Failed { stage, kind: error.kind(), what: error.to_string() }
+        }
+    };
+    let sent = init.channel.send(&told).is_ok();
+    std::process::exit(if sent { 0 } else { 1 });
+}
+
+impl Launched {
+    /// Takes the process that an intermediate one has made in its place.
+    fn adopt_sibling(self) -> Result<Launched> {
+        let answer = self.channel.receive()?;
+        reap(&self.pidfd)?;
+        match answer {
+            Some((Message::Child(pid), _)) => {
+                let pidfd = sys::pid::pidfd_open(pid).context("open", "the new process")?;
+                Ok(Launched { pid, pidfd, ..self })
+            }
+            other => Err(self.failure(other.map(|(message, _)| message))),
+        }
+    }
+
+    /// Goes along with the process until everything is ready for the user's program.
+    pub fn prepare(&mut self, plan: &Plan, around: &Surroundings) -> Result<()> {
+        if plan.container.is_some() && plan.namespaces.has_user_namespace() {
+            // A process in a user namespace may not raise its own.
+            set_limits(self.pid, &plan.process.limits)?;
+        }
+        if let Some((uid, gid)) = &plan.namespaces.mappings {
+            join::write_mappings(self.pid, uid, gid)?;
+            self.channel.send(&Message::Go)?;
+        }
+        loop {
+            match self.channel.receive()? {
+                Some((Message::Ready, _)) => break,
+                Some((Message::Warning(text), _)) => around.log.warning(text),
+                Some((Message::Note(text), _)) => around.log.debug(text),
+                Some((Message::Console, Some(master))) => self.console = Some(master),
+                Some((Message::Listener(number), _)) => {
+                    self.pass_listener(number, around)?;
+                    self.channel.send(&Message::Go)?;
+                }
+                Some((Message::Hooks, _)) => {
+                    hooks::run(hooks::before_pivot(around.hooks), around.state)?;
+                    self.channel.send(&Message::Go)?;
+                }
+                other => return Err(self.failure(other.map(|(message, _)| message))),
+            }
+        }
+        if let Some(score) = plan.process.oom_score_adj {
+            let path = format!("/proc/{}/oom_score_adj", self.pid);
+            std::fs::write(&path, score.to_string()).context("write", path)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the descriptor of seccomp notifications to the supervisor of the configuration (runtime-spec, "The Container
+    /// Process State").
+    fn pass_listener(&self, number: i32, around: &Surroundings) -> Result<()> {
+        let listener = sys::pid::take_descriptor(self.pidfd.as_fd(), number)
+            .context("take", "the descriptor of seccomp notifications")?;
+        let Some(wanted) = around.filter.and_then(|filter| filter.listener.as_ref()) else {
+            return Err(Error::new(Kind::Internal, "find", "the seccomp supervisor"));
+        };
+        let state = ContainerProcessState {
+            oci_version: OCI_VERSION.into(),
+            fds: vec!["seccompFd".into()],
+            pid: self.pid,
+            metadata: wanted.metadata.clone(),
+            state: around.state.clone(),
+        };
+        let text = serde_json::to_vec(&state)
+            .map_err(|error| Error::because(Kind::Internal, "encode", "the process state", error))?;
+        console::send_to(&wanted.path, &text, listener.as_fd())
+    }
+
+    /// Lets the process start the user's program and returns when it has.
+    pub fn start(&mut self) -> Result<()> {
+        self.channel.send(&Message::Go)?;
+        match self.channel.receive()? {
+            None => Ok(()),
+            other => Err(self.failure(other.map(|(message, _)| message))),
+        }
+    }
+
+    /// Kills the process and waits until it is gone.
+    pub fn end(&self) -> Result<()> {
+        let pidfd = self.pidfd.try_clone().context("keep", "the process")?;
+        kill_and_reap(pidfd)
+    }
+
+    /// What went wrong in the process, by its own words or by how it ended.
+    fn failure(&self, message: Option<Message>) -> Error {
+        match message {
+            Some(Message::Failed { stage, kind, what }) => {
+                let set_up = stage < Stage::EnterDirectory as u8;
+                let during = if set_up { "error during container init: " } else { "" };
+                Error::exactly(kind, format!("unable to start container process: {during}{what}"))
+            }
+            Some(other) => {
+                Error::because(Kind::Internal, "hear", "the new process", format!("unexpected {other:?}"))
+            }
+            None => {
+                let how = match waitid(
+                    Id::PIDFd(self.pidfd.as_fd()),
+                    WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT,
+                ) {
+                    Ok(status) => format!("{status:?}"),
+                    Err(error) => error.to_string(),
+                };
+                Error::because(Kind::Aborted, "set up", "the new process", format!("it ended early: {how}"))
+            }
+        }
+    }
+}
+
+/// Sets limits of a process: resource, soft, hard.
+pub fn set_limits(pid: i32, limits: &[(u32, u64, u64)]) -> Result<()> {
+    for &(resource, soft, hard) in limits {
+        sys::process::set_limit(pid, resource, soft, hard)
+            .context("error setting rlimit type", resource.to_string())?;
+    }
+    Ok(())
+}
+
+/// Kills a process of ours and waits until it is gone.
+fn kill_and_reap(pidfd: OwnedFd) -> Result<()> {
+    match sys::pid::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            Err(Error::io("kill", "the new process", error))
+        }
+        _ => reap(&pidfd),
+    }
+}
+
+fn reap(pidfd: &OwnedFd) -> Result<()> {
+    loop {
+        match waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED) {
+            Err(nix::Error::EINTR) => continue,
+            Ok(_) | Err(nix::Error::ECHILD) => return Ok(()),
+            Err(error) => return Err(Error::io("wait for", "the new process", error.into())),
+        }
+    }
+}
+
+fn open_idmaps(plan: &Plan) -> Result<Vec<Option<OwnedFd>>> {
+    let mounts = plan.container.iter().flat_map(|container| &container.mounts);
+    mounts
+        .map(|mount| mount.mappings.as_ref().map(|(uid, gid)| join::user_namespace(uid, gid)).transpose())
+        .collect()
+}
+
+fn no_resources() -> LinuxResources {
+    serde_json::from_str("{}").expect("an empty object is a whole resources section")
+}
+
+/// How many descriptors from 3 on the process keeps: those asked for and those of socket activation. All must be open.
+pub fn preserved(asked: u32) -> Result<u32> {
+    let listen = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+    let count = asked.saturating_add(listen).min(1 << 16);
+    for number in 3..3 + count {
+        if !sys::fd::is_open(number as i32) {
+            let why = "is not open: please check that preserve-fds and LISTEN_FDS are correct";
+            return Err(Error::because(Kind::InvalidArgument, "keep", format!("descriptor {number}"), why));
+        }
+    }
+    Ok(count)
+}
+
+/// Writes a process id where others wait for it: whole or not at all.
+pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}"));
+    let written =
+        std::fs::write(&temporary, pid.to_string()).and_then(|()| std::fs::rename(&temporary, path));
+    written.context("write", path.to_string_lossy())
+}

@@ -1,0 +1,153 @@
+//! The mounts of a container, checked and sorted into what the kernel takes.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Linux, LinuxIdMapping, Spec};
+use orlop_host::mounts::MountOptions;
+use orlop_proto::error::Result;
+
+use super::{clean, refuse};
+
+/// A mount.
+#[derive(Debug)]
+pub struct Mount {
+    /// Where in the container, cleaned and absolute.
+    pub destination: PathBuf,
+    /// What is mounted.
+    pub source: Source,
+    /// Its options.
+    pub options: MountOptions,
+    /// Owner mappings for an id-mapped mount: uid, gid lines as the kernel's files take them.
+    pub mappings: Option<(String, String)>,
+}
+
+/// What is mounted.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A path on the host.
+    Bind(PathBuf),
+    /// The container's own cgroup.
+    Cgroup,
+    /// A new instance of a file system: type and source.
+    FileSystem(String, String),
+}
+
+impl Mount {
+    /// Whether this puts a host directory at the path.
+    pub fn is_bind_at(&self, path: &Path) -> bool {
+        matches!(self.source, Source::Bind(_)) && self.destination == path
+    }
+
+    /// Whether it is procfs or sysfs, which must lie on an ordinary directory.
+    pub fn is_kernel_interface(&self) -> bool {
+        matches!(&self.source, Source::FileSystem(kind, _) if kind == "proc" || kind == "sysfs")
+    }
+}
+
+pub(super) fn plan(spec: &Spec, linux: &Linux, warnings: &mut Vec<String>) -> Result<Vec<Mount>> {
+    let mut planned = Vec::new();
+    for mount in spec.mounts().iter().flatten() {
+        let shown = mount.destination().display();
+        if mount.destination().as_os_str().is_empty() {
+            return Err(refuse("a mount has no destination"));
+        }
+        if mount.destination().is_relative() {
+            warnings.push(format!("mount destination {shown} is not absolute: taken as below the root"));
+        }
+        let options = MountOptions::parse(mount.options().as_deref().unwrap_or_default());
+        let kind = mount.typ().as_deref().unwrap_or("");
+        let path = mount.source().clone().unwrap_or_default();
+        let source = if options.bind || kind == "bind" {
+            if path.as_os_str().is_empty() {
+                return Err(refuse(format!("bind mount at {shown} has no source")));
+            }
+            // A relative source counts from the bundle, which is the working directory then.
+            Source::Bind(path)
+        } else if kind == "cgroup" || kind == "cgroup2" {
+            Source::Cgroup
+        } else if kind.is_empty() {
+            return Err(refuse(format!("mount at {shown} has no type")));
+        } else {
+            Source::FileSystem(kind.to_owned(), path.to_string_lossy().into_owned())
+        };
+        let mappings = plan_mappings(mount, &source, &options, linux)?;
+        planned.push(Mount { destination: clean(mount.destination()), source, options, mappings });
+    }
+    Ok(planned)
+}
+
+fn plan_mappings(
+    mount: &oci_spec::runtime::Mount,
+    source: &Source,
+    options: &MountOptions,
+    linux: &Linux,
+) -> Result<Option<(String, String)>> {
+    let shown = mount.destination().display();
+    let own = match (mount.uid_mappings(), mount.gid_mappings()) {
+        (None, None) => None,
+        (Some(uid), Some(gid)) => Some((uid, gid)),
+        _ => return Err(refuse(format!("mount at {shown} has only one of uidMappings and gidMappings"))),
+    };
+    let asked = options.idmap.is_some() || own.is_some();
+    if !asked {
+        return Ok(None);
+    }
+    if !matches!(source, Source::Bind(_)) {
+        return Err(refuse(format!("mount at {shown}: only a bind mount can be id-mapped")));
+    }
+    let mappings = match (own, linux.uid_mappings(), linux.gid_mappings()) {
+        (Some(own), ..) => own,
+        (None, Some(uid), Some(gid)) => (uid, gid),
+        _ => return Err(refuse(format!("mount at {shown} is to be id-mapped but there are no mappings"))),
+    };
+    let lines = |maps: &[LinuxIdMapping]| -> String {
+        let line =
+            |map: &LinuxIdMapping| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size());
+        maps.iter().map(line).collect()
+    };
+    Ok(Some((lines(mappings.0), lines(mappings.1))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan_one(mount: serde_json::Value) -> Result<Mount> {
+        let json = serde_json::json!({"mounts": [mount], "process": null});
+        let spec: Spec = serde_json::from_value(json).unwrap();
+        let linux: Linux = serde_json::from_str("{}").unwrap();
+        let mut mounts = plan(&spec, &linux, &mut Vec::new())?;
+        Ok(mounts.remove(0))
+    }
+
+    #[test]
+    fn kinds_of_sources() {
+        let bind = plan_one(serde_json::json!({"destination": "a", "source": "/s", "options": ["rbind"]}));
+        let bind = bind.unwrap();
+        assert_eq!((bind.destination.as_path(), &bind.source), (Path::new("/a"), &Source::Bind("/s".into())));
+        let cgroup = plan_one(serde_json::json!({"destination": "/c", "type": "cgroup", "source": "cgroup"}));
+        assert_eq!(cgroup.unwrap().source, Source::Cgroup);
+        let odd = plan_one(serde_json::json!({"destination": "/c", "type": "odd", "source": "s"})).unwrap();
+        assert_eq!(odd.source, Source::FileSystem("odd".into(), "s".into()));
+    }
+
+    #[test]
+    fn refuses_what_has_no_meaning() {
+        for (mount, words) in [
+            (serde_json::json!({"destination": "/a"}), "has no type"),
+            (serde_json::json!({"destination": ""}), "no destination"),
+            (serde_json::json!({"destination": "/a", "options": ["bind"]}), "has no source"),
+            (
+                serde_json::json!({"destination": "/a", "source": "/", "options": ["bind", "idmap"]}),
+                "no mappings",
+            ),
+            (
+                serde_json::json!({"destination": "/a", "type": "tmpfs", "uidMappings": [], "gidMappings": []}),
+                "only a bind mount",
+            ),
+        ] {
+            let text = plan_one(mount).unwrap_err().to_string();
+            assert!(text.contains(words), "{text}");
+        }
+    }
+}

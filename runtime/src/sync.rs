@@ -1,0 +1,207 @@
+//! What the runtime and the process it made tell each other: fixed binary messages with descriptors.
+//!
+//! A SEQPACKET socket pair keeps messages whole. One byte says what it is, four bytes carry a number, the rest is text.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    socketpair,
+};
+use orlop_host::sys;
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+
+/// The longest text of a message in bytes; longer ones are cut.
+const MAX_TEXT: usize = 3000;
+
+/// A message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Parent: what the child waits for is done.
+    Go,
+    /// Intermediate process: the pid of the init process that it made.
+    Child(i32),
+    /// Child: the mounts are there; run the hooks of the runtime's namespace.
+    Hooks,
+    /// Child, with one descriptor: the master end of the terminal.
+    Console,
+    /// Child: everything is ready for the user's program.
+    Ready,
+    /// Child: number, in its own table, of the descriptor that gets seccomp notifications.
+    Listener(i32),
+    /// Child: something to warn of.
+    Warning(String),
+    /// Child: something to say to those who debug.
+    Note(String),
+    /// Child: the stage that failed, the error's kind, and the error in words.
+    Failed {
+        /// Name of the stage.
+        stage: u8,
+        /// What kind of error.
+        kind: Kind,
+        /// The error in words.
+        what: String,
+    },
+}
+
+impl Message {
+    fn encode(&self) -> Vec<u8> {
+        let (tag, number, text) = match self {
+            Message::Go => (0, 0, ""),
+            Message::Child(pid) => (1, *pid, ""),
+            Message::Hooks => (2, 0, ""),
+            Message::Console => (3, 0, ""),
+            Message::Ready => (4, 0, ""),
+            Message::Listener(number) => (5, *number, ""),
+            Message::Warning(text) => (6, 0, text.as_str()),
+            Message::Note(text) => (8, 0, text.as_str()),
+            Message::Failed { stage, kind, what } => (7, i32::from(*stage) << 8 | kind.code(), what.as_str()),
+        };
+        let text = &text.as_bytes()[..text.len().min(MAX_TEXT)];
+        let mut bytes = Vec::with_capacity(5 + text.len());
+        bytes.push(tag);
+        bytes.extend_from_slice(&i32::to_ne_bytes(number));
+        bytes.extend_from_slice(text);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Message> {
+        let (&tag, rest) = bytes.split_first()?;
+        let (number, text) = rest.split_first_chunk::<4>()?;
+        let number = i32::from_ne_bytes(*number);
+        let text = || String::from_utf8_lossy(text).into_owned();
+        Some(match tag {
+            0 => Message::Go,
+            1 => Message::Child(number),
+            2 => Message::Hooks,
+            3 => Message::Console,
+            4 => Message::Ready,
+            5 => Message::Listener(number),
+            6 => Message::Warning(text()),
+            7 => Message::Failed {
+                stage: (number >> 8) as u8,
+                kind: Kind::from_code(number & 0xff),
+                what: text(),
+            },
+            8 => Message::Note(text()),
+            _ => return None,
+        })
+    }
+}
+
+/// One end of the channel.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+impl Channel {
+    /// Both ends: the parent's and the child's.
+    pub fn pair() -> Result<(Channel, Channel)> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (parent, child) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+            .context("create", "the channel to the new process")?;
+        Ok((Channel(parent), Channel(child)))
+    }
+
+    /// Sends a message.
+    pub fn send(&self, message: &Message) -> Result<()> {
+        // write, not sendmsg: a seccomp filter that asks a supervisor must still let the listener's number pass.
+        nix::unistd::write(&self.0, &message.encode()).context("tell", "the other process")?;
+        Ok(())
+    }
+
+    /// Sends a message with a descriptor.
+    pub fn send_with(&self, message: &Message, descriptor: BorrowedFd) -> Result<()> {
+        send_descriptor(self.0.as_fd(), &message.encode(), descriptor)
+    }
+
+    /// Waits for a message; `None` when the other side has ended or executed its program.
+    pub fn receive(&self) -> Result<Option<(Message, Option<OwnedFd>)>> {
+        let mut buffer = [0u8; MAX_TEXT + 5];
+        let mut control = nix::cmsg_space!(std::os::fd::RawFd);
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let (length, descriptor) = loop {
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+            match recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+                Err(nix::Error::EINTR) => continue,
+                // The other side ended without reading all that we sent.
+                Err(nix::Error::ECONNRESET) => return Ok(None),
+                Err(error) => return Err(error).context("hear", "the other process"),
+                Ok(received) => {
+                    let mut descriptor = None;
+                    for message in received.cmsgs().context("hear", "the other process")? {
+                        if let ControlMessageOwned::ScmRights(numbers) = message {
+                            for number in numbers {
+                                descriptor = Some(sys::fd::adopt(number).context("receive", "a descriptor")?);
+                            }
+                        }
+                    }
+                    break (received.bytes, descriptor);
+                }
+            }
+        };
+        if length == 0 {
+            return Ok(None);
+        }
+        let message = Message::decode(&buffer[..length])
+            .ok_or_else(|| Error::new(Kind::Internal, "hear", "the other process"))?;
+        Ok(Some((message, descriptor)))
+    }
+}
+
+/// Sends bytes with one descriptor over a unix socket (`SCM_RIGHTS`).
+pub fn send_descriptor(socket: BorrowedFd, bytes: &[u8], descriptor: BorrowedFd) -> Result<()> {
+    let numbers = [descriptor.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)
+        .context("send", "a descriptor")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_round_trip() {
+        let (parent, child) = Channel::pair().unwrap();
+        let messages = [
+            Message::Go,
+            Message::Child(-7),
+            Message::Hooks,
+            Message::Ready,
+            Message::Listener(9),
+            Message::Warning("w".into()),
+            Message::Note("n".into()),
+            Message::Failed { stage: 200, kind: Kind::PermissionDenied, what: "mount /proc".into() },
+        ];
+        for message in messages {
+            child.send(&message).unwrap();
+            let (received, descriptor) = parent.receive().unwrap().unwrap();
+            assert_eq!(received, message);
+            assert!(descriptor.is_none());
+        }
+        drop(child);
+        assert!(parent.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn carries_a_descriptor() {
+        let (parent, child) = Channel::pair().unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        child.send_with(&Message::Console, file.as_fd()).unwrap();
+        let (message, descriptor) = parent.receive().unwrap().unwrap();
+        assert_eq!((message, descriptor.is_some()), (Message::Console, true));
+    }
+
+    #[test]
+    fn long_text_is_cut_and_rubbish_is_refused() {
+        let (parent, child) = Channel::pair().unwrap();
+        child.send(&Message::Warning("x".repeat(MAX_TEXT * 2))).unwrap();
+        let (message, _) = parent.receive().unwrap().unwrap();
+        assert_eq!(message, Message::Warning("x".repeat(MAX_TEXT)));
+        assert_eq!(Message::decode(&[9, 0, 0, 0, 0]), None);
+        assert_eq!(Message::decode(&[0, 0]), None);
+    }
+}
