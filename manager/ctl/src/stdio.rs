@@ -117,6 +117,19 @@ impl Streams {
         Streams { keepers: Vec::new(), outputs: Vec::new(), input: None, stdin: None }
     }
 
+    /// Opens the FIFOs without using them: a shim waits in open(2) for the other side of a detached process too.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2).
+    pub fn hold(paths: &Paths) -> Result<Streams> {
+        let mut streams = Streams::none();
+        for path in [&paths.stdin, &paths.stdout, &paths.stderr].into_iter().filter(|path| !path.is_empty()) {
+            streams.keepers.push(open_fifo(path, OFlag::O_RDWR)?);
+        }
+        Ok(streams)
+    }
+
     /// Opens the FIFOs and starts copying the output.
     ///
     /// # Errors

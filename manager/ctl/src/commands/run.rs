@@ -156,7 +156,7 @@ impl Connection {
         let root = options.fifo_dir.clone().unwrap_or_else(|| context.fifo_directory());
         let fifos = Fifos::create(&root, id, tty)?;
         let paths = fifos.paths.clone();
-        let streams = if detach { Ok(Streams::none()) } else { Streams::open(&paths) };
+        let streams = if detach { Streams::hold(&paths) } else { Streams::open(&paths) };
         match streams {
             Ok(streams) => Ok(Connection { paths, streams, fifos: Some(fifos) }),
             Err(error) => {
