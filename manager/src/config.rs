@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::cli::DEFAULT_CONFIG;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use serde::Deserialize;
 use tracing_subscriber::filter::LevelFilter;
 
-/// Where the configuration is read from unless a flag says otherwise.
-pub const DEFAULT_PATH: &str = "/etc/orlop/config.toml";
 /// The commented default configuration, as `orlopd config default` prints it.
 pub const DEFAULT_TEXT: &str = include_str!("default.toml");
 /// The runtime name that stock clients ask for.
@@ -197,7 +196,9 @@ impl Config {
                     cause.to_string(),
                 )
             }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_CONFIG) =>
+            {
                 Ok(Config::default())
             }
             Err(error) => Err(error).context("read configuration", path.display().to_string()),

@@ -1,6 +1,7 @@
 //! `orlopd`: the manager. Serves the containerd API to any of its clients.
 
 mod api;
+mod cli;
 mod config;
 mod content;
 mod daemon;
@@ -19,82 +20,14 @@ mod store;
 mod task;
 mod ttrpc;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::Parser;
 use tracing_subscriber::filter::LevelFilter;
 
+use cli::{Arguments, Command, ConfigCommand, LogLevel};
 use config::Config;
 use orlop_proto::error::{Context, Result};
-
-/// Command line of `orlopd`; flags are containerd's.
-#[derive(Parser)]
-#[command(
-    name = "orlopd",
-    about = "Manages images, snapshots, containers and tasks; serves the containerd API",
-    disable_version_flag = true
-)]
-struct Arguments {
-    /// Path of the configuration file
-    #[arg(short, long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
-    config: PathBuf,
-    /// Level of the log
-    #[arg(short, long, global = true, value_enum, value_name = "LEVEL")]
-    log_level: Option<LogLevel>,
-    /// Address of the containerd API's unix socket
-    #[arg(short, long, global = true, value_name = "SOCKET")]
-    address: Option<PathBuf>,
-    /// Directory of everything that outlives a reboot
-    #[arg(long, global = true, value_name = "DIRECTORY")]
-    root: Option<PathBuf>,
-    /// Directory of what a reboot may remove
-    #[arg(long, global = true, value_name = "DIRECTORY")]
-    state: Option<PathBuf>,
-    /// Print the version
-    #[arg(short, long)]
-    version: bool,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-/// What `orlopd` does besides serving.
-#[derive(Subcommand)]
-enum Command {
-    /// Information on the configuration
-    Config {
-        #[command(subcommand)]
-        command: ConfigCommand,
-    },
-    /// Publish an event read from standard input; shims call this
-    Publish {
-        /// Namespace to publish to
-        #[arg(long, default_value = "")]
-        namespace: String,
-        /// Topic of the event
-        #[arg(long, default_value = "")]
-        topic: String,
-    },
-}
-
-/// Verbs of `orlopd config`.
-#[derive(Subcommand)]
-enum ConfigCommand {
-    /// Print the commented default configuration
-    Default,
-}
-
-/// Log levels by containerd's names; `fatal` and `panic` mean errors only.
-#[derive(Clone, Copy, ValueEnum)]
-enum LogLevel {
-    Trace,
-    Debug,
-    Info,
-    Warn,
-    Error,
-    Fatal,
-    Panic,
-}
 
 impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> LevelFilter {
