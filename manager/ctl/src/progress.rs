@@ -26,8 +26,17 @@ impl Display {
 
     /// Takes in what the server reports about one object.
     pub fn update(&mut self, progress: &Progress) {
-        let name = if progress.name.is_empty() { progress.event.clone() } else { progress.name.clone() };
         let bars = self.bars.as_ref();
+        if progress.name.is_empty() {
+            // Something about the transfer as a whole; it goes above the bars.
+            match bars {
+                // A terminal that is gone needs no progress.
+                Some(bars) => drop(bars.println(&progress.event)),
+                None => eprintln!("{}", progress.event),
+            }
+            return;
+        }
+        let name = progress.name.clone();
         let object = self.objects.entry(name.clone()).or_insert_with(|| {
             let bar = bars.map(|bars| {
                 let bar = ProgressBar::no_length().with_style(style(false)).with_prefix(short(&name));

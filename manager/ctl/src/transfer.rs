@@ -94,11 +94,16 @@ impl Stream {
             let room = usize::try_from(window).unwrap_or(PART).min(PART);
             let read = source.read(&mut buffer[..room]).await.context("read", "archive")?;
             if read == 0 {
-                return Ok(());
+                break;
             }
             window -= read as i64;
             self.send(any::pack(&Data { data: buffer[..read].to_vec() })).await?;
         }
+        let Stream { send, mut receive, .. } = self;
+        // Only our side ends here: leaving now would take back what the server has not read yet.
+        drop(send);
+        while let Ok(Some(_)) = receive.message().await {}
+        Ok(())
     }
 
     /// Receives bytes until the server closes the stream.

@@ -34,18 +34,25 @@ pub struct Image {
 #[serde(rename_all = "PascalCase", default)]
 pub struct Config {
     /// User, with optional group.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Environment, `NAME=value` each.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<Vec<String>>,
     /// Program with its first arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
     /// Arguments, or the program where there is no entry point.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Vec<String>>,
     /// Working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
     /// Labels for containers.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<BTreeMap<String, String>>,
     /// Signal that asks the container to stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<String>,
 }
 

@@ -476,26 +476,17 @@ async fn import(context: &Context<'_>, options: &Import) -> Result<()> {
         Box::new(tokio::fs::File::open(&options.input).await.context("open", shown)?)
     };
     let platforms = wire_platforms(&options.platform, options.all_platforms)?;
-    let mut references = Vec::new();
-    if let Some(prefix) = &options.base_name {
-        references.push(ImageReference {
-            name: prefix.clone(),
-            is_prefix: true,
-            allow_overwrite: true,
-            add_digest: options.digests,
-            skip_named_digest: options.skip_digest_for_named,
-        });
-    } else {
-        references.push(ImageReference {
-            name: format!("import-{}", &rfc3339(SystemTime::now())[..10]),
-            is_prefix: true,
-            allow_overwrite: false,
-            add_digest: options.digests,
-            skip_named_digest: options.skip_digest_for_named,
-        });
-    }
+    // Without a base name one is made up, which goes before bare tags; a given one filters as well.
+    let made_up = || format!("import-{}", &rfc3339(SystemTime::now())[..10]);
+    let reference = ImageReference {
+        name: options.base_name.clone().unwrap_or_else(made_up),
+        is_prefix: true,
+        allow_overwrite: options.base_name.is_none(),
+        add_digest: options.digests,
+        skip_named_digest: options.skip_digest_for_named,
+    };
     let destination = ImageStore {
-        extra_references: references,
+        extra_references: vec![reference],
         ..store(
             options.index_name.as_deref().unwrap_or_default(),
             platforms,
