@@ -4,7 +4,8 @@
 //! with several parts are joined by NUL ([`key`]); only the last part may be arbitrary text, the others are
 //! checked identifiers. A change commits durably or leaves no trace; what a caller wants to tell the world it
 //! tells after the commit. redb refuses all work after a failed write (a full disk), so the file is then opened
-//! again, which goes back to the last commit.
+//! again, which goes back to the last commit. A file beside it reserves what a change needs that frees something:
+//! one can delete on a full disk.
 
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
@@ -20,6 +21,8 @@ use tokio::sync::Notify;
 
 /// Version of the layout that this program writes.
 const SCHEMA: u32 = 1;
+/// Bytes kept free for changes that free something.
+const RESERVE: u64 = 1 << 20;
 /// Bytes of memory that redb may keep as a cache of its file.
 const CACHE: usize = 2 << 20;
 
@@ -102,23 +105,24 @@ impl Database {
                 changes: Changes::default(),
             }),
         };
-        database.write_now(|tx| {
-            match tx.get(&META, "schema")? {
-                Some(found) => {
-                    let found = found.value.try_into().map(u32::from_be_bytes).unwrap_or(u32::MAX);
-                    if found > SCHEMA {
-                        return Err(Error::because(
-                            Kind::FailedPrecondition,
-                            "open database",
-                            path.display().to_string(),
-                            format!("written by a newer version (schema {found}, known up to {SCHEMA})"),
-                        ));
-                    }
+        match database.read_now(|tx| tx.get(&META, "schema"))? {
+            Some(found) => {
+                let found = found.value.try_into().map(u32::from_be_bytes).unwrap_or(u32::MAX);
+                if found > SCHEMA {
+                    return Err(Error::because(
+                        Kind::FailedPrecondition,
+                        "open database",
+                        path.display().to_string(),
+                        format!("written by a newer version (schema {found}, known up to {SCHEMA})"),
+                    ));
                 }
-                None => tx.put(&META, "schema", &Blob { value: SCHEMA.to_be_bytes().to_vec() })?,
             }
-            Ok(())
-        })?;
+            None => {
+                let value = SCHEMA.to_be_bytes().to_vec();
+                database.write_now(|tx| tx.put(&META, "schema", &Blob { value }))?;
+            }
+        }
+        database.shared.reserve();
         Ok(database)
     }
 
@@ -138,6 +142,32 @@ impl Database {
     ) -> Result<T> {
         let database = self.clone();
         blocking(move || database.write_now(change)).await
+    }
+
+    /// Runs a change that frees something, with the reserved space if there is no other; a second time then.
+    pub async fn free<T: Send + 'static>(
+        &self,
+        change: impl Fn(&Write) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let database = self.clone();
+        blocking(move || database.free_now(change)).await
+    }
+
+    /// [`Database::free`] for callers that may block.
+    pub fn free_now<T>(&self, change: impl Fn(&Write) -> Result<T>) -> Result<T> {
+        let freeing = |tx: &Write| {
+            tx.mark_deleted();
+            change(tx)
+        };
+        match self.write_now(freeing) {
+            Err(error) if error.operation() == BROKEN && error.kind() == Kind::ResourceExhausted => {
+                self.shared.release()?;
+                let result = self.write_now(freeing);
+                self.shared.reserve();
+                result
+            }
+            result => result,
+        }
     }
 
     /// [`Database::read`] for callers that may block.
@@ -206,6 +236,33 @@ impl Database {
         }
         drop(open);
         Ok(self.shared.open.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+impl Shared {
+    fn reserve_path(&self) -> PathBuf {
+        self.path.with_extension("reserve")
+    }
+
+    /// Reserves space, if there is any; what is there already stays.
+    fn reserve(&self) {
+        let path = self.reserve_path();
+        let reserved = crate::daemon::private_file().open(&path).is_ok_and(|file| {
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE).is_ok()
+        });
+        if !reserved {
+            tracing::warn!(path = %path.display(), "no space can be reserved for deletions");
+        }
+    }
+
+    /// Gives the reserved space back to the file system.
+    fn release(&self) -> Result<()> {
+        match std::fs::remove_file(self.reserve_path()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).context("remove", self.reserve_path().display().to_string())
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -346,7 +403,7 @@ impl Write {
     }
 
     /// Notes that the change may have freed something, so that a collection follows soon.
-    pub fn mark_deleted(&self) {
+    fn mark_deleted(&self) {
         self.deleted.set(true);
     }
 }
@@ -450,11 +507,7 @@ mod tests {
         let before = db.changes().mutations.load(Ordering::Relaxed);
         db.write_now(|tx| tx.put(&TEST, "a", &record("1"))).unwrap();
         assert_eq!(db.changes().deletions.load(Ordering::Relaxed), 0);
-        db.write_now(|tx| {
-            tx.mark_deleted();
-            tx.remove(&TEST, "a")
-        })
-        .unwrap();
+        db.free_now(|tx| tx.remove(&TEST, "a")).unwrap();
         assert_eq!(db.changes().deletions.load(Ordering::Relaxed), 1);
         assert_eq!(db.changes().mutations.load(Ordering::Relaxed), before + 2);
     }

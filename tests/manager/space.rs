@@ -82,6 +82,13 @@ fn a_change_that_does_not_fit_has_not_happened() {
     assert_eq!(names(&client), made, "what was acknowledged, and nothing else");
     assert_eq!(client.prepare("overlayfs", "s", "").unwrap_err().code(), Code::ResourceExhausted);
     assert!(client.snapshots("overlayfs").unwrap().is_empty());
+    client.delete_image("before", false).expect("on a full disk one can still delete");
+    made.retain(|name| name != "before");
+    assert_eq!(names(&client), made);
+    daemon.kill();
+    daemon.restart();
+    let client = Client::new(daemon.address(), "one");
+    assert_eq!(names(&client), made, "a full disk keeps nobody from starting again");
     fs::remove_file(root.join("disk/fill")).unwrap();
     client.create_image("later", &target, 1).unwrap();
     made.push("later".to_owned());

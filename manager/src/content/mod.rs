@@ -177,11 +177,8 @@ impl ContentStore {
     pub async fn delete(&self, context: &RequestContext, digest: &Digest) -> Result<()> {
         let (key, owned) = (key(&[context.namespace.as_str(), digest.as_str()]), digest.clone());
         self.db
-            .write(move |tx| match tx.remove(&CONTENT, &key)? {
-                true => {
-                    tx.mark_deleted();
-                    Ok(())
-                }
+            .free(move |tx| match tx.remove(&CONTENT, &key)? {
+                true => Ok(()),
                 false => Err(unknown(&owned)),
             })
             .await?;

@@ -150,7 +150,7 @@ impl Shared {
         let found = if survey.is_clean(&marked) {
             Garbage::default()
         } else {
-            self.db.write_now(|tx| {
+            self.db.free_now(|tx| {
                 tx.do_not_count();
                 let survey = Survey::take(tx, &ingests, age)?;
                 remove_records(tx, &survey, &survey.mark())

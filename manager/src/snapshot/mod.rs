@@ -402,14 +402,13 @@ impl Snapshots {
         let (shared, key) = (self.shared.clone(), key.to_owned());
         let snapshotter = place.snapshotter.clone();
         blocking(move || {
-            let layer = shared.db.write_now(|tx| {
+            let layer = shared.db.free_now(|tx| {
                 let record = place.get(tx, &key)?;
                 if tx.any(&CHILDREN, &place.children(&key))? {
                     let text = "cannot remove snapshot with child";
                     return Err(Error::new(Kind::FailedPrecondition, text, ""));
                 }
                 leases::release(tx, &place.context, &place.lease_kind(), &key)?;
-                tx.mark_deleted();
                 remove_record(tx, place.context.namespace.as_str(), place.snapshotter.name(), &key, &record)?;
                 Ok(record.layer)
             })?;

@@ -245,12 +245,9 @@ impl Containers {
     pub async fn delete(&self, context: &RequestContext, id: &str) -> Result<()> {
         let (namespace, owned) = (context.namespace.clone(), id.to_owned());
         self.db
-            .write(move |tx| match tx.remove(&CONTAINERS, &key(&[namespace.as_str(), &owned]))? {
-                true => {
-                    tx.mark_deleted();
-                    Ok(())
-                }
-                false => Err(Error::new(Kind::NotFound, "container", owned)),
+            .free(move |tx| match tx.remove(&CONTAINERS, &key(&[namespace.as_str(), &owned]))? {
+                true => Ok(()),
+                false => Err(Error::new(Kind::NotFound, "container", &*owned)),
             })
             .await?;
         let event = ContainerDelete { id: id.to_owned() };

@@ -185,17 +185,16 @@ impl Images {
         let (namespace, owned) = (context.namespace.clone(), name.to_owned());
         let wanted = target.map(|target| target.digest.clone());
         self.db
-            .write(move |tx| {
+            .free(move |tx| {
                 let key = key(&[namespace.as_str(), &owned]);
                 let image = tx.get(&IMAGES, &key)?.ok_or_else(|| unknown(&owned))?;
-                if wanted.is_some_and(|wanted| wanted != image.target.digest) {
+                if wanted.as_ref().is_some_and(|wanted| *wanted != image.target.digest) {
                     return Err(Error::new(
                         Kind::NotFound,
                         "image",
                         format!("{owned:?} has different target"),
                     ));
                 }
-                tx.mark_deleted();
                 tx.remove(&IMAGES, &key)?;
                 Ok(())
             })

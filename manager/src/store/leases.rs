@@ -87,7 +87,6 @@ pub fn remove(tx: &Write, namespace: &str, lease: &str) -> Result<bool> {
     for (rest, _) in tx.scan(&RESOURCES, &prefix(&[namespace, lease]))? {
         tx.remove(&RESOURCES, &key(&[namespace, lease, &rest]))?;
     }
-    tx.mark_deleted();
     tx.remove(&LEASES, &key(&[namespace, lease]))
 }
 
@@ -128,7 +127,7 @@ impl Leases {
     pub async fn delete(&self, context: &RequestContext, id: &str) -> Result<()> {
         let (namespace, id) = (context.namespace.clone(), id.to_owned());
         self.db
-            .write(move |tx| match remove(tx, namespace.as_str(), &id)? {
+            .free(move |tx| match remove(tx, namespace.as_str(), &id)? {
                 true => Ok(()),
                 false => Err(unknown(&id)),
             })
@@ -170,10 +169,9 @@ impl Leases {
     ) -> Result<()> {
         let (namespace, id) = (context.namespace.clone(), id.to_owned());
         self.db
-            .write(move |tx| {
+            .free(move |tx| {
                 let resource_key = resource_key(tx, namespace.as_str(), &id, &resource)?;
                 tx.remove(&RESOURCES, &resource_key)?;
-                tx.mark_deleted();
                 Ok(())
             })
             .await

@@ -118,7 +118,7 @@ impl Namespaces {
     pub async fn delete(&self, name: &str) -> Result<()> {
         let key = name.to_owned();
         self.db
-            .write(move |tx| {
+            .free(move |tx| {
                 let left = remains(tx, &key)?;
                 if !left.is_empty() {
                     return Err(Error::new(
@@ -167,10 +167,10 @@ fn remains(tx: &Write, name: &str) -> Result<Vec<String>> {
 
 /// The identity of this installation, made once.
 pub fn installation(db: &Database) -> Result<String> {
+    if let Some(known) = db.read_now(|tx| tx.get(&crate::db::META, "uuid"))? {
+        return Ok(String::from_utf8_lossy(&known.value).into_owned());
+    }
     db.write_now(|tx| {
-        if let Some(known) = tx.get(&crate::db::META, "uuid")? {
-            return Ok(String::from_utf8_lossy(&known.value).into_owned());
-        }
         let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")
             .map_err(|error| Error::io("read", "/proc/sys/kernel/random/uuid", error))?;
         let uuid = uuid.trim().to_owned();
