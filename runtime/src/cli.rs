@@ -88,7 +88,7 @@ pub enum Command {
     /// Create and start a container
     Run(RunArgs),
     /// Run another process in a running container
-    Exec(ExecArgs),
+    Exec(Box<ExecArgs>),
     /// List the containers below the root directory
     List {
         /// How to print them

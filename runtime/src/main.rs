@@ -29,11 +29,11 @@ use log::Log;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    if seal::is_needed(arguments.iter().skip(1)) {
-        if let Err(error) = seal::ensure() {
-            Log::to_stderr().fatal(error);
-            return ExitCode::FAILURE;
-        }
+    if seal::is_needed(arguments.iter().skip(1))
+        && let Err(error) = seal::ensure()
+    {
+        Log::to_stderr().fatal(error);
+        return ExitCode::FAILURE;
     }
     let cli = match Cli::try_parse_from(with_long_flags(arguments)) {
         Ok(cli) => cli,

@@ -179,7 +179,7 @@ pub fn join_session_keyring(name: &str) -> io::Result<()> {
     let permissions =
         description.split(';').nth(3).and_then(|p| u32::from_str_radix(p, 16).ok()).unwrap_or(0x3f01_0000);
     // Allow the owner (bits 16 up) to search, whatever the session's default is.
-    let permissions = (permissions & 0xffff_ffff) | 0x0008_0000;
+    let permissions = permissions | 0x0008_0000;
     // SAFETY: the call takes no pointers.
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, key, permissions) })?;
     Ok(())
