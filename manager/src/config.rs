@@ -104,6 +104,10 @@ pub struct Gc {
 pub struct Registry {
     /// Directory of the registries' `hosts.toml` files, laid out as containerd's `certs.d`.
     pub config_path: PathBuf,
+    /// Time for a connection to a registry to be made, in seconds.
+    pub connect_timeout: u64,
+    /// Time without a byte after which a registry counts as hanging, in seconds.
+    pub stall_timeout: u64,
 }
 
 /// What holds for all shims.
@@ -169,7 +173,7 @@ impl Default for Shim {
 
 impl Default for Registry {
     fn default() -> Self {
-        Registry { config_path: "/etc/containerd/certs.d".into() }
+        Registry { config_path: "/etc/containerd/certs.d".into(), connect_timeout: 10, stall_timeout: 30 }
     }
 }
 

@@ -16,7 +16,9 @@ use orlop_proto::containerd::services::introspection::v1::introspection_server::
 use orlop_proto::containerd::services::leases::v1::leases_server::LeasesServer;
 use orlop_proto::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
 use orlop_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use orlop_proto::containerd::services::streaming::v1::streaming_server::StreamingServer;
 use orlop_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
+use orlop_proto::containerd::services::transfer::v1::transfer_server::TransferServer;
 use orlop_proto::containerd::services::version::v1::version_server::VersionServer;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
@@ -36,13 +38,17 @@ use crate::api::layers::CallLayer;
 use crate::api::leases::LeasesService;
 use crate::api::namespaces::NamespacesService;
 use crate::api::snapshots::SnapshotsService;
+use crate::api::streaming::{StreamingService, Streams};
 use crate::api::tasks::TasksService;
+use crate::api::transfer::TransferService;
 use crate::api::version::VersionService;
 use crate::config::Config;
 use crate::content::ContentStore;
 use crate::db::Database;
 use crate::events::Exchange;
 use crate::gc::Collector;
+use crate::image::ImageService;
+use crate::image::registry::{self, Registries};
 use crate::snapshot::Snapshots;
 use crate::store::containers::Containers;
 use crate::store::images::Images;
@@ -74,6 +80,14 @@ pub async fn serve(config: Config) -> Result<()> {
     let collector = Collector::new(database.clone(), content.clone(), snapshots.clone(), config.gc.clone());
     let uuid = installation(&database)?;
     let supervisor = Supervisor::new(&config, exchange.clone())?;
+    let registries = Registries::new(registry::Settings {
+        connect_timeout: Duration::from_secs(config.registry.connect_timeout),
+        stall_timeout: Duration::from_secs(config.registry.stall_timeout),
+        hosts: config.registry.config_path.clone(),
+    });
+    let transfers =
+        ImageService::new(content.clone(), snapshots.clone(), images.clone(), leases.clone(), registries);
+    let streams = Streams::default();
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let listener = listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
@@ -99,7 +113,9 @@ pub async fn serve(config: Config) -> Result<()> {
         .add_service(limited!(ImagesServer, ImagesService { images, collector: collector.clone() }))
         .add_service(limited!(LeasesServer, LeasesService { leases, collector: collector.clone() }))
         .add_service(limited!(ContentServer, ContentService(content)))
-        .add_service(limited!(SnapshotsServer, SnapshotsService(snapshots)));
+        .add_service(limited!(SnapshotsServer, SnapshotsService(snapshots)))
+        .add_service(limited!(StreamingServer, StreamingService(streams.clone())))
+        .add_service(limited!(TransferServer, TransferService { images: transfers, streams }));
     let until = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender is gone, which is a stop too.
         let _ = stopped.wait_for(|stop| *stop).await;

@@ -1,1 +1,19 @@
 //! Black-box suite: the runtime, called as its users call it.
+//!
+//! Everything here holds for the reference too: `ORLOP=/usr/sbin/runc cargo test -p orlop-tests --test runtime` must be green, so
+//! that a red test means us. What we promise beyond runc stands in tests that say so.
+
+mod devices;
+mod exec;
+mod hooks;
+mod lifecycle;
+mod limits;
+mod listing;
+mod mounts;
+mod namespaces;
+mod process;
+mod refusals;
+mod seccomp;
+mod support;
+mod terminal;
+mod view;

@@ -99,6 +99,14 @@ impl Writer {
         }
     }
 
+    /// The file that the bytes go to, for reading along; nothing where the blob is there already.
+    pub fn file(&self) -> Result<Option<File>> {
+        match self.sink.as_deref().ok_or_else(closed)? {
+            Sink::Shared { .. } => Ok(None),
+            Sink::File(data) => data.file.try_clone().map(Some).context("open", &self.request.reference),
+        }
+    }
+
     /// Appends bytes.
     ///
     /// # Errors

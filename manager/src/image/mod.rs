@@ -1,7 +1,226 @@
-//! Images: references, registries, layers.
+//! Images: pulled, pushed, unpacked, imported and exported.
 
+mod download;
+mod export;
+mod fetch;
+mod flights;
+mod import;
 pub mod manifest;
 pub mod media;
+mod mounts;
 pub mod platform;
+pub mod progress;
+mod pull;
+mod push;
 pub mod reference;
+pub mod registry;
 pub mod unpack;
+mod unpacker;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+pub use self::export::ExportRequest;
+use self::flights::Flights;
+pub use self::import::ImportRequest;
+use self::manifest::Descriptor;
+use self::media::Role;
+use self::progress::Progress;
+pub use self::pull::PullRequest;
+pub use self::push::PushRequest;
+use self::registry::Registries;
+use crate::content::ContentStore;
+use crate::content::digest::Digest;
+use crate::labels::Labels;
+use crate::request::RequestContext;
+use crate::snapshot::Snapshots;
+use crate::store::images::{self, Image, Images};
+use crate::store::leases::Leases;
+
+/// The snapshotter that is used where the client names none.
+pub const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
+/// How many blobs are downloaded or uploaded at a time, whoever asks for them.
+const TRANSFERS: usize = 4;
+/// How many layers are unpacked at a time.
+const EXTRACTIONS: usize = 4;
+/// How long a lease of our own lasts at most, should the daemon be killed before it ends it.
+const LEASE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Images; cheap to clone.
+#[derive(Clone)]
+pub struct ImageService {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    content: ContentStore,
+    snapshots: Snapshots,
+    images: Images,
+    leases: Leases,
+    registries: Registries,
+    /// Blobs being downloaded, by digest.
+    downloads: Flights,
+    /// Snapshots being made, by namespace, snapshotter and name.
+    unpacks: Flights,
+    transfers: Semaphore,
+    extractions: Semaphore,
+}
+
+/// One request at work.
+#[derive(Clone)]
+pub struct Job {
+    /// On whose behalf.
+    pub context: RequestContext,
+    /// Where its steps are told.
+    pub progress: Arc<Progress>,
+    /// Cancelled when nobody waits for the result any more.
+    pub cancel: CancellationToken,
+}
+
+impl Job {
+    /// A job that tells nobody and ends by itself.
+    pub fn quiet(context: RequestContext) -> Job {
+        Job { context, progress: Arc::default(), cancel: CancellationToken::new() }
+    }
+
+    /// The error of a job that was cancelled, once it is.
+    fn check(&self) -> Result<()> {
+        match self.cancel.is_cancelled() {
+            true => Err(canceled()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The error of a job that was cancelled.
+fn canceled() -> Error {
+    Error::because(Kind::Canceled, "transfer", "", "the client gave up")
+}
+
+/// What is unpacked for whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unpack {
+    /// The platform whose layers are unpacked; all that were fetched where there is none.
+    pub platform: Option<platform::Platform>,
+    /// Where to.
+    pub snapshotter: String,
+}
+
+/// Under which further names an image is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExtraName {
+    /// The name, or what it starts with.
+    pub name: String,
+    /// Whether it is a prefix.
+    pub is_prefix: bool,
+    /// Whether an image of that name may be replaced.
+    pub allow_overwrite: bool,
+    /// Whether the digest is part of the name.
+    pub add_digest: bool,
+    /// Whether a digest name is left out where the archive gives a name.
+    pub skip_named_digest: bool,
+}
+
+impl ImageService {
+    /// Images over these stores.
+    pub fn new(
+        content: ContentStore,
+        snapshots: Snapshots,
+        images: Images,
+        leases: Leases,
+        registries: Registries,
+    ) -> ImageService {
+        ImageService {
+            shared: Arc::new(Shared {
+                content,
+                snapshots,
+                images,
+                leases,
+                registries,
+                downloads: Flights::default(),
+                unpacks: Flights::default(),
+                transfers: Semaphore::new(TRANSFERS),
+                extractions: Semaphore::new(EXTRACTIONS),
+            }),
+        }
+    }
+
+    /// Gives an image another name.
+    pub async fn tag(&self, job: &Job, source: &str, name: &str, labels: &Labels) -> Result<Image> {
+        let image = self.shared.images.get(&job.context, source).await?;
+        let mut target = Descriptor::of(&image.target.media_type, b"");
+        target.digest = Digest::parse(&image.target.digest)?;
+        target.size = image.target.size.unsigned_abs();
+        target.annotations = image.target.annotations;
+        self.store(job, name, labels, &target).await
+    }
+
+    /// Runs work whose results are held by a lease until something refers to them: the client's lease, or one that
+    /// lasts as long as the work.
+    async fn under_lease<T>(&self, job: &Job, work: impl AsyncFnOnce(Job) -> Result<T>) -> Result<T> {
+        if job.context.lease.is_some() {
+            return work(job.clone()).await;
+        }
+        let expiry = SystemTime::now() + LEASE_TIME;
+        let expiry = prost_types::Timestamp::from(expiry).to_string();
+        let id = format!("orlop-{}", unique());
+        let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
+        self.shared.leases.create(&job.context, &id, labels).await?;
+        let mut own = job.clone();
+        own.context.lease = Some(id.clone());
+        let result = work(own).await;
+        let ended = self.shared.leases.delete(&job.context, &id).await;
+        result.and_then(|value| ended.map(|()| value))
+    }
+
+    /// Gives content a name, whether or not the name was there.
+    async fn store(&self, job: &Job, name: &str, labels: &Labels, target: &Descriptor) -> Result<Image> {
+        let size = i64::try_from(target.size).map_err(|_| {
+            Error::because(Kind::OutOfRange, "create image", name, "the size is out of range")
+        })?;
+        let image = Image {
+            name: name.to_owned(),
+            labels: labels.clone(),
+            target: images::Descriptor {
+                media_type: target.media_type.clone(),
+                digest: target.digest.to_string(),
+                size,
+                annotations: target.annotations.clone(),
+            },
+            ..Image::default()
+        };
+        // Without a lease: a name is what the lease waited for.
+        match self.shared.images.create(&job.context, image.clone()).await {
+            Err(error) if error.kind() == Kind::AlreadyExists => {
+                self.shared.images.update(&job.context, image, Vec::new()).await
+            }
+            result => result,
+        }
+    }
+}
+
+/// containerd's name of a blob's write, under which its progress is told too (`remotes.MakeRefKey`).
+pub fn ingest_name(descriptor: &Descriptor) -> String {
+    let role = match descriptor.role() {
+        Role::Index => "index-",
+        Role::Manifest => "manifest-",
+        Role::Config => "config-",
+        Role::Layer => "layer-",
+        Role::Other => "unknown-",
+    };
+    format!("{role}{}", descriptor.digest)
+}
+
+/// Text that names something only once: nanoseconds and chance, as containerd's keys have it.
+fn unique() -> String {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+    // Every state has its own random keys.
+    let chance = RandomState::new().build_hasher().finish();
+    format!("{nanoseconds}-{:04x}", chance & 0xffff_ffff)
+}

@@ -11,6 +11,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use tar::{EntryType, GnuExtSparseHeader, GnuSparseHeader, Header};
 
+use super::name;
 use super::number;
 use super::pax::{self, Records};
 
@@ -91,7 +92,23 @@ pub struct Entry {
 impl Entry {
     /// The name for messages.
     pub fn display_name(&self) -> String {
-        String::from_utf8_lossy(&self.name).into_owned()
+        printable(&self.name)
+    }
+
+    /// The name without what leads nowhere or out of the archive.
+    pub fn clean_name(&self) -> String {
+        String::from_utf8_lossy(&name::clean(&self.name)).into_owned()
+    }
+
+    /// The cleaned name that a link of this name means: a hard link's is relative to the archive, a symbolic
+    /// link's to its own directory.
+    pub fn link_from(&self, own: &str) -> String {
+        let base = match (self.kind, own.rsplit_once('/')) {
+            (EntryKind::Symlink, Some((directory, _))) => directory,
+            _ => "",
+        };
+        let link = [base.as_bytes(), b"/", &self.link].concat();
+        String::from_utf8_lossy(&name::clean(&link)).into_owned()
     }
 }
 
@@ -158,6 +175,15 @@ impl<R: BufRead> Archive<R> {
         }
         let length = chunk.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         Ok(&chunk[..length])
+    }
+
+    /// The whole data of a small entry.
+    pub fn read_entry(&mut self, entry: &Entry, limit: u64) -> Result<Vec<u8>> {
+        if self.left > limit {
+            let why = format!("{} bytes are more than {limit}", self.left);
+            return Err(Error::because(Kind::ResourceExhausted, "read", entry.display_name(), why));
+        }
+        self.read_data(self.left)
     }
 
     /// Marks bytes that [`Archive::data`] gave as used.

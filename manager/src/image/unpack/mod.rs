@@ -25,8 +25,8 @@ use orlop_proto::kind::Kind;
 use rustix::fs::{Mode, Stat};
 use sha2::{Digest as _, Sha256};
 
-use self::archive::Archive;
-pub use self::decompress::Compression;
+pub use self::archive::{Archive, Entry, EntryKind};
+pub use self::decompress::{Compression, reader};
 use self::tree::Tree;
 
 /// The size of the pieces that go from the decompressing thread to the writing one, in bytes.
@@ -134,7 +134,7 @@ fn decompress(
     full: &mpsc::SyncSender<Vec<u8>>,
     to_fill: &mpsc::Receiver<Vec<u8>>,
 ) -> Result<Applied, Stopped> {
-    let (mut reader, compression) = decompress::reader(input).map_err(Stopped::Stream)?;
+    let (mut reader, compression) = reader(input).map_err(Stopped::Stream)?;
     let mut hash = Sha256::new();
     let mut size: u64 = 0;
     loop {

@@ -11,11 +11,13 @@ pub mod exec;
 pub mod fd;
 pub mod mount;
 pub mod net;
+pub mod pass;
 pub mod path;
 pub mod pid;
 pub mod process;
 #[cfg(feature = "seccomp")]
 pub mod seccomp;
+pub mod spawn;
 pub mod tty;
 
 use std::ffi::CString;

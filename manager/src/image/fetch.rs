@@ -1,0 +1,255 @@
+//! Brings blobs into the content store: documents whole, layers as they come.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
+
+use super::download::Download;
+use super::manifest::{Descriptor, Document, MAX_DOCUMENT};
+use super::registry::Repository;
+use super::{ImageService, Job, canceled, ingest_name};
+use crate::content::Writer;
+use crate::content::digest::Digest;
+use crate::labels::Labels;
+use crate::request::RequestContext;
+
+/// How many bytes are written at a time.
+const BUFFER: usize = 512 << 10;
+/// How often one looks whether another writer of the same blob is done.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// What a download is part of.
+pub struct Origin {
+    /// The repository.
+    pub repository: Arc<Repository>,
+    /// The job.
+    pub job: Job,
+}
+
+impl Origin {
+    /// The label that says where a blob comes from, so that a push to a neighbour can take it over.
+    fn label(&self) -> (String, String) {
+        let reference = self.repository.reference();
+        (format!("containerd.io/distribution.source.{}", reference.domain()), reference.path().to_owned())
+    }
+}
+
+/// What became of an attempt to write a blob.
+enum Opened {
+    /// It is there already.
+    Known,
+    /// It can be written.
+    Writer(Writer),
+}
+
+impl ImageService {
+    /// Fetches an index or manifest, if it is not there, and labels it so that what it lists is kept.
+    pub(super) async fn fetch_document(&self, origin: &Origin, descriptor: &Descriptor) -> Result<Document> {
+        let Job { context, progress, .. } = &origin.job;
+        let digest = &descriptor.digest;
+        origin.job.check()?;
+        let _turn = self.shared.downloads.enter(digest.as_str()).await;
+        let bytes = match self.read_document(context, descriptor).await {
+            Ok(bytes) => {
+                progress.blob("already exists", descriptor, "", descriptor.size).await;
+                bytes
+            }
+            Err(error) if error.kind() == Kind::NotFound => {
+                progress.blob("downloading", descriptor, "", 0).await;
+                origin.repository.manifest(descriptor).await?
+            }
+            Err(error) => return Err(error),
+        };
+        let document = Document::parse(&descriptor.media_type, digest, &bytes)?;
+        let mut labels: Labels = document.reference_labels(|_| true).into_iter().collect();
+        labels.extend([origin.label()]);
+        self.keep(context, descriptor, bytes, labels).await?;
+        progress.blob("complete", descriptor, "", descriptor.size).await;
+        Ok(document)
+    }
+
+    /// Fetches a small blob (an image's configuration), if it is not there.
+    pub(super) async fn fetch_small(
+        &self,
+        origin: &Origin,
+        descriptor: &Descriptor,
+        parent: &str,
+    ) -> Result<Bytes> {
+        if descriptor.size > MAX_DOCUMENT {
+            let why = format!("{} bytes are more than a configuration may have", descriptor.size);
+            return Err(Error::because(Kind::ResourceExhausted, "fetch", descriptor.digest.to_string(), why));
+        }
+        let download = Download::new();
+        self.fetch_blob(origin, descriptor, parent, &download).await?;
+        self.read_document(&origin.job.context, descriptor).await
+    }
+
+    /// A document from the content store.
+    pub(super) async fn read_document(
+        &self,
+        context: &RequestContext,
+        descriptor: &Descriptor,
+    ) -> Result<Bytes> {
+        let bytes = self.shared.content.read_all(context, &descriptor.digest, MAX_DOCUMENT).await?;
+        check_size(descriptor, bytes.len() as u64)?;
+        Ok(bytes.into())
+    }
+
+    /// Writes a document that is at hand; one that is there gets the labels it lacks.
+    pub(super) async fn keep(
+        &self,
+        context: &RequestContext,
+        descriptor: &Descriptor,
+        bytes: Bytes,
+        labels: Labels,
+    ) -> Result<()> {
+        match self.open(context, descriptor).await? {
+            Opened::Known => self.label(context, &descriptor.digest, labels).await,
+            Opened::Writer(mut writer) => {
+                // What an earlier attempt left is not worth resuming.
+                if writer.status().offset != descriptor.size {
+                    if writer.status().offset > 0 {
+                        writer.truncate(0).await?;
+                    }
+                    writer.write(bytes).await?;
+                }
+                self.commit(context, descriptor, writer, labels).await
+            }
+        }
+    }
+
+    /// Adds labels to a blob that is there; those that it has stay as they are.
+    pub(super) async fn label(
+        &self,
+        context: &RequestContext,
+        digest: &Digest,
+        labels: Labels,
+    ) -> Result<()> {
+        let info = self.shared.content.info(context, digest).await?;
+        let missing: Labels = labels.into_iter().filter(|(key, _)| !info.labels.contains_key(key)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let paths = missing.keys().map(|key| format!("labels.{key}")).collect();
+        self.shared.content.update(context, digest, missing, paths).await.map(|_| ())
+    }
+
+    /// Fetches a blob, once however many ask for it at the same time. Whoever reads along learns of the end too.
+    pub(super) async fn fetch_blob(
+        &self,
+        origin: &Origin,
+        descriptor: &Descriptor,
+        parent: &str,
+        download: &Download,
+    ) -> Result<()> {
+        let result = tokio::select! {
+            biased;
+            () = origin.job.cancel.cancelled() => Err(canceled()),
+            result = self.fetch_now(origin, descriptor, parent, download) => result,
+        };
+        download.end(result.as_ref().map(|()| ()));
+        result
+    }
+
+    async fn fetch_now(
+        &self,
+        origin: &Origin,
+        descriptor: &Descriptor,
+        parent: &str,
+        download: &Download,
+    ) -> Result<()> {
+        let Job { context, progress, .. } = &origin.job;
+        progress.blob("waiting", descriptor, parent, 0).await;
+        let _turn = self.shared.downloads.enter(descriptor.digest.as_str()).await;
+        let labels = Labels::from([origin.label()]);
+        let mut writer = match self.open(context, descriptor).await? {
+            Opened::Writer(writer) => writer,
+            Opened::Known => {
+                check_size(descriptor, self.shared.content.info(context, &descriptor.digest).await?.size)?;
+                progress.blob("already exists", descriptor, parent, descriptor.size).await;
+                return self.label(context, &descriptor.digest, labels).await;
+            }
+        };
+        let _permit = self.shared.transfers.acquire().await.map_err(|_| canceled())?;
+        let mut offset = writer.status().offset;
+        if offset > descriptor.size {
+            writer.truncate(0).await?;
+            offset = 0;
+        }
+        progress.blob("downloading", descriptor, parent, offset).await;
+        if let Some(file) = writer.file()? {
+            download.begin(file, offset);
+            let mut reader = origin.repository.blob(descriptor, offset);
+            let mut buffer = BytesMut::with_capacity(BUFFER);
+            loop {
+                // What came before a failure is kept, so that the next attempt goes on from there.
+                let next = reader.next().await;
+                if let Ok(Some(chunk)) = &next {
+                    buffer.extend_from_slice(chunk);
+                }
+                let is_last = !matches!(next, Ok(Some(_)));
+                if buffer.len() >= BUFFER || (is_last && !buffer.is_empty()) {
+                    offset += buffer.len() as u64;
+                    writer.write(buffer.split().freeze()).await?;
+                    buffer.reserve(BUFFER);
+                    download.advance(offset);
+                    progress.step("downloading", descriptor, parent, offset);
+                }
+                if next?.is_none() {
+                    break;
+                }
+            }
+        }
+        self.commit(context, descriptor, writer, labels).await?;
+        progress.blob("complete", descriptor, parent, descriptor.size).await;
+        Ok(())
+    }
+
+    /// Opens a write, waiting for another writer of the same name to finish or give up.
+    async fn open(&self, context: &RequestContext, descriptor: &Descriptor) -> Result<Opened> {
+        let name = ingest_name(descriptor);
+        loop {
+            match self.shared.content.writer(context, &name, descriptor.size, Some(&descriptor.digest)).await
+            {
+                Ok(writer) => return Ok(Opened::Writer(writer)),
+                Err(error) if error.kind() == Kind::AlreadyExists => return Ok(Opened::Known),
+                Err(error) if error.kind() == Kind::Unavailable => tokio::time::sleep(RETRY).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Finishes a write. Bytes that turn out wrong are thrown away, since they are no start to go on from.
+    async fn commit(
+        &self,
+        context: &RequestContext,
+        descriptor: &Descriptor,
+        writer: Writer,
+        labels: Labels,
+    ) -> Result<()> {
+        match writer.commit(descriptor.size, Some(&descriptor.digest), labels.clone()).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == Kind::AlreadyExists => {
+                self.label(context, &descriptor.digest, labels).await
+            }
+            Err(error) if error.kind() == Kind::FailedPrecondition => {
+                // Ignoring: the write may be gone already, and the first error says what matters.
+                let _ = self.shared.content.abort(context, &ingest_name(descriptor)).await;
+                Err(Error::because(Kind::FailedPrecondition, "verify", descriptor.digest.to_string(), error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The blob must be as long as whoever names it says.
+fn check_size(descriptor: &Descriptor, size: u64) -> Result<()> {
+    if size == descriptor.size {
+        return Ok(());
+    }
+    let why = format!("it has {size} bytes, its descriptor says {}", descriptor.size);
+    Err(Error::because(Kind::FailedPrecondition, "use", descriptor.digest.to_string(), why))
+}

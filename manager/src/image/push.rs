@@ -1,0 +1,245 @@
+//! Pushes an image: what the registry lacks, the lowest first, the name last.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
+use tokio::task::JoinSet;
+use tokio_util::io::ReaderStream;
+
+use super::manifest::{Descriptor, Document, select};
+use super::media::{self, Role};
+use super::platform::Platform;
+use super::reference::Reference;
+use super::registry::{Access, Repository};
+use super::{ImageService, Job, canceled, ingest_name};
+use crate::content::digest::Digest;
+
+/// How often an upload is tried.
+const ATTEMPTS: u32 = 3;
+/// How many bytes are read at a time.
+const BUFFER: usize = 256 << 10;
+
+/// An image to push.
+#[derive(Clone, Default)]
+pub struct PushRequest {
+    /// The image's name here.
+    pub name: String,
+    /// What to push it as.
+    pub reference: String,
+    /// How to reach the registry.
+    pub access: Access,
+    /// The platforms to push; all when there is none.
+    pub platforms: Vec<Platform>,
+}
+
+/// What is pushed, each once, children before parents.
+#[derive(Default)]
+struct Tree {
+    blobs: Vec<(Descriptor, String)>,
+    documents: Vec<(Descriptor, Bytes)>,
+    seen: HashSet<Digest>,
+}
+
+impl ImageService {
+    /// Pushes an image.
+    ///
+    /// # Errors
+    /// `NotFound` where the image or a part of it is not here; otherwise what the registry says.
+    pub async fn push(&self, job: &Job, request: PushRequest) -> Result<()> {
+        let reference = Reference::parse(&request.reference)?;
+        let image = self.shared.images.get(&job.context, &request.name).await?;
+        let mut root = Descriptor::of(&image.target.media_type, b"");
+        root.digest = Digest::parse(&image.target.digest)?;
+        root.size = image.target.size.unsigned_abs();
+        let mut tree = Tree::default();
+        let root = self.collect(job, &request, root, &mut tree).await?;
+
+        let repository = Arc::new(self.shared.registries.repository(&reference, request.access)?);
+        repository.choose_for_push()?;
+        job.progress.note(&format!("Pushing to {reference}"), "").await;
+        let mut uploads = JoinSet::new();
+        for (descriptor, parent) in tree.blobs {
+            let (service, job, repository) = (self.clone(), job.clone(), repository.clone());
+            uploads.spawn(async move {
+                tokio::select! {
+                    biased;
+                    () = job.cancel.cancelled() => Err(canceled()),
+                    result = service.push_blob(&job, &repository, &descriptor, &parent) => result,
+                }
+            });
+        }
+        while let Some(upload) = uploads.join_next().await {
+            // Dropping the set gives up the other uploads.
+            upload
+                .map_err(|error| Error::because(Kind::Internal, "push", reference.to_string(), error))??;
+        }
+        for (descriptor, bytes) in tree.documents {
+            job.check()?;
+            let is_root = descriptor.digest == root;
+            // A tag is given even where the registry has the manifest under another one.
+            if !is_root && repository.has_manifest(&descriptor.digest).await? {
+                job.progress.blob("already exists", &descriptor, "", descriptor.size).await;
+                continue;
+            }
+            let object = match reference.tag() {
+                Some(tag) if is_root => tag,
+                _ => descriptor.digest.as_str(),
+            };
+            job.progress.blob("uploading", &descriptor, "", 0).await;
+            repository.put_manifest(object, &descriptor, bytes).await?;
+            job.progress.blob("complete", &descriptor, "", descriptor.size).await;
+        }
+        job.progress.note(&format!("Completed push to {reference}"), "").await;
+        Ok(())
+    }
+
+    /// Finds what is to be pushed; returns the digest of the root, which is the one image's where a single platform of
+    /// an index was asked for and the others are not here.
+    async fn collect(
+        &self,
+        job: &Job,
+        request: &PushRequest,
+        root: Descriptor,
+        tree: &mut Tree,
+    ) -> Result<Digest> {
+        let bytes = self.read_document(&job.context, &root).await?;
+        let document = Document::parse(&root.media_type, &root.digest, &bytes)?;
+        if let (Document::Index(index), [platform]) = (&document, request.platforms.as_slice()) {
+            let best = select(index, platform).into_iter().next().ok_or_else(|| {
+                let why = format!("no match for platform {platform}");
+                Error::because(Kind::NotFound, "push", request.name.clone(), why)
+            })?;
+            if !self.is_complete(job, &document).await? {
+                return Box::pin(self.collect(job, request, best.clone(), tree)).await;
+            }
+        }
+        let digest = root.digest.clone();
+        self.add(job, root, bytes, document, tree).await?;
+        Ok(digest)
+    }
+
+    /// Whether every manifest of an index is here.
+    async fn is_complete(&self, job: &Job, document: &Document) -> Result<bool> {
+        for child in document.children() {
+            match self.shared.content.info(&job.context, &child.digest).await {
+                Ok(_) => {}
+                Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    async fn add(
+        &self,
+        job: &Job,
+        descriptor: Descriptor,
+        bytes: Bytes,
+        document: Document,
+        tree: &mut Tree,
+    ) -> Result<()> {
+        if !tree.seen.insert(descriptor.digest.clone()) {
+            return Ok(());
+        }
+        let parent = ingest_name(&descriptor);
+        for child in document.children() {
+            match child.role() {
+                Role::Index | Role::Manifest => {
+                    let bytes = self.read_document(&job.context, child).await?;
+                    let inner = Document::parse(&child.media_type, &child.digest, &bytes)?;
+                    Box::pin(self.add(job, child.clone(), bytes, inner, tree)).await?;
+                }
+                // Layers of this kind are had from where they come from.
+                Role::Layer if media::is_foreign(&child.media_type) => {}
+                _ => {
+                    if tree.seen.insert(child.digest.clone()) {
+                        tree.blobs.push((child.clone(), parent.clone()));
+                    }
+                }
+            }
+        }
+        tree.documents.push((descriptor, bytes));
+        Ok(())
+    }
+
+    async fn push_blob(
+        &self,
+        job: &Job,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        parent: &str,
+    ) -> Result<()> {
+        job.progress.blob("waiting", descriptor, parent, 0).await;
+        let _permit = self.shared.transfers.acquire().await.map_err(|_| canceled())?;
+        if repository.has_blob(&descriptor.digest).await? {
+            job.progress.blob("already exists", descriptor, parent, descriptor.size).await;
+            return Ok(());
+        }
+        let neighbour = self.neighbour(job, repository, &descriptor.digest).await?;
+        let mut attempt = 1;
+        loop {
+            let from = neighbour.as_deref().filter(|_| attempt == 1);
+            let Some(upload) = repository.start_upload(&descriptor.digest, from).await? else {
+                job.progress.blob("mounted", descriptor, parent, descriptor.size).await;
+                return Ok(());
+            };
+            job.progress.blob("uploading", descriptor, parent, 0).await;
+            let blob = self.shared.content.open_blob(&job.context, &descriptor.digest).await?;
+            let reader = ReaderStream::with_capacity(tokio::fs::File::from_std(blob.file), BUFFER);
+            let body = Watched {
+                reader,
+                job: job.clone(),
+                descriptor: descriptor.clone(),
+                parent: parent.to_owned(),
+                sent: 0,
+            };
+            match upload.send(descriptor, body).await {
+                Ok(()) => break,
+                Err(error) if error.kind() != Kind::Unavailable || attempt == ATTEMPTS => return Err(error),
+                Err(_) => attempt += 1,
+            }
+        }
+        job.progress.blob("complete", descriptor, parent, descriptor.size).await;
+        Ok(())
+    }
+
+    /// Another repository of the same registry that the blob was pulled from.
+    async fn neighbour(&self, job: &Job, repository: &Repository, digest: &Digest) -> Result<Option<String>> {
+        let reference = repository.reference();
+        let key = format!("containerd.io/distribution.source.{}", reference.domain());
+        let info = self.shared.content.info(&job.context, digest).await?;
+        let sources = info.labels.get(&key).map(String::as_str).unwrap_or_default();
+        Ok(sources
+            .split(',')
+            .find(|source| !source.is_empty() && *source != reference.path())
+            .map(str::to_owned))
+    }
+}
+
+/// A body whose progress is told.
+struct Watched {
+    reader: ReaderStream<tokio::fs::File>,
+    job: Job,
+    descriptor: Descriptor,
+    parent: String,
+    sent: u64,
+}
+
+impl futures_util::Stream for Watched {
+    type Item = std::io::Result<Bytes>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        let polled = std::pin::Pin::new(&mut self.reader).poll_next(context);
+        if let std::task::Poll::Ready(Some(Ok(bytes))) = &polled {
+            self.sent += bytes.len() as u64;
+            self.job.progress.step("uploading", &self.descriptor, &self.parent, self.sent);
+        }
+        polled
+    }
+}

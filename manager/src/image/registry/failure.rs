@@ -1,0 +1,100 @@
+//! What went wrong between us and a registry, in one sentence and of the right kind.
+
+use orlop_proto::error::Error;
+use orlop_proto::kind::Kind;
+use reqwest::StatusCode;
+use serde::Deserialize;
+
+/// The most of an answer's text that goes into a message, in bytes.
+const MAX_TEXT: usize = 200;
+
+/// An error of the connection.
+pub fn connection(operation: &'static str, object: impl Into<String>, error: reqwest::Error) -> Error {
+    let kind = match () {
+        () if error.is_timeout() => Kind::DeadlineExceeded,
+        () if error.is_builder() => Kind::InvalidArgument,
+        () => Kind::Unavailable,
+    };
+    let why = match error.url().and_then(reqwest::Url::host_str) {
+        Some(host) if error.is_timeout() => format!("{host} does not answer"),
+        Some(host) => format!("{host}: {}", cause(&error)),
+        None => cause(&error),
+    };
+    Error::because(kind, operation, object, why)
+}
+
+/// The innermost cause: the outer ones only say that a request failed.
+fn cause(error: &reqwest::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    let text = innermost.to_string();
+    text.split(" (os error ").next().unwrap_or_default().to_lowercase()
+}
+
+/// An answer that is not what was asked for.
+pub fn answer(operation: &'static str, object: impl Into<String>, status: StatusCode, body: &[u8]) -> Error {
+    let kind = match status {
+        StatusCode::NOT_FOUND => Kind::NotFound,
+        StatusCode::UNAUTHORIZED => Kind::Unauthenticated,
+        StatusCode::FORBIDDEN => Kind::PermissionDenied,
+        StatusCode::TOO_MANY_REQUESTS => Kind::ResourceExhausted,
+        StatusCode::RANGE_NOT_SATISFIABLE => Kind::OutOfRange,
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::UNSUPPORTED_MEDIA_TYPE => Kind::Unimplemented,
+        status if status.is_server_error() => Kind::Unavailable,
+        _ => Kind::Unknown,
+    };
+    if status == StatusCode::NOT_FOUND {
+        return Error::new(kind, operation, object);
+    }
+    let why = match reason(body) {
+        Some(reason) => format!("the registry answered {status}: {reason}"),
+        None => format!("the registry answered {status}"),
+    };
+    Error::because(kind, operation, object, why)
+}
+
+/// The reason in a registry's JSON answer, or the start of what it said.
+fn reason(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Answer {
+        errors: Vec<Item>,
+    }
+    #[derive(Deserialize)]
+    struct Item {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    if let Ok(Answer { errors }) = serde_json::from_slice(body) {
+        let item = errors.into_iter().next()?;
+        return Some(if item.message.is_empty() { item.code.to_lowercase() } else { item.message });
+    }
+    let text = String::from_utf8_lossy(&body[..body.len().min(MAX_TEXT)]);
+    let text = text.lines().next().unwrap_or_default().trim();
+    (!text.is_empty() && !text.starts_with('<')).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_what_the_registry_said() {
+        let body = br#"{"errors":[{"code":"DENIED","message":"requested access is denied"}]}"#;
+        let error = answer("pull", "a/b", StatusCode::FORBIDDEN, body);
+        assert_eq!(error.kind(), Kind::PermissionDenied);
+        assert_eq!(
+            error.to_string(),
+            "pull a/b: the registry answered 403 Forbidden: requested access is denied"
+        );
+        let error = answer("pull", "a/b", StatusCode::BAD_GATEWAY, b"<html>long</html>");
+        assert_eq!(error.to_string(), "pull a/b: the registry answered 502 Bad Gateway");
+        assert_eq!(
+            answer("resolve", "a/b:c", StatusCode::NOT_FOUND, body).to_string(),
+            "resolve a/b:c: not found"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! Makes snapshots of layers: one per layer, each once however many ask.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
+
+use super::download::{Download, Follow};
+use super::manifest::{Config, Descriptor, Manifest, chain_ids};
+use super::media::{self, Role};
+use super::unpack::{self, Applied};
+use super::{ImageService, Job, canceled, mounts, unique};
+use crate::content::digest::Digest;
+use crate::db::blocking;
+use crate::labels::Labels;
+use crate::snapshot::Mount;
+use crate::store::leases::{self, Resource};
+
+/// Label that names what a snapshot will be, or is, committed as.
+const SNAPSHOT_REFERENCE: &str = "containerd.io/snapshot.ref";
+/// How often a new key is tried should one be taken.
+const KEY_ATTEMPTS: u32 = 3;
+
+/// A stack of layers to unpack.
+pub struct Stack<'a> {
+    /// The image's manifest.
+    pub manifest: &'a Manifest,
+    /// Its configuration.
+    pub config: &'a Config,
+    /// Layers on their way into the content store, by digest; the others are there.
+    pub downloads: &'a HashMap<Digest, Arc<Download>>,
+}
+
+impl Stack<'_> {
+    /// Checks, before anything is fetched or made, that the layers can be unpacked at all.
+    pub fn check(manifest: &Manifest, config: &Config) -> Result<()> {
+        let fail = |kind, object: &str, why: String| Err(Error::because(kind, "unpack", object, why));
+        let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
+        if layers != diff_ids {
+            let why = format!("the manifest has {layers} layers, the configuration {diff_ids}");
+            return fail(Kind::InvalidArgument, manifest.config.digest.as_str(), why);
+        }
+        for diff_id in &config.rootfs.diff_ids {
+            Digest::parse(diff_id)?;
+        }
+        for layer in &manifest.layers {
+            if layer.role() != Role::Layer {
+                let why = format!("media type {:?} is not that of a layer", media::bare(&layer.media_type));
+                return fail(Kind::Unimplemented, layer.digest.as_str(), why);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ImageService {
+    /// Unpacks a stack of layers and labels the configuration with the topmost snapshot, which keeps them all.
+    pub(super) async fn unpack(&self, job: &Job, snapshotter: &str, stack: &Stack<'_>) -> Result<()> {
+        let diff_ids = &stack.config.rootfs.diff_ids;
+        let chain = chain_ids(diff_ids);
+        let mut start = 0;
+        for (index, name) in chain.iter().enumerate().rev() {
+            if self.hold_snapshot(job, snapshotter, name).await? {
+                start = index + 1;
+                break;
+            }
+        }
+        for index in start..chain.len() {
+            job.check()?;
+            let step = Step {
+                layer: &stack.manifest.layers[index],
+                diff_id: &diff_ids[index],
+                parent: if index == 0 { "" } else { &chain[index - 1] },
+                name: &chain[index],
+                download: stack.downloads.get(&stack.manifest.layers[index].digest),
+            };
+            self.unpack_layer(job, snapshotter, &step).await?;
+        }
+        let Some(top) = chain.last() else { return Ok(()) };
+        let label = Labels::from([(format!("containerd.io/gc.ref.snapshot.{snapshotter}"), top.clone())]);
+        self.label(&job.context, &stack.manifest.config.digest, label).await
+    }
+
+    /// Whether the snapshot is there; if so, the job's lease holds it from now on.
+    async fn hold_snapshot(&self, job: &Job, snapshotter: &str, name: &str) -> Result<bool> {
+        match self.shared.snapshots.stat(&job.context, snapshotter, name).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        if let Some(lease) = &job.context.lease {
+            let resource =
+                Resource { id: name.to_owned(), kind: format!("{}/{snapshotter}", leases::SNAPSHOTS) };
+            self.shared.leases.add_resource(&job.context, lease, resource).await?;
+        }
+        Ok(true)
+    }
+
+    async fn unpack_layer(&self, job: &Job, snapshotter: &str, step: &Step<'_>) -> Result<()> {
+        let flight = format!("{}/{snapshotter}/{}", job.context.namespace, step.name);
+        let _turn = self.shared.unpacks.enter(&flight).await;
+        if self.hold_snapshot(job, snapshotter, step.name).await? {
+            return self.wait(step).await;
+        }
+        let snapshots = &self.shared.snapshots;
+        let Some((key, mounts)) = self.prepare(job, snapshotter, step).await? else {
+            return self.wait(step).await;
+        };
+        job.progress.blob("extracting", step.layer, "", 0).await;
+        let labels = Labels::from([(SNAPSHOT_REFERENCE.to_owned(), step.name.to_owned())]);
+        let result = match self.apply_verified(job, step, mounts).await {
+            Ok(()) => snapshots.commit(&job.context, snapshotter, step.name, &key, labels).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            // Ignoring: the first error is the one to tell; what cannot be removed now is collected with the lease.
+            let _ = snapshots.remove(&job.context, snapshotter, &key).await;
+            return match error.kind() {
+                Kind::AlreadyExists => Ok(()),
+                _ => Err(error),
+            };
+        }
+        job.progress.blob("extracted", step.layer, "", step.layer.size).await;
+        Ok(())
+    }
+
+    /// A layer whose snapshot is there is fetched all the same: the image refers to it.
+    async fn wait(&self, step: &Step<'_>) -> Result<()> {
+        match step.download {
+            Some(download) => download.finished().await,
+            None => Ok(()),
+        }
+    }
+
+    /// A writable snapshot for a layer, or nothing when somebody made the final one meanwhile.
+    async fn prepare(
+        &self,
+        job: &Job,
+        snapshotter: &str,
+        step: &Step<'_>,
+    ) -> Result<Option<(String, Vec<Mount>)>> {
+        let labels = Labels::from([(SNAPSHOT_REFERENCE.to_owned(), step.name.to_owned())]);
+        let mut attempt = 1;
+        loop {
+            let key = format!("extract-{} {}", unique(), step.name);
+            let snapshots = &self.shared.snapshots;
+            match snapshots.prepare(&job.context, snapshotter, &key, step.parent, labels.clone()).await {
+                Ok(mounts) => return Ok(Some((key, mounts))),
+                Err(error) if error.kind() == Kind::AlreadyExists => {
+                    if self.hold_snapshot(job, snapshotter, step.name).await? {
+                        return Ok(None);
+                    }
+                    if attempt == KEY_ATTEMPTS {
+                        return Err(error);
+                    }
+                    attempt += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Applies a layer; its bytes and what they unpack to are as the manifest and the configuration say.
+    async fn apply_verified(&self, job: &Job, step: &Step<'_>, mounts: Vec<Mount>) -> Result<()> {
+        let _permit = self.shared.extractions.acquire().await.map_err(|_| canceled())?;
+        let follow = match step.download {
+            Some(download) => download.started().await?.then(|| download.clone()),
+            None => None,
+        };
+        let input: Box<dyn Read + Send> = match &follow {
+            Some(download) => Box::new(Follow::new(download.clone())),
+            None => Box::new(self.shared.content.open_blob(&job.context, &step.layer.digest).await?.file),
+        };
+        let applied = blocking(move || unpack::apply(input, mounts::target(&mounts)?)).await;
+        // A download that failed says why better than the unpacking that it broke off.
+        if let (Some(download), Err(_)) = (step.download, &applied) {
+            let is_own =
+                |error: &Error| error.kind() == Kind::DataLoss || error.kind() == Kind::InvalidArgument;
+            match &applied {
+                Err(error) if is_own(error) => {}
+                _ => download.finished().await?,
+            }
+        }
+        let layer = step.layer.digest.as_str();
+        let Applied { diff_id, .. } =
+            applied.map_err(|error| Error::because(error.kind(), "apply layer", layer, error))?;
+        if let Some(download) = step.download {
+            download.finished().await?;
+        }
+        if diff_id != step.diff_id {
+            let why = format!("it unpacks to {diff_id}, the configuration says {}", step.diff_id);
+            return Err(Error::because(Kind::FailedPrecondition, "apply layer", layer, why));
+        }
+        Ok(())
+    }
+}
+
+/// One layer of a stack.
+struct Step<'a> {
+    layer: &'a Descriptor,
+    diff_id: &'a str,
+    /// Name of the snapshot below.
+    parent: &'a str,
+    /// Name of the snapshot to be.
+    name: &'a str,
+    download: Option<&'a Arc<Download>>,
+}

@@ -1,0 +1,204 @@
+//! Children of a program with one thread: another program with chosen descriptors, or a helper of our own code.
+//!
+//! Between clone and exec the child allocates nothing, so [`spawn`] would even do with more threads.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use nix::errno::Errno;
+
+use super::check;
+use super::clone::{CloneRequest, Cloned, clone3};
+use super::exec::pointers;
+
+/// Exit code of a child whose program could not be executed; what was wrong is on [`Spawn::report`].
+pub const CANNOT_EXECUTE: i32 = 127;
+
+/// Where copies of descriptors are kept while their final numbers are filled.
+const PARKING: RawFd = 64;
+/// Where the child keeps [`Spawn::report`].
+const REPORT: RawFd = PARKING - 1;
+
+/// A program to be started.
+pub struct Spawn<'a> {
+    /// The program's path.
+    pub program: &'a CString,
+    /// Its arguments, the first being its name.
+    pub arguments: &'a [CString],
+    /// Its environment.
+    pub environment: &'a [CString],
+    /// Its descriptors, in order from 0; it gets no others.
+    pub descriptors: &'a [BorrowedFd<'a>],
+    /// Where the child says why its program could not be executed.
+    pub report: BorrowedFd<'a>,
+    /// Make it the leader of a process group of its own, so that a terminal's signals do not reach it.
+    pub process_group: bool,
+    /// Kill it when this program ends.
+    pub dies_with_us: bool,
+}
+
+/// Starts a program and returns its pid. The child starts with an empty signal mask.
+pub fn spawn(spawn: &Spawn) -> io::Result<i32> {
+    let (arguments, environment) = (pointers(spawn.arguments), pointers(spawn.environment));
+    match clone3(CloneRequest::default())? {
+        Cloned::Parent { pid, .. } => Ok(pid),
+        Cloned::Child => {
+            let error = match prepare(spawn.descriptors, spawn.report, spawn.dies_with_us) {
+                Ok(()) => {
+                    // Also those that we got ourselves from a careless parent. What fails here fails for none of ours.
+                    let _ = super::fd::close_on_exec_from(spawn.descriptors.len() as u32);
+                    // SAFETY: path and strings are NUL-terminated, both arrays end in null, and all outlive the calls.
+                    unsafe {
+                        if spawn.process_group {
+                            libc::setpgid(0, 0);
+                        }
+                        libc::execve(spawn.program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+                    }
+                    io::Error::last_os_error()
+                }
+                Err(error) => error,
+            };
+            let reason = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EINVAL)).desc();
+            for text in [b"exec ", spawn.program.as_bytes(), b": ", reason.as_bytes()] {
+                // SAFETY: the pointer leads to `text.len()` readable bytes.
+                unsafe { libc::write(REPORT, text.as_ptr().cast(), text.len()) };
+            }
+            exit(CANNOT_EXECUTE)
+        }
+    }
+}
+
+/// Runs a function in a child of its own, with these three standard streams and no other descriptor, and returns the
+/// child's pid. The child ends with the function's number as its exit code, and with us.
+///
+/// The function must not use descriptors that it captured: they are closed.
+pub fn helper(streams: [BorrowedFd; 3], work: impl FnOnce() -> i32) -> io::Result<i32> {
+    match clone3(CloneRequest::default())? {
+        Cloned::Parent { pid, .. } => Ok(pid),
+        Cloned::Child => {
+            if prepare(&streams, streams[2], true).is_err() {
+                exit(CANNOT_EXECUTE);
+            }
+            // SAFETY: the call takes no pointers. Owners of these numbers exist in this copy of the memory, but none
+            // is used or dropped: the function was told so, and `_exit` runs no destructor.
+            unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+            exit(work())
+        }
+    }
+}
+
+/// In the child: fills the descriptor numbers from 0, empties the signal mask, ties our end to the parent's.
+///
+/// Leaves a close-on-exec copy of `report` at [`REPORT`].
+fn prepare(descriptors: &[BorrowedFd], report: BorrowedFd, dies_with_us: bool) -> io::Result<()> {
+    // SAFETY: no pointer but to the set, which sigemptyset initialises before sigprocmask reads it.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+    if dies_with_us {
+        super::creds::set_parent_death_signal(libc::SIGKILL)?;
+    }
+    let park = |source: RawFd, at_least: RawFd| {
+        // SAFETY: F_DUPFD_CLOEXEC takes no pointer and closes nothing.
+        check(i64::from(unsafe { libc::fcntl(source, libc::F_DUPFD_CLOEXEC, at_least) })).map(|n| n as RawFd)
+    };
+    // First all copies above every final number, so that filling one does not overwrite the source of another.
+    let report = park(report.as_raw_fd(), PARKING)?;
+    let mut parked = [-1; 8];
+    for (slot, source) in parked.iter_mut().zip(descriptors) {
+        *slot = park(source.as_raw_fd(), PARKING)?;
+    }
+    for (number, source) in parked.iter().take(descriptors.len()).enumerate() {
+        // SAFETY: dup2 closes what the number meant in this child, where its owner is never used again: the child
+        // only executes a program or a function that uses no captured descriptor.
+        check(i64::from(unsafe { libc::dup2(*source, number as RawFd) }))?;
+    }
+    // SAFETY: as above.
+    check(i64::from(unsafe { libc::dup3(report, REPORT, libc::O_CLOEXEC) }))?;
+    Ok(())
+}
+
+fn exit(code: i32) -> ! {
+    // SAFETY: ends the child without running the parent's destructors and exit handlers.
+    unsafe { libc::_exit(code) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek};
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::sys::fd::memory_file;
+
+    fn wait(pid: i32) -> i32 {
+        let mut status = 0;
+        // SAFETY: the pointer leads to an int that outlives the call.
+        unsafe { libc::waitpid(pid, &raw mut status, 0) };
+        libc::WEXITSTATUS(status)
+    }
+
+    fn text(file: &mut File) -> String {
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn gives_descriptors_in_order() {
+        let null = File::open("/dev/null").unwrap();
+        let mut out = File::from(memory_file(c"out").unwrap());
+        let mut extra = File::from(memory_file(c"extra").unwrap());
+        let program = CString::new("/bin/sh").unwrap();
+        let arguments = ["sh", "-c", "echo out; echo three >&3; exit 7"].map(|a| CString::new(a).unwrap());
+        let pid = spawn(&Spawn {
+            program: &program,
+            arguments: &arguments,
+            environment: &[],
+            descriptors: &[null.as_fd(), out.as_fd(), out.as_fd(), extra.as_fd()],
+            report: out.as_fd(),
+            process_group: true,
+            dies_with_us: false,
+        })
+        .unwrap();
+        assert_eq!(wait(pid), 7);
+        assert_eq!((text(&mut out).as_str(), text(&mut extra).as_str()), ("out\n", "three\n"));
+    }
+
+    #[test]
+    fn says_why_a_program_cannot_be_executed() {
+        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let mut report = File::from(memory_file(c"report").unwrap());
+        let program = CString::new("/nonexistent/program").unwrap();
+        let pid = spawn(&Spawn {
+            program: &program,
+            arguments: &[],
+            environment: &[],
+            descriptors: &[null.as_fd(); 3],
+            report: report.as_fd(),
+            process_group: false,
+            dies_with_us: true,
+        })
+        .unwrap();
+        assert_eq!(wait(pid), CANNOT_EXECUTE);
+        assert!(text(&mut report).starts_with("exec /nonexistent/program: No such file"));
+    }
+
+    #[test]
+    fn a_helper_has_nothing_but_its_streams() {
+        let null = File::open("/dev/null").unwrap();
+        let out = File::from(memory_file(c"out").unwrap());
+        let pid = helper([null.as_fd(), out.as_fd(), out.as_fd()], || {
+            let open = (0..1024).filter(|&number| super::super::fd::is_open(number)).count();
+            open as i32
+        })
+        .unwrap();
+        assert_eq!(wait(pid), 3);
+    }
+}

@@ -1,0 +1,123 @@
+//! Hooks: when they run, where, with what.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use serde_json::{Value, json};
+
+use super::support::Runtime;
+
+/// A hook that notes its name, its namespace and the state that it is given.
+fn hook(runtime: &Runtime, name: &str) -> Value {
+    let script = runtime.root.join(format!("hook-{name}"));
+    let log = runtime.root.join("log");
+    let text = format!(
+        "#!/bin/sh\nstate=$(cat)\nstatus=$(echo \"$state\" | sed 's/.*\"status\": *\"\\([a-z]*\\)\".*/\\1/')\n\
+         echo \"{name} $status $1 $VARIABLE\" >>'{}'\n",
+        log.display()
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    json!({"path": script, "args": ["hook", "argument"], "env": ["VARIABLE=value", "PATH=/bin:/usr/bin"]})
+}
+
+#[test]
+fn the_order_of_all_hooks() {
+    let runtime = Runtime::new();
+    let kinds = ["prestart", "createRuntime", "poststart", "poststop"];
+    let bundle = runtime.sleeper().edit(|config| {
+        for kind in kinds {
+            config["hooks"][kind] = json!([hook(&runtime, kind)]);
+        }
+    });
+    let log = || fs::read_to_string(runtime.root.join("log")).unwrap_or_default();
+    let bundle = bundle.save();
+    runtime.create(&bundle, "c1");
+    let created = ["prestart creating argument value", "createRuntime creating argument value"];
+    assert_eq!(log().lines().take(2).collect::<Vec<_>>(), created);
+    // Until 1.2 runc ran it when the container was created; the specification says after the start.
+    assert_eq!(log().lines().count(), if runtime.is_reference() { 3 } else { 2 });
+    runtime.call(&["start", "c1"]).success();
+    let started = if runtime.is_reference() { "created" } else { "running" };
+    assert_eq!(log().lines().nth(2), Some(format!("poststart {started} argument value").as_str()));
+    runtime.call(&["delete", "-f", "c1"]).success();
+    assert_eq!(log().lines().nth(3), Some("poststop stopped argument value"));
+    assert_eq!(log().lines().count(), 4);
+    runtime.assert_clean();
+}
+
+#[test]
+fn create_container_and_start_container_run_inside() {
+    let runtime = Runtime::new();
+    // createContainer still sees the host's files, startContainer those of the container.
+    let outside = runtime.root.join("outside");
+    let bundle = runtime.sh("cat /inside").edit(|config| {
+        config["hooks"] = json!({
+            "createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", format!("readlink /proc/self/ns/uts >{}", outside.display())]}],
+            "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "hostname >/inside"]}]
+        });
+    });
+    assert_eq!(runtime.output(&bundle.save()), "orlop\n");
+    let namespace = fs::read_to_string(&outside).unwrap();
+    assert_ne!(namespace.trim(), fs::read_link("/proc/self/ns/uts").unwrap().to_string_lossy());
+    runtime.assert_clean();
+}
+
+#[test]
+fn a_failing_hook_stops_the_container_and_leaves_nothing() {
+    let runtime = Runtime::new();
+    for kind in ["prestart", "createRuntime", "createContainer", "startContainer"] {
+        let bundle = runtime.sh("echo ran").edit(|config| {
+            config["hooks"][kind] =
+                json!([{"path": "/bin/sh", "args": ["sh", "-c", "echo complaint >&2; exit 3"]}]);
+        });
+        let out = runtime.run(&bundle.save()).failure();
+        assert_eq!(out.stdout, "", "{kind}");
+        assert!(out.stderr.contains("hook") && out.stderr.contains("exit status 3"), "{kind}: {out}");
+        runtime.assert_clean();
+    }
+}
+
+#[test]
+fn a_failing_poststop_hook_is_only_told() {
+    let runtime = Runtime::new();
+    let bundle = runtime.sh("true").edit(|config| {
+        config["hooks"]["poststop"] = json!([{"path": "/bin/false"}]);
+    });
+    runtime.detach(&bundle.save(), "c1");
+    runtime.wait_for("c1", "stopped");
+    runtime.call(&["delete", "c1"]).success();
+    runtime.assert_clean();
+}
+
+#[test]
+fn a_hook_that_hangs_is_ended_after_its_time() {
+    let runtime = Runtime::new();
+    let bundle = runtime.sh("echo ran").edit(|config| {
+        config["hooks"]["createRuntime"] =
+            json!([{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]);
+    });
+    let out = runtime.run(&bundle.save()).failure();
+    assert!(out.stderr.contains("hook") && out.stdout.is_empty(), "{out}");
+    runtime.assert_clean();
+}
+
+#[test]
+fn hooks_are_given_the_whole_state() {
+    let runtime = Runtime::new();
+    let file = runtime.root.join("state.json");
+    let bundle = runtime.sh("true").edit(|config| {
+        config["annotations"] = json!({"org.example.key": "value"});
+        config["hooks"]["createRuntime"] =
+            json!([{"path": "/bin/sh", "args": ["sh", "-c", format!("cat >{}", file.display())]}]);
+    });
+    let bundle = bundle.save();
+    runtime.run(&bundle).success();
+    let state: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(state["id"], "c1");
+    assert_eq!(state["status"], "creating");
+    assert_eq!(state["bundle"], bundle.path().to_str().unwrap());
+    assert_eq!(state["annotations"]["org.example.key"], "value");
+    assert!(state["pid"].as_i64().unwrap() > 1 && state["ociVersion"].is_string());
+    runtime.assert_clean();
+}
