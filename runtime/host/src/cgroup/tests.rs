@@ -124,6 +124,26 @@ fn a_life() {
 }
 
 #[test]
+fn only_allowed_devices_open_and_new_rules_replace_old_ones() {
+    let Some(fixture) = Fixture::new("devices") else { return };
+    let cgroup = fixture.create();
+    let none = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    let opens = |device: &str| {
+        // Not for reading, which may take a capability.
+        let mut inside = Inside::enter(&cgroup, &format!("sleep 0.05; : >{device}"));
+        inside.0.wait().unwrap().success()
+    };
+    cgroup.apply(&resources(none.clone()), Some(&default_device_rules(|_| false))).unwrap();
+    assert!(opens("/dev/null"));
+    assert!(!opens("/dev/kmsg"));
+    cgroup.apply(&resources(none), Some(&[])).unwrap();
+    assert!(!opens("/dev/null"));
+    cgroup.apply(&resources(json!({"devices": [{"allow": true, "access": "rwm"}]})), Some(&[])).unwrap();
+    assert!(opens("/dev/null") && opens("/dev/kmsg"));
+    cgroup.remove().unwrap();
+}
+
+#[test]
 fn kill_reaches_all_below() {
     let Some(fixture) = Fixture::new("kill") else { return };
     let cgroup = fixture.create();
