@@ -1,8 +1,10 @@
 //! The same commands to Debian's containerd and to orlopd: the same output, the same exit code.
 
 use std::path::Path;
+use std::time::Duration;
 
-use orlop_tests::{Containerd, Daemon, Image, Orlopd, Output, Root};
+use nix::sys::signal::Signal;
+use orlop_tests::{Containerd, Daemon, Image, Orlopd, Output, Root, poll_until};
 
 /// Commands of `ctr` in order; `IMAGE` stands for the archive of an image.
 const COMMANDS: &str = "
@@ -104,4 +106,55 @@ fn ctr_cannot_tell_orlopd_from_containerd() {
         }
     }
     assert!(differences.is_empty(), "{differences}");
+}
+
+/// Commands of `ctr` that each cause an event or more.
+const EVENTFUL: &str = "
+namespaces create z
+namespaces label z a=b
+namespaces rm z
+images import --no-unpack IMAGE
+images tag registry.test/busybox:1 x:2
+images label x:2 q=r
+snapshots prepare k
+snapshots commit K k
+snapshots prepare k2 K
+snapshots rm k2
+images rm --sync x:2 registry.test/busybox:1
+snapshots rm K
+namespaces create last
+";
+
+/// The events of the commands, without their times.
+fn events(daemon: &impl Daemon, image: &Path) -> Vec<String> {
+    let mut watch = daemon.ctr(["events"]).spawn();
+    let mut tries = 0;
+    poll_until(Duration::from_secs(20), "the subscription", || {
+        tries += 1;
+        daemon.ctr(["namespaces", "create", &format!("ready{tries}")]).run().success();
+        watch.stdout().contains("ready")
+    });
+    let image = image.display().to_string();
+    for line in EVENTFUL.lines().filter(|line| !line.is_empty()) {
+        let arguments = line.split(' ').map(|word| if word == "IMAGE" { image.as_str() } else { word });
+        daemon.ctr(arguments).run().success();
+    }
+    poll_until(Duration::from_secs(20), "the last event", || watch.stdout().contains("\"last\""));
+    let seen = watch.stdout();
+    watch.signal(Signal::SIGKILL);
+    watch.end();
+    // A line is a time of four words, the namespace, the topic and the event.
+    let event = |line: &str| line.splitn(5, ' ').nth(4).unwrap_or_default().to_owned();
+    seen.lines().filter(|line| !line.contains("ready")).map(event).collect()
+}
+
+#[test]
+fn events_are_containerds() {
+    let root = Root::new();
+    let image = root.join("image.tar");
+    Image::two_layers().oci_archive(&image, "registry.test/busybox:1");
+    let expected = events(&Containerd::start(&root), &image);
+    let found = events(&Orlopd::start(&root), &image);
+    assert_eq!(expected, found);
+    assert!(found.len() >= 14, "{found:?}");
 }
