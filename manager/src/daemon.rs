@@ -10,6 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 use orlop_proto::containerd::services::containers::v1::containers_server::ContainersServer;
 use orlop_proto::containerd::services::content::v1::content_server::ContentServer;
+use orlop_proto::containerd::services::diff::v1::diff_server::DiffServer;
 use orlop_proto::containerd::services::events::v1::events_server::EventsServer;
 use orlop_proto::containerd::services::images::v1::images_server::ImagesServer;
 use orlop_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
@@ -30,6 +31,7 @@ use tonic::transport::Server;
 
 use crate::api::containers::ContainersService;
 use crate::api::content::ContentService;
+use crate::api::diff::DiffService;
 use crate::api::events::{EventsService, from_shim};
 use crate::api::health::HealthService;
 use crate::api::images::ImagesService;
@@ -115,6 +117,7 @@ pub async fn serve(config: Config) -> Result<()> {
         .add_service(limited!(ContentServer, ContentService(content)))
         .add_service(limited!(SnapshotsServer, SnapshotsService(snapshots)))
         .add_service(limited!(StreamingServer, StreamingService(streams.clone())))
+        .add_service(limited!(DiffServer, DiffService(transfers.clone())))
         .add_service(limited!(TransferServer, TransferService { images: transfers, streams }));
     let until = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender is gone, which is a stop too.

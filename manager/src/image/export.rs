@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use serde::Serialize;
+use tokio::runtime::Handle;
 
 use super::manifest::{Descriptor, Document, Index, select};
 use super::media::{self, Role};
@@ -20,6 +21,8 @@ use crate::request::RequestContext;
 pub(super) const IMAGE_NAME: &str = "io.containerd.image.name";
 /// Annotation with an image's tag.
 pub(super) const REFERENCE_NAME: &str = "org.opencontainers.image.ref.name";
+/// The size of a tar block, in bytes.
+const BLOCK: usize = 512;
 /// The file that marks a layout.
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -85,36 +88,39 @@ impl ImageService {
             }
             plan.roots.push(root);
         }
-        let mut archive = tar::Builder::new(output);
-        for directory in ["blobs", "blobs/sha256"] {
-            add(&mut archive, &format!("{directory}/"), 0, io::empty())?;
-        }
-        for (path, descriptor) in &plan.blobs {
-            job.check()?;
-            job.progress.blob("exporting", descriptor, "", 0).await;
-            let blob = self.shared.content.open_blob(&job.context, &descriptor.digest).await?;
-            let (owned, mut writer) = (path.clone(), archive);
-            archive =
-                blocking(move || add(&mut writer, &owned, blob.size, blob.file).map(|()| writer)).await?;
-            job.progress.blob("complete", descriptor, "", descriptor.size).await;
-        }
+        let Plan { roots, blobs, docker } = plan;
         let index = Index {
             schema_version: 2,
             media_type: media::OCI_INDEX.to_owned(),
-            manifests: plan.roots,
+            manifests: roots,
             annotations: BTreeMap::new(),
         };
         let mut documents = vec![("index.json", json(&index)?)];
-        if !request.skip_docker_manifest && !plan.docker.is_empty() {
-            documents.push(("manifest.json", json(&plan.docker)?));
+        if !request.skip_docker_manifest && !docker.is_empty() {
+            documents.push(("manifest.json", json(&docker)?));
         }
         documents.push(("oci-layout", LAYOUT.to_vec()));
+        let (content, job, handle) = (self.shared.content.clone(), job.clone(), Handle::current());
         blocking(move || {
-            for (name, bytes) in documents {
-                add(&mut archive, name, bytes.len() as u64, bytes.as_slice())?;
+            let mut output = output;
+            for directory in ["blobs/", "blobs/sha256/"] {
+                add(&mut output, directory, 0, io::empty())?;
             }
-            let mut output = archive.into_inner().map_err(|error| failed("archive", error))?;
-            output.flush().map_err(|error| failed("archive", error))
+            for (path, descriptor) in &blobs {
+                job.check()?;
+                handle.block_on(job.progress.blob("exporting", descriptor, "", 0));
+                let blob = handle.block_on(content.open_blob(&job.context, &descriptor.digest))?;
+                add(&mut output, path, blob.size, blob.file)?;
+                handle.block_on(job.progress.blob("complete", descriptor, "", descriptor.size));
+            }
+            for (name, bytes) in documents {
+                add(&mut output, name, bytes.len() as u64, bytes.as_slice())?;
+            }
+            // Two blocks of zeros are the end.
+            output
+                .write_all(&[0; 2 * BLOCK])
+                .and_then(|()| output.flush())
+                .map_err(|error| failed("archive", error))
         })
         .await
     }
@@ -209,7 +215,8 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| Error::because(Kind::Internal, "write", "JSON", error))
 }
 
-fn add(archive: &mut tar::Builder<impl Write>, name: &str, size: u64, data: impl Read) -> Result<()> {
+/// Writes one entry.
+fn add(output: &mut impl Write, name: &str, size: u64, data: impl Read) -> Result<()> {
     let is_directory = name.ends_with('/');
     let mut header = tar::Header::new_ustar();
     header.set_path(name).map_err(|error| failed(name, error))?;
@@ -220,7 +227,14 @@ fn add(archive: &mut tar::Builder<impl Write>, name: &str, size: u64, data: impl
     header.set_uid(0);
     header.set_gid(0);
     header.set_cksum();
-    archive.append(&header, data).map_err(|error| failed(name, error))
+    output.write_all(header.as_bytes()).map_err(|error| failed(name, error))?;
+    let written = io::copy(&mut data.take(size), output).map_err(|error| failed(name, error))?;
+    if written != size {
+        let why = format!("it has {written} bytes instead of {size}");
+        return Err(Error::because(Kind::DataLoss, "export", name, why));
+    }
+    let padding = usize::try_from(size.next_multiple_of(BLOCK as u64) - size).unwrap_or(0);
+    output.write_all(&[0; BLOCK][..padding]).map_err(|error| failed(name, error))
 }
 
 fn failed(name: &str, error: io::Error) -> Error {

@@ -372,8 +372,10 @@ mod tests {
             entry('d', r#","platform":{"os":"linux","architecture":"amd64"}"#),
         );
         let Document::Index(index) = parse(media::OCI_INDEX, &text).unwrap() else { panic!("no index") };
-        let chosen = |platform| -> Vec<String> {
-            let platform = Platform::parse(platform).unwrap();
+        let chosen = |platform: &str| -> Vec<String> {
+            let (os, architecture) = platform.split_once('/').unwrap();
+            let platform =
+                Platform { os: os.into(), architecture: architecture.into(), variant: String::new() };
             select(&index, &platform).iter().map(|child| child.digest.to_string()).collect()
         };
         assert_eq!(chosen("linux/amd64"), [digest('d'), digest('a'), digest('b')]);

@@ -1,5 +1,6 @@
 //! Images: pulled, pushed, unpacked, imported and exported.
 
+pub mod diff;
 mod download;
 mod export;
 mod fetch;
@@ -83,11 +84,6 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job that tells nobody and ends by itself.
-    pub fn quiet(context: RequestContext) -> Job {
-        Job { context, progress: Arc::default(), cancel: CancellationToken::new() }
-    }
-
     /// The error of a job that was cancelled, once it is.
     fn check(&self) -> Result<()> {
         match self.cancel.is_cancelled() {

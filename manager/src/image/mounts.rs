@@ -45,8 +45,30 @@ pub fn root(mounts: &[Mount]) -> Result<OwnedFd> {
     }
 }
 
-/// The upper directory of an overlay, where it is all that differs from what the other mounts show.
-pub fn upper_over<'a>(left: &[Mount], right: &'a [Mount]) -> Option<&'a str> {
+/// The root of what the mounts show, for reading only. Blocks.
+///
+/// An overlay's upper directory becomes the nearest of its lower ones: it may be mounted elsewhere, and no two mounts
+/// may write to it.
+pub fn readable(mounts: &[Mount]) -> Result<OwnedFd> {
+    let [mount] = mounts else { return root(mounts) };
+    let Some(upper) = option(mount, "upperdir=") else { return root(mounts) };
+    let escaped = upper.replace('\\', "\\\\").replace(':', "\\:");
+    let mut reading = mount.clone();
+    reading.options.retain(|option| !option.starts_with("upperdir=") && !option.starts_with("workdir="));
+    for option in &mut reading.options {
+        if let Some(lower) = option.strip_prefix("lowerdir=") {
+            *option = format!("lowerdir={escaped}:{lower}");
+        }
+    }
+    root(&[reading])
+}
+
+/// The upper directory of an overlay, where it is all that differs from what the other mounts show. Blocks.
+pub fn upper_over(left: &[Mount], right: &[Mount]) -> Result<Option<OwnedFd>> {
+    upper_path(left, right).map(directory).transpose()
+}
+
+fn upper_path<'a>(left: &[Mount], right: &'a [Mount]) -> Option<&'a str> {
     let [right] = right else { return None };
     let upper = option(right, "upperdir=")?;
     let below = lower_directories(right);
@@ -172,11 +194,11 @@ mod tests {
         let right = [mount("overlay", "overlay", &["upperdir=/u", "workdir=/w", "lowerdir=/b:/a"])];
         let same = [mount("overlay", "overlay", &["lowerdir=/b:/a"])];
         let other = [mount("overlay", "overlay", &["lowerdir=/a"])];
-        assert_eq!(upper_over(&same, &right), Some("/u"));
-        assert_eq!(upper_over(&other, &right), None);
+        assert_eq!(upper_path(&same, &right), Some("/u"));
+        assert_eq!(upper_path(&other, &right), None);
         let over_one = [mount("overlay", "overlay", &["upperdir=/u", "lowerdir=/a"])];
-        assert_eq!(upper_over(&[mount("bind", "/a", &["ro"])], &over_one), Some("/u"));
-        assert_eq!(upper_over(&[], &over_one), None);
+        assert_eq!(upper_path(&[mount("bind", "/a", &["ro"])], &over_one), Some("/u"));
+        assert_eq!(upper_path(&[], &over_one), None);
     }
 
     #[test]

@@ -60,11 +60,6 @@ impl Reference {
         self.digest.as_deref()
     }
 
-    /// `domain/path`, without tag and digest.
-    pub fn repository(&self) -> String {
-        format!("{}/{}", self.domain, self.path)
-    }
-
     /// What the registry is asked for: the digest, which pins the content, else the tag.
     pub fn object(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or(DEFAULT_TAG)
@@ -326,7 +321,6 @@ mod tests {
         let reference = Reference::parse("busybox").unwrap();
         assert_eq!((reference.domain(), reference.path()), ("docker.io", "library/busybox"));
         assert_eq!(reference.host(), "registry-1.docker.io");
-        assert_eq!(reference.repository(), "docker.io/library/busybox");
         assert_eq!(Reference::parse("localhost:5000/a").unwrap().host(), "localhost:5000");
     }
 

@@ -15,7 +15,11 @@ pub fn connection(operation: &'static str, object: impl Into<String>, error: req
         () if error.is_builder() => Kind::InvalidArgument,
         () => Kind::Unavailable,
     };
-    let why = match error.url().and_then(reqwest::Url::host_str) {
+    let host = error.url().and_then(|url| match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => Some(format!("{host}:{port}")),
+        (host, _) => host.map(str::to_owned),
+    });
+    let why = match host {
         Some(host) if error.is_timeout() => format!("{host} does not answer"),
         Some(host) => format!("{host}: {}", cause(&error)),
         None => cause(&error),

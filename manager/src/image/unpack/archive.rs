@@ -5,7 +5,7 @@
 //! (long names, base-256 numbers, all sparse formats) and Go's archive/tar where these are silent, since that is
 //! what every other image tool reads with.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;

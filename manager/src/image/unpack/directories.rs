@@ -16,7 +16,7 @@ use super::{Target, Whiteouts, attributes, name};
 const WITHIN: ResolveFlags =
     ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
 /// How directories are opened.
-pub(super) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+pub const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// The directories that stay open, each one descriptor.
 const MAX_OPEN: usize = 64;
 /// The symbolic links that may lie on the way to one directory, as in the kernel.

@@ -27,6 +27,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::archive::{Archive, Entry, EntryKind};
 pub use self::decompress::{Compression, reader};
+pub use self::directories::DIRECTORY;
 use self::tree::Tree;
 
 /// The size of the pieces that go from the decompressing thread to the writing one, in bytes.

@@ -1,0 +1,290 @@
+//! Finds what two directory trees differ in.
+//!
+//! Where the second is an overlay over the first, only what is in the upper directory can differ, and only that is
+//! looked at; otherwise both are read side by side.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::archive::{Item, LayerArchive};
+use crate::image::unpack::{DIRECTORY, attributes};
+
+/// How deep directories may be nested, each level of which holds descriptors.
+const MAX_DEPTH: usize = 1024;
+
+/// The trees to compare.
+pub struct Roots {
+    /// What is there before; nothing for everything.
+    pub left: Option<OwnedFd>,
+    /// What is there after.
+    pub right: OwnedFd,
+    /// The upper directory, where `right` is an overlay of it over `left`.
+    pub upper: Option<OwnedFd>,
+}
+
+/// Writes the difference.
+pub fn walk<W: Write>(roots: Roots, archive: &mut LayerArchive<W>) -> Result<()> {
+    let mut walker = Walker { archive, parents: Vec::new(), links: HashMap::new() };
+    walker.directory(b"", roots)
+}
+
+/// A directory on the way to what is being compared.
+struct Parent {
+    path: Vec<u8>,
+    stat: Stat,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    is_written: bool,
+}
+
+struct Walker<'a, W: Write> {
+    archive: &'a mut LayerArchive<W>,
+    parents: Vec<Parent>,
+    /// The first name of every file with several, by device and inode.
+    links: HashMap<(u64, u64), Vec<u8>>,
+}
+
+impl<W: Write> Walker<'_, W> {
+    fn directory(&mut self, path: &[u8], roots: Roots) -> Result<()> {
+        if self.parents.len() > MAX_DEPTH {
+            return Err(Error::because(Kind::ResourceExhausted, "read", printable(path), "nested too deep"));
+        }
+        let Roots { left, right, upper } = roots;
+        let failed = |error: Errno| Error::io("read", printable(path), error.into());
+        let mut names = BTreeSet::new();
+        for directory in match &upper {
+            Some(upper) => vec![upper],
+            None => left.iter().chain([&right]).collect(),
+        } {
+            names.extend(attributes::entries(directory).map_err(failed)?);
+        }
+        for base in names {
+            let base = base.to_bytes();
+            let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
+            let inner = [path, slash, base].concat();
+            let before = match &left {
+                Some(left) => stat(left, base, &inner)?,
+                None => None,
+            };
+            match (before, stat(&right, base, &inner)?) {
+                (_, None) if before.is_some() => {
+                    self.write_parents()?;
+                    self.archive.whiteout(path, base)?;
+                }
+                (_, None) => {}
+                (before, Some(after)) => {
+                    self.compare(&inner, base, [&left, &upper], &right, before, after)?
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(
+        &mut self,
+        path: &[u8],
+        base: &[u8],
+        [left, upper]: [&Option<OwnedFd>; 2],
+        right: &OwnedFd,
+        before: Option<Stat>,
+        after: Stat,
+    ) -> Result<()> {
+        let failed = |error: Errno| Error::io("read", printable(path), error.into());
+        let xattrs = xattrs(right, base).map_err(failed)?;
+        let same_kind = before.filter(|before| before.st_mode & 0o170_000 == after.st_mode & 0o170_000);
+        let is_same = match (left, same_kind) {
+            (Some(left), Some(before)) => {
+                is_same(left, right, base, (&before, &after), &xattrs).map_err(failed)?
+            }
+            _ => false,
+        };
+        if FileType::from_raw_mode(after.st_mode) != FileType::Directory {
+            if is_same {
+                return Ok(());
+            }
+            self.write_parents()?;
+            return self.write(path, base, right, &after, xattrs);
+        }
+        self.parents.push(Parent { path: path.to_vec(), stat: after, xattrs, is_written: false });
+        if !is_same {
+            self.write_parents()?;
+        }
+        let open =
+            |parent: &OwnedFd| rustix::fs::openat(parent, base, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
+        let roots = Roots {
+            left: match (left, same_kind) {
+                (Some(left), Some(_)) => Some(open(left).map_err(failed)?),
+                _ => None,
+            },
+            right: open(right).map_err(failed)?,
+            // A directory that the overlay does not simply merge is compared whole.
+            upper: match (upper, same_kind) {
+                (Some(upper), Some(_)) => Some(open(upper).map_err(failed)?).filter(is_merged),
+                _ => None,
+            },
+        };
+        self.directory(path, roots)?;
+        self.parents.pop();
+        Ok(())
+    }
+
+    /// Writes the directories on the way that are not written yet, so that the layer says what they are like.
+    fn write_parents(&mut self) -> Result<()> {
+        for parent in &mut self.parents {
+            if !parent.is_written {
+                parent.is_written = true;
+                let xattrs = std::mem::take(&mut parent.xattrs);
+                let (path, stat) = (parent.path.as_slice(), &parent.stat);
+                self.archive.item(Item {
+                    path,
+                    stat,
+                    link: Vec::new(),
+                    same_as: None,
+                    xattrs,
+                    data: None,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        path: &[u8],
+        base: &[u8],
+        right: &OwnedFd,
+        stat: &Stat,
+        xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<()> {
+        let failed = |error: Errno| Error::io("read", printable(path), error.into());
+        let mut item = Item { path, stat, link: Vec::new(), same_as: None, xattrs, data: None };
+        let first = if stat.st_nlink > 1 {
+            let inode = (stat.st_dev, stat.st_ino);
+            match self.links.get(&inode) {
+                Some(first) => Some(first.clone()),
+                None => {
+                    self.links.insert(inode, path.to_vec());
+                    None
+                }
+            }
+        } else {
+            None
+        };
+        item.same_as = first.as_deref();
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(right, base, Vec::new()).map_err(failed)?;
+                item.link = target.into_bytes();
+            }
+            FileType::RegularFile if item.same_as.is_none() => {
+                item.data = Some(open_file(right, base).map_err(failed)?);
+            }
+            _ => {}
+        }
+        self.archive.item(item)
+    }
+}
+
+/// Whether two files of the same type are the same as far as a layer can tell.
+fn is_same(
+    left: &OwnedFd,
+    right: &OwnedFd,
+    base: &[u8],
+    (before, after): (&Stat, &Stat),
+    attributes_after: &[(Vec<u8>, Vec<u8>)],
+) -> rustix::io::Result<bool> {
+    if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino) {
+        return Ok(true);
+    }
+    if (before.st_mode, before.st_uid, before.st_gid, before.st_rdev)
+        != (after.st_mode, after.st_uid, after.st_gid, after.st_rdev)
+        || xattrs(left, base)? != attributes_after
+    {
+        return Ok(false);
+    }
+    match FileType::from_raw_mode(after.st_mode) {
+        FileType::Directory => Ok(true),
+        FileType::Symlink => {
+            let target = |root: &OwnedFd| rustix::fs::readlinkat(root, base, Vec::new());
+            Ok(target(left)? == target(right)?)
+        }
+        FileType::RegularFile => {
+            let times = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec);
+            if before.st_size != after.st_size || times(before) != times(after) {
+                return Ok(false);
+            }
+            // Times of whole seconds come from archives, or were cut: only the content tells.
+            if after.st_mtime_nsec != 0 {
+                return Ok(true);
+            }
+            same_content(open_file(left, base)?, open_file(right, base)?)
+        }
+        _ => Ok(true),
+    }
+}
+
+fn same_content(mut left: File, mut right: File) -> rustix::io::Result<bool> {
+    let (mut one, mut other) = (vec![0; 64 << 10], vec![0; 64 << 10]);
+    let fill = |file: &mut File, buffer: &mut [u8]| -> rustix::io::Result<usize> {
+        let mut length = 0;
+        while length < buffer.len() {
+            match file.read(&mut buffer[length..]) {
+                Ok(0) => break,
+                Ok(more) => length += more,
+                Err(error) => return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            }
+        }
+        Ok(length)
+    };
+    loop {
+        let (left_length, right_length) = (fill(&mut left, &mut one)?, fill(&mut right, &mut other)?);
+        if one[..left_length] != other[..right_length] {
+            return Ok(false);
+        }
+        if left_length == 0 {
+            return Ok(true);
+        }
+    }
+}
+
+fn open_file(parent: &OwnedFd, base: &[u8]) -> rustix::io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::openat(parent, base, flags, Mode::empty()).map(File::from)
+}
+
+/// Attributes that belong into a layer.
+fn xattrs(parent: &OwnedFd, base: &[u8]) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut all = attributes::all_of_name(parent, base)?;
+    // The host's labels of its own files, and the storage's state, say nothing about the image.
+    all.retain(|(name, _)| name != b"security.selinux" && !attributes::is_overlay_state(name));
+    Ok(all)
+}
+
+/// Whether the overlay shows a directory merged with those below it, under its own name.
+fn is_merged(upper: &OwnedFd) -> bool {
+    let marks = [
+        c"trusted.overlay.opaque",
+        c"user.overlay.opaque",
+        c"trusted.overlay.redirect",
+        c"user.overlay.redirect",
+    ];
+    marks.iter().all(|mark| rustix::fs::fgetxattr_query(upper, *mark).is_err())
+}
+
+fn stat(directory: impl AsFd, base: &[u8], path: &[u8]) -> Result<Option<Stat>> {
+    match rustix::fs::statat(directory, base, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(Error::io("read", printable(path), error.into())),
+    }
+}
+
+fn printable(path: &[u8]) -> String {
+    if path.is_empty() { "/".to_owned() } else { String::from_utf8_lossy(path).escape_debug().to_string() }
+}
