@@ -11,6 +11,10 @@ mod orlopctl;
 #[allow(dead_code, reason = "only the table of the command line is used")]
 mod orlopd;
 
+#[path = "../../../runtime/src/cli.rs"]
+#[allow(dead_code, reason = "only the table of the command line is used")]
+mod orlop;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,7 +44,7 @@ fn generate(directory: &Path) -> io::Result<()> {
     for folder in ["man", "bash", "zsh", "fish"] {
         fs::create_dir_all(directory.join(folder))?;
     }
-    for command in [orlopd::Arguments::command(), orlopctl::Cli::command()] {
+    for command in [orlop::Cli::command(), orlopd::Arguments::command(), orlopctl::Cli::command()] {
         complete(directory, command.clone())?;
         pages(directory, command)?;
     }
