@@ -88,12 +88,13 @@ fn every_unsafe_block_says_why_it_is_sound() {
 
 #[test]
 fn a_long_file_says_at_its_top_why_it_is_one() {
+    // "About 500" leaves some room, so that a file is not torn for ten lines.
     let reasons = ["one file", "one thing", "one table", "one place"];
     let found = tracked("rs").into_iter().filter_map(|path| {
         let text = read(&path);
         let lines = code_lines(&text);
         let top: String = text.lines().take_while(|line| line.starts_with("//") || line.is_empty()).collect();
-        let excused = lines <= 500 || reasons.iter().any(|reason| top.to_lowercase().contains(reason));
+        let excused = lines <= 550 || reasons.iter().any(|reason| top.to_lowercase().contains(reason));
         (!excused)
             .then(|| format!("{}: {lines} lines of code and no reason for it at the top", path.display()))
     });
