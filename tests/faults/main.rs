@@ -1,1 +1,3 @@
 //! Black-box suite: what happens when something fails underneath.
+
+mod runtime_calls;

@@ -285,8 +285,17 @@ impl Output {
 
 impl fmt::Display for Output {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}\nstdout:\n{}\nstderr:\n{}", self.line, self.status, self.stdout, self.stderr)
+        let (stdout, stderr) = (without_progress(&self.stdout), without_progress(&self.stderr));
+        write!(f, "{}: {}\nstdout:\n{stdout}\nstderr:\n{stderr}", self.line, self.status)
     }
+}
+
+/// Progress bars are drawn many times and say nothing afterwards.
+fn without_progress(text: &str) -> String {
+    text.lines()
+        .filter(|line| !line.contains("\u{1b}[") && !line.starts_with("elapsed:"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn bytes(file: &File) -> Vec<u8> {
