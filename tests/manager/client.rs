@@ -33,10 +33,15 @@ pub struct Put<'a> {
 
 impl Client {
     pub fn new(socket: &Path, namespace: &str) -> Client {
+        Client::connect(socket, namespace).expect("the daemon serves")
+    }
+
+    /// A connection to a daemon that may be gone.
+    pub fn connect(socket: &Path, namespace: &str) -> Result<Client, tonic::transport::Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
-        let channel = runtime.block_on(endpoint.connect()).unwrap();
-        Client { runtime, channel, namespace: namespace.to_owned(), lease: None }
+        let channel = runtime.block_on(endpoint.connect())?;
+        Ok(Client { runtime, channel, namespace: namespace.to_owned(), lease: None })
     }
 
     pub fn with_lease(mut self, lease: &str) -> Client {

@@ -39,7 +39,7 @@ struct Acknowledged {
 
 /// Makes and deletes things until the daemon is gone.
 fn work(socket: &Path, round: u64, seed: u64, known: &mut Acknowledged, stop: &AtomicBool) {
-    let client = Client::new(socket, "one");
+    let Ok(client) = Client::connect(socket, "one") else { return };
     let mut numbers = Numbers(seed);
     for index in 0.. {
         if stop.load(Ordering::Relaxed) {
@@ -52,7 +52,8 @@ fn work(socket: &Path, round: u64, seed: u64, known: &mut Acknowledged, stop: &A
         if client.create_lease(&lease).is_err() {
             return;
         }
-        let leased = Client::new(socket, "one").with_lease(&lease);
+        let Ok(leased) = Client::connect(socket, "one") else { return };
+        let leased = leased.with_lease(&lease);
         let Ok(answer) = leased.put(&Put { reference: &name, ..Put::default() }, &bytes, 10_000) else {
             return;
         };
