@@ -27,6 +27,7 @@ use crate::bundle::Bundle;
 use crate::cli::Global;
 use crate::hooks;
 use crate::launch::Launched;
+use crate::log::Log;
 use crate::plan::Plan;
 use crate::plan::namespaces::NAMES;
 use crate::seccomp::Filter;
@@ -193,8 +194,8 @@ impl Container {
     }
 
     /// Removes everything that a container with an ended init still holds: processes that outlived it in a shared pid
-    /// namespace, its cgroup, its state directory; then runs its poststop hooks.
-    pub fn destroy(&self) -> Result<()> {
+    /// namespace, its cgroup, its state directory; then runs its poststop hooks. What these fail with is a warning only.
+    pub fn destroy(&self, log: &Log) -> Result<()> {
         let own_pids = self.state.config.namespaces & libc::CLONE_NEWPID as u64 != 0;
         let cgroup = self.cgroup()?;
         if !own_pids {
@@ -204,7 +205,12 @@ impl Container {
         let hooks = self.hooks();
         let state = self.hook_state(Status::Stopped);
         self.directory.remove()?;
-        hooks::run(hooks?.poststop().iter().flatten(), &state)
+        for hook in hooks?.poststop().iter().flatten() {
+            if let Err(error) = hooks::run([hook], &state) {
+                log.warning(error);
+            }
+        }
+        Ok(())
     }
 
     /// The compiled seccomp filter, for an exec.

@@ -1,5 +1,6 @@
 //! The parent's whole procedure: from a request to a process that waits for its start.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::SystemTime;
@@ -69,14 +70,16 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         unified: hierarchies.mode() == Layout::Unified,
         security: container::security_modules_for(&bundle.spec),
     };
+    let preserved = preserved(arguments.preserve_fds)?;
     let request = Request {
         id: arguments.id.clone(),
         bundle: bundle.path.clone(),
         no_pivot: arguments.no_pivot,
         no_new_keyring: arguments.no_new_keyring,
-        preserved: preserved(arguments.preserve_fds)?,
+        preserved: preserved.count,
     };
     let (mut plan, more) = Plan::for_container(&bundle.spec, &request, &host)?;
+    plan.process.environment.extend(preserved.environment());
     warnings.iter().chain(&more).for_each(|warning| log.warning(warning));
     let rootfs = bundle.rootfs()?;
     plan.container.as_mut().expect("a container's plan has this part").rootfs = rootfs;
@@ -419,9 +422,32 @@ fn no_resources() -> LinuxResources {
     serde_json::from_str("{}").expect("an empty object is a whole resources section")
 }
 
-/// How many descriptors from 3 on the process keeps: those asked for and those of socket activation. All must be open.
-pub fn preserved(asked: u32) -> Result<u32> {
-    let listen = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+/// How many descriptors from 3 on a process keeps.
+#[derive(Clone, Copy)]
+pub struct Preserved {
+    /// All of them.
+    pub count: u32,
+    /// Those of socket activation, which come first.
+    listening: u32,
+}
+
+impl Preserved {
+    /// What tells the process of socket activation, as sd_listen_fds(3) reads it.
+    pub fn environment(self) -> Vec<CString> {
+        let text = |text: String| CString::new(text).expect("numbers hold no NUL");
+        match self.listening {
+            0 => Vec::new(),
+            count => vec![text(format!("LISTEN_FDS={count}")), text("LISTEN_PID=1".to_owned())],
+        }
+    }
+}
+
+/// How many descriptors from 3 on the process keeps: those asked for and those of socket activation that are meant for
+/// us. All must be open.
+pub fn preserved(asked: u32) -> Result<Preserved> {
+    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u32>().ok());
+    let is_ours = number("LISTEN_PID") == Some(std::process::id());
+    let listen = number("LISTEN_FDS").filter(|_| is_ours).unwrap_or(0);
     let count = asked.saturating_add(listen).min(1 << 16);
     for number in 3..3 + count {
         if !sys::fd::is_open(number as i32) {
@@ -429,7 +455,7 @@ pub fn preserved(asked: u32) -> Result<u32> {
             return Err(Error::because(Kind::InvalidArgument, "keep", format!("descriptor {number}"), why));
         }
     }
-    Ok(count)
+    Ok(Preserved { count, listening: listen })
 }
 
 /// Writes a process id where others wait for it: whole or not at all.

@@ -64,7 +64,7 @@ fn configurations_that_cannot_be() {
         (
             "unknown mount type",
             |c| push(c, json!({"destination": "/m", "type": "nosuchfs", "source": "x"})),
-            &["no such device"],
+            &["no such device", "no such file system type"],
         ),
         (
             "mount source missing",

@@ -8,9 +8,10 @@ use orlop_proto::kind::Kind;
 
 use crate::cli::Global;
 use crate::container::Container;
+use crate::log::Log;
 
 /// Deletes a container that is stopped or was never started, or any with force.
-pub fn run(global: &Global, id: &str, force: bool) -> Result<()> {
+pub fn run(global: &Global, id: &str, force: bool, log: &Log) -> Result<()> {
     let container = match Container::open(&global.root, id) {
         Err(error) if error.kind() == Kind::NotFound => {
             // A creation that was cut off leaves a directory without a state.
@@ -30,5 +31,5 @@ pub fn run(global: &Global, id: &str, force: bool) -> Result<()> {
             return Err(RuncError::NotStopped(id.to_owned(), status).into());
         }
     }
-    container.destroy()
+    container.destroy(log)
 }

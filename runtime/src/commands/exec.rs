@@ -183,6 +183,8 @@ fn plan(
     }
     planned.no_new_privileges |= container.state.config.no_new_privileges;
     planned.make_cwd = false;
+    let preserved = launch::preserved(arguments.preserve_fds)?;
+    planned.environment.extend(preserved.environment());
     let id = container.state.id.clone();
     let keyring = (!container.state.config.no_new_keyring).then(|| format!("_ses.{id}"));
     let flags = join::different(container.state.init_process_pid, container.state.config.namespaces);
@@ -191,7 +193,7 @@ fn plan(
         namespaces: Namespaces { join: vec![(flags, Default::default())], ..Default::default() },
         container: None,
         process: planned,
-        preserved: launch::preserved(arguments.preserve_fds)?,
+        preserved: preserved.count,
         keyring,
     })
 }

@@ -49,7 +49,7 @@ pub fn run(cli: Cli, log: &Log) -> Result<u8, Failure> {
         Command::Start { id } => done(start::run(global, &id)),
         Command::State { id } => done(state::run(global, &id)),
         Command::Kill(arguments) => done(kill::run(global, &arguments)),
-        Command::Delete { force, id } => done(delete::run(global, &id, force)),
+        Command::Delete { force, id } => done(delete::run(global, &id, force, log)),
         Command::List { format, quiet } => done(list::run(global, &format, quiet)),
         Command::Ps { format, id, options } => done(ps::run(global, &id, &format, &options)),
         Command::Pause { id } => done(pause::pause(global, &id)),

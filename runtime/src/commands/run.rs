@@ -13,33 +13,33 @@ use crate::log::Log;
 /// Runs the container; returns its exit code, or 0 if it is left to itself.
 pub fn run(global: &Global, arguments: &RunArgs, log: &Log) -> Result<u8> {
     if arguments.detach {
-        start(launch::create(global, &arguments.create, Purpose::RunDetached, log)?)?;
+        start(launch::create(global, &arguments.create, Purpose::RunDetached, log)?, log)?;
         return Ok(0);
     }
     let signals = Signals::hold()?;
     if !arguments.no_subreaper {
         sys::creds::set_child_subreaper().context("become", "the parent of orphans")?;
     }
-    let mut created = start(launch::create(global, &arguments.create, Purpose::RunForeground, log)?)?;
+    let mut created = start(launch::create(global, &arguments.create, Purpose::RunForeground, log)?, log)?;
     let console = created.process.console.take();
     let code = foreground::wait(&signals, created.process.pidfd.as_fd(), created.process.pid, console)?;
     if !arguments.keep {
-        created.container.destroy()?;
+        created.container.destroy(log)?;
     }
     Ok(code)
 }
 
 /// Starts the program; a container whose program cannot be started is removed again.
-fn start(mut created: Created) -> Result<Created> {
+fn start(mut created: Created, log: &Log) -> Result<Created> {
     let started = created.process.start().and_then(|()| created.container.run_poststart());
     match started {
         Ok(()) => Ok(created),
-        Err(error) => Err(remove(created, error)),
+        Err(error) => Err(remove(created, error, log)),
     }
 }
 
-fn remove(created: Created, error: Error) -> Error {
-    let removed = created.process.end().and_then(|()| created.container.destroy());
+fn remove(created: Created, error: Error, log: &Log) -> Error {
+    let removed = created.process.end().and_then(|()| created.container.destroy(log));
     match removed {
         Ok(()) => error,
         Err(problem) => Error::exactly(error.kind(), format!("{error} (and while removing it: {problem})")),

@@ -79,6 +79,9 @@ impl Process {
         if arguments.first().is_none_or(|program| program.is_empty()) {
             return Err(refuse("args must not be empty"));
         }
+        if process.cwd().as_os_str().is_empty() {
+            return Err(refuse("Cwd property must not be empty"));
+        }
         if !process.cwd().is_absolute() {
             return Err(refuse("Cwd must be an absolute path"));
         }
