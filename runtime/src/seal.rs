@@ -58,7 +58,8 @@ fn is_sealed(own: &OwnedFd) -> Result<bool> {
     if flags.contains(FsFlags::ST_RDONLY) {
         return Ok(true);
     }
-    if !Path::new(OWN_BINARY).read_link().is_ok_and(|path| path.starts_with("/memfd:")) {
+    let is_memory = |path: std::path::PathBuf| path.as_os_str().as_encoded_bytes().starts_with(b"/memfd:");
+    if !Path::new(OWN_BINARY).read_link().is_ok_and(is_memory) {
         return Ok(false);
     }
     let file =

@@ -17,3 +17,5 @@ mod seccomp;
 mod support;
 mod terminal;
 mod view;
+
+mod attacks;

@@ -37,7 +37,8 @@ pub fn make(init: &mut Init) -> Result<()> {
 }
 
 fn create(root: BorrowedFd, device: &Device) -> Result<()> {
-    let (directory, name) = place(root, &device.path)?;
+    // In what `/dev` means inside the root, even if the image made it a link to somewhere else (CVE-2026-41579).
+    let (directory, name) = parent(root, &device.path)?;
     let mode = Mode::from_bits_truncate(device.mode);
     let number = libc::makedev(device.major, device.minor);
     let kind = SFlag::from_bits_truncate(device.kind);
@@ -46,20 +47,6 @@ fn create(root: BorrowedFd, device: &Device) -> Result<()> {
         other => other.context("create", "node")?,
     }
     give(&directory, name, device)
-}
-
-/// Where a node goes, and its name: in what `/dev` means inside the root, even if the image made it a link to
-/// somewhere else (CVE-2026-41579).
-fn place<'a>(root: BorrowedFd, path: &'a Path) -> Result<(std::os::fd::OwnedFd, &'a std::ffi::OsStr)> {
-    #[cfg(feature = "test-switches")]
-    if crate::switches::is_off("device-directory") {
-        use std::os::fd::AsRawFd;
-        let joined = format!("/proc/self/fd/{}{}", root.as_raw_fd(), path.parent().unwrap_or(path).display());
-        let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
-        let directory = nix::fcntl::open(joined.as_str(), flags, Mode::empty()).context("open", joined)?;
-        return Ok((directory, path.file_name().unwrap_or_default()));
-    }
-    parent(root, path)
 }
 
 /// A node that the image or a mount has put there already stays if it is the same device; another is replaced.

@@ -106,6 +106,12 @@ pub struct Proc(OwnedFd);
 impl Proc {
     /// A mount of our own, seen by nobody else; where that is not allowed, the one at `/proc`, if it is a procfs.
     pub fn open() -> Result<Proc> {
+        #[cfg(feature = "test-switches")]
+        if crate::switches::is_off("private-proc") {
+            use nix::fcntl::{OFlag, open};
+            let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+            return open("/proc", flags, nix::sys::stat::Mode::empty()).context("open", "/proc").map(Proc);
+        }
         let private =
             FsContext::open("proc").and_then(|context| context.mount(ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC));
         match private {
@@ -128,16 +134,17 @@ impl Proc {
     /// Writes a file below it, through no link and into no other mount.
     pub fn write(&self, path: &Path, text: &str) -> Result<()> {
         let shown = || format!("/proc/{}", path.display());
+        let resolve = if crate::switches::is_off("private-proc") { Resolve::InRoot } else { Resolve::Strict };
         let file =
-            open_below(self.0.as_fd(), path, libc::O_WRONLY, 0, Resolve::Strict).map_err(
-                |error| match error.raw_os_error() {
+            open_below(self.0.as_fd(), path, libc::O_WRONLY, 0, resolve).map_err(|error| {
+                match error.raw_os_error() {
                     Some(libc::EXDEV | libc::ELOOP) => {
                         let why = "something is mounted over it";
                         Error::because(Kind::PermissionDenied, "write", shown(), why)
                     }
                     _ => Error::io("write", shown(), error),
-                },
-            )?;
+                }
+            })?;
         nix::unistd::write(&file, text.as_bytes()).context("write", shown())?;
         Ok(())
     }

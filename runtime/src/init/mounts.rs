@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -67,6 +68,10 @@ pub fn mount_all(init: &mut Init) -> Result<()> {
 
 fn bind(init: &Init, mount: &Mount, source: &OwnedFd, idmap: Option<OwnedFd>) -> Result<()> {
     let kind = if is_directory(source)? { Kind::Directory } else { Kind::File };
+    if mount.is_bind_at(Path::new("/proc")) && !is_procfs(source)? {
+        let why = "it cannot be mounted at /proc because it is not of type proc";
+        return Err(Error::exactly(ErrorKind::InvalidArgument, why));
+    }
     let options = &mount.options;
     let tree = sys::mount::clone_tree_of(source.as_fd(), options.recursive_bind).context("bind", "it")?;
     if let Some(namespace) = idmap {
@@ -76,6 +81,14 @@ fn bind(init: &Init, mount: &Mount, source: &OwnedFd, idmap: Option<OwnedFd>) ->
     apply_options(tree.as_fd(), options)?;
     let target = ensure(init.root(), &mount.destination, kind)?;
     attach(tree, target.as_fd(), options)
+}
+
+fn is_procfs(source: &OwnedFd) -> Result<bool> {
+    if crate::switches::is_off("proc-mounts") {
+        return Ok(true);
+    }
+    let found = nix::sys::statfs::fstatfs(source).context("look at", "the mount's source")?;
+    Ok(found.filesystem_type() == nix::sys::statfs::PROC_SUPER_MAGIC)
 }
 
 /// Attributes of the mount itself and then of the tree below it.

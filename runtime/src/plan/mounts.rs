@@ -71,9 +71,47 @@ pub(super) fn plan(spec: &Spec, linux: &Linux, warnings: &mut Vec<String>) -> Re
             Source::FileSystem(kind.to_owned(), path.to_string_lossy().into_owned())
         };
         let mappings = plan_mappings(mount, &source, &options, linux)?;
-        planned.push(Mount { destination: clean(mount.destination()), source, options, mappings });
+        let destination = clean(mount.destination());
+        check_procfs(&destination, &source)?;
+        planned.push(Mount { destination, source, options, mappings });
     }
     Ok(planned)
+}
+
+/// Files of procfs that may be covered, as by lxcfs; runc's list.
+const COVERABLE: [&str; 11] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// Refuses what would take the place of procfs, since the kernel's files in it are what keeps a container in
+/// (CVE-2019-16884). A procfs of the host may be bound; whether it is one is seen when it is.
+fn check_procfs(destination: &Path, source: &Source) -> Result<()> {
+    if crate::switches::is_off("proc-mounts") {
+        return Ok(());
+    }
+    let shown = destination.display();
+    if destination == Path::new("/proc") {
+        return match source {
+            Source::Bind(_) => Ok(()),
+            Source::FileSystem(kind, _) if kind == "proc" => Ok(()),
+            _ => Err(refuse(format!("{shown:?} cannot be mounted because it is not of type proc"))),
+        };
+    }
+    let inside = destination.starts_with("/proc");
+    if inside && !COVERABLE.iter().any(|known| destination.starts_with(known)) {
+        return Err(refuse(format!("{shown:?} cannot be mounted because it is inside /proc")));
+    }
+    Ok(())
 }
 
 fn plan_mappings(
@@ -136,6 +174,8 @@ mod tests {
         for (mount, words) in [
             (serde_json::json!({"destination": "/a"}), "has no type"),
             (serde_json::json!({"destination": ""}), "no destination"),
+            (serde_json::json!({"destination": "/proc", "type": "tmpfs"}), "not of type proc"),
+            (serde_json::json!({"destination": "/a/../proc/sys", "type": "tmpfs"}), "inside /proc"),
             (serde_json::json!({"destination": "/a", "options": ["bind"]}), "has no source"),
             (
                 serde_json::json!({"destination": "/a", "source": "/", "options": ["bind", "idmap"]}),
