@@ -60,7 +60,13 @@ heading "A registry on loopback, and orlopd with all its paths below target/demo
 registry_address=$(start_registry "$demo/registry")
 registry=$(cat "$demo/registry/pid")
 echo "docker-registry on $registry_address"
-: >"$demo/config.toml"
+# The runtime's state, which lies in /run/orlop by default, goes below target/demo too.
+cat >"$demo/config.toml" <<CONFIG
+[runtimes."io.containerd.runc.v2"]
+shim = "$demo/bin/$(basename "$ORLOP_SHIM")"
+binary = "$demo/bin/$(basename "$ORLOP")"
+root = "$demo/runtime"
+CONFIG
 "$ORLOPD" --config "$demo/config.toml" --root "$demo/root" --state "$demo/state" --address "$demo/orlopd.sock" \
   --log-level info >"$demo/orlopd.log" 2>&1 </dev/null &
 manager=$!
@@ -98,6 +104,7 @@ wait_for "the container's log" grep -q ready "$demo/container.log"
 show "the log, as the shim wrote it" cat "$demo/container.log"
 expect "the bind mount carries a file back" "written by the container" "$(cat "$demo/shared/from-container")"
 run ctl tasks ls
+show "its limits, as the kernel has them" show_limits "$namespace/worker"
 run ctl tasks exec --fifo-dir "$demo/fifo" --exec-id e1 worker sh -c 'echo "exec sees: hostname $(hostname), $GREETING, pids $(ps | wc -l)"'
 
 heading "Paused and resumed"

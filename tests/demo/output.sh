@@ -52,5 +52,14 @@ wait_for() {
   exit 1
 }
 
+# The limits of a cgroup, on version 1 or 2.
+show_limits() {
+  local file
+  for file in "memory/$1/memory.limit_in_bytes" "cpu/$1/cpu.cfs_quota_us" "cpu/$1/cpu.cfs_period_us" "pids/$1/pids.max" \
+    "$1/memory.max" "$1/cpu.max" "$1/pids.max"; do
+    [ ! -e "/sys/fs/cgroup/$file" ] || printf '%-26s %s\n' "$(basename "$file")" "$(cat "/sys/fs/cgroup/$file")"
+  done
+}
+
 say_done() { printf '\n%s%sAll of it worked, and nothing is left.%s\n' "$bold" "$green" "$plain"; }
 say_failed() { printf '\n%s%sThe demo failed.%s The manager said:\n' "$bold" "$red" "$plain" >&2; }

@@ -62,7 +62,7 @@ end_containers() {
   local pid
   demo_processes "$1" "$2" | while read -r pid _; do kill -KILL "$pid" 2>/dev/null || true; done
   sleep 0.5
-  list_mounts | grep "^$1/" | sort -r | while read -r mount; do umount -l "$mount" || true; done
+  { list_mounts | grep "^$1/" || true; } | sort -r | while read -r mount; do umount -l "$mount" || true; done
   find /sys/fs/cgroup -depth -type d -path "*/$2*" -exec rmdir {} + 2>/dev/null || true
 }
 
