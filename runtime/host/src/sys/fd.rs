@@ -5,13 +5,26 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use super::{check, check_fd};
 
-/// Marks every descriptor from `first` on as close-on-exec (`close_range(2)`).
+/// The highest descriptor number that the slow way of [`close_on_exec_from`] looks at: the kernel's `fs.nr_open`.
+const HIGHEST: u32 = 1 << 20;
+
+/// Marks every descriptor from `first` on as close-on-exec (`close_range(2)`, one by one where a caller's filter does not
+/// know that call).
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: the call takes no pointers; marking closes nothing, so no owner loses its descriptor.
-    check(unsafe {
+    let marked = check(unsafe {
         libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_uint)
-    })?;
-    Ok(())
+    });
+    match marked {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) => {
+            for number in first..HIGHEST {
+                // SAFETY: F_SETFD takes no pointer and closes nothing; a number that is not open gives EBADF.
+                unsafe { libc::fcntl(number as i32, libc::F_SETFD, libc::FD_CLOEXEC) };
+            }
+            Ok(())
+        }
+        other => other.map(drop),
+    }
 }
 
 /// Lets descriptor numbers `first..end` survive the next exec; a number that is not open is an error.
