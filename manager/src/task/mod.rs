@@ -16,6 +16,7 @@ mod shim;
 mod supervisor;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use orlop_proto::containerd::task::v2::task_ttrpc as method;
@@ -27,6 +28,7 @@ use orlop_proto::containerd::task::v2::{
 use orlop_proto::containerd::types::Mount;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+use prost::Message;
 use prost_types::{Any, Timestamp};
 use tokio::sync::{Mutex, watch};
 
@@ -38,6 +40,8 @@ use shim::Shim;
 
 /// How long a shim may take to tell what it knows already, before it counts as deaf.
 const ANSWER: Duration = Duration::from_secs(2);
+/// The same for one that was deaf the last time: who asks for many tasks waits for it once only.
+const DEAF_ANSWER: Duration = Duration::from_millis(50);
 /// How long a waiting caller is kept while the container of a shim that died is cleaned up.
 const CLEANUP: Duration = Duration::from_secs(10);
 
@@ -95,13 +99,16 @@ pub struct Task {
     /// True once the container was deleted, or its shim was found dead: then nobody else cleans up. Held while
     /// either is being done.
     retired: Mutex<bool>,
+    /// Whether the shim left the last question that must be answered soon without an answer.
+    deaf: AtomicBool,
     /// The container's exit, as soon as it is known from an event or from cleaning up.
     exit: watch::Sender<Option<Exit>>,
 }
 
 impl Task {
     fn new(launcher: Launcher, shim: Shim) -> Arc<Task> {
-        Arc::new(Task { launcher, shim, retired: Mutex::new(false), exit: watch::Sender::new(None) })
+        let (retired, deaf) = (Mutex::new(false), AtomicBool::new(false));
+        Arc::new(Task { launcher, shim, retired, deaf, exit: watch::Sender::new(None) })
     }
 
     /// Name of the container.
@@ -129,8 +136,16 @@ impl Task {
 
     /// As [`Task::state`], but a deaf shim costs only a moment.
     pub async fn state_soon(&self) -> Result<StateResponse> {
-        let request = StateRequest { id: self.id().to_owned(), exec_id: String::new() };
-        self.shim.call_within(method::STATE, &request, ANSWER).await
+        self.ask(method::STATE, &StateRequest { id: self.id().to_owned(), exec_id: String::new() }).await
+    }
+
+    /// Asks what a shim can tell at once.
+    async fn ask<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<A> {
+        let deadline = if self.deaf.load(Ordering::Relaxed) { DEAF_ANSWER } else { ANSWER };
+        let answer = self.shim.call_within(method, request, deadline).await;
+        let late = answer.as_ref().is_err_and(|error| error.kind() == Kind::DeadlineExceeded);
+        self.deaf.store(late, Ordering::Relaxed);
+        answer
     }
 
     /// Removes an exec that has ended.
@@ -190,8 +205,8 @@ impl Task {
 
     /// What the container uses, in the shim's own type; a deaf shim costs only a moment.
     pub async fn stats(&self) -> Result<Option<Any>> {
-        let request = StatsRequest { id: self.id().to_owned() };
-        let answer: StatsResponse = self.shim.call_within(method::STATS, &request, ANSWER).await?;
+        let answer: StatsResponse =
+            self.ask(method::STATS, &StatsRequest { id: self.id().to_owned() }).await?;
         Ok(answer.stats)
     }
 

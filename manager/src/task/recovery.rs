@@ -84,23 +84,23 @@ impl Supervisor {
             Err(error) => tracing::warn!(id, "{error}"),
         }
         let task = Task::new(launcher, shim);
+        name.fulfil(task.clone());
+        self.watch(task.clone());
         match task.state_soon().await {
             Ok(state) if state.status() == Status::Stopped => {
                 let exit = Exit { pid: state.pid, status: state.exit_status, at: state.exited_at };
                 task.exit.send_replace(Some(exit));
             }
             Err(error) if error.kind() == Kind::NotFound => {
-                name.hide();
+                // Killed between the shim's start and the container's creation.
                 tracing::info!(id, "ending a shim without a container");
-                self.tear_down(&task.launcher, &task.shim).await;
-                return;
+                // The error says again that there is no such container.
+                let _ = self.bring_down(task).await;
             }
             Err(error) if !task.shim.has_ended() => {
                 tracing::warn!(id, "the shim does not answer, it is kept: {error}");
             }
             Ok(_) | Err(_) => {}
         }
-        name.fulfil(task.clone());
-        self.watch(task);
     }
 }

@@ -213,7 +213,7 @@ impl Supervisor {
         to_the_end(async move { this.bring_down(task).await }).await
     }
 
-    async fn bring_down(self, task: Arc<Task>) -> Result<Exit> {
+    pub(super) async fn bring_down(self, task: Arc<Task>) -> Result<Exit> {
         let mut retired = task.retired.lock().await;
         if *retired {
             return Err(no_task(task.id()));
@@ -286,7 +286,7 @@ impl Supervisor {
     }
 
     /// Ends a shim that has no container any more, by force if it does not go, and removes its bundle.
-    pub(super) async fn tear_down(&self, launcher: &Launcher, shim: &Shim) {
+    async fn tear_down(&self, launcher: &Launcher, shim: &Shim) {
         if shim.shut_down(&launcher.bundle.id, SHUTDOWN).await {
             self.remove_bundle(launcher).await;
         } else {
