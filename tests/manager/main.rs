@@ -7,4 +7,5 @@ mod kill;
 mod side_by_side;
 mod snapshots;
 mod space;
+mod task;
 mod throng;

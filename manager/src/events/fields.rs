@@ -57,8 +57,11 @@ impl Fields for Opaque {
     }
 }
 
+/// Decodes an event if it is of one certain type.
+type Decode = fn(&Any) -> Option<Box<dyn Fields>>;
+
 fn decode(any: &Any) -> Box<dyn Fields> {
-    const DECODERS: [fn(&Any) -> Option<Box<dyn Fields>>; 24] = [
+    const DECODERS: [Decode; 24] = [
         decode_as::<TaskCreate>,
         decode_as::<TaskStart>,
         decode_as::<TaskExit>,

@@ -26,8 +26,8 @@ use super::bundle::Bundle;
 
 /// The newest version of the shim protocol that is spoken here.
 const MAX_VERSION: u32 = 3;
-/// The most that is read from a shim's output, in bytes.
-const MAX_OUTPUT: u64 = 64 << 10;
+/// The most that is kept of each of a shim's outputs, in bytes.
+const MAX_OUTPUT: usize = 4 << 10;
 /// How long the output may stay open after the program has ended: a careless shim leaves it to its server.
 const TRAILING: Duration = Duration::from_millis(200);
 
@@ -84,7 +84,10 @@ impl Bootstrap {
         if !is_address || bootstrap.address.contains(char::is_control) {
             return Err(garbage());
         }
-        let refused = |what: String| Err(Error::new(Kind::Unimplemented, what, ""));
+        let refused = |what: String| {
+            let reason = format!("{what}: {}", Kind::Unimplemented);
+            Err(Error::because(Kind::Unimplemented, "start failed", "", reason))
+        };
         if !(first_version()..=MAX_VERSION).contains(&bootstrap.version) {
             return refused(format!("unsupported shim version ({})", bootstrap.version));
         }
@@ -261,11 +264,14 @@ async fn converse(mut child: Child, input: &[u8]) -> io::Result<Output> {
     Ok(Output { success: status.success(), status: text, stdout: out, stderr: err })
 }
 
+/// Reads to the end and keeps the first [`MAX_OUTPUT`] bytes.
 async fn read_some(stream: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
-    if let Some(stream) = stream {
-        let mut limited = stream.take(MAX_OUTPUT);
-        // A torn pipe counts as the end of the output.
-        while matches!(limited.read_buf(into).await, Ok(count) if count > 0) {}
+    let Some(mut stream) = stream else { return };
+    let mut buffer = [0; 1024];
+    // A torn pipe counts as the end of the output.
+    while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+        let room = MAX_OUTPUT - into.len();
+        into.extend_from_slice(&buffer[..count.min(room)]);
     }
 }
 

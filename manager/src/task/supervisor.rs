@@ -13,7 +13,7 @@ use orlop_proto::containerd::task::v2::{
 use orlop_proto::containerd::types::Envelope;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
-use prost::{Message, Name};
+use prost::Name;
 use prost_types::Any;
 use tokio_util::sync::CancellationToken;
 
@@ -278,7 +278,7 @@ impl Supervisor {
         self.publish(launcher, "/tasks/delete", &event);
     }
 
-    fn publish(&self, launcher: &Launcher, topic: &str, event: &(impl Message + Name)) {
+    fn publish(&self, launcher: &Launcher, topic: &str, event: &impl Name) {
         let namespace = launcher.bundle.namespace.as_str();
         if let Err(error) = self.shared.exchange.publish(namespace, topic, any::pack(event)) {
             tracing::error!(id = %launcher.bundle.id, topic, "{error}");
@@ -297,17 +297,12 @@ impl Supervisor {
 
     /// Ends by force whatever was started in a bundle, and removes it.
     pub(super) async fn abandon(&self, launcher: &Launcher) {
-        let directory = launcher.bundle.path.clone();
-        let killed = blocking(move || {
-            kill_in(&directory);
-            Ok(())
-        });
-        if let Err(error) = killed.await {
-            tracing::error!("{error}");
-        }
+        end_processes(launcher).await;
         if let Err(error) = launcher.delete(CLEANUP).await {
             tracing::warn!(id = %launcher.bundle.id, "{error}");
         }
+        // A shim that leaves processes behind leaves one more when it is called to delete.
+        end_processes(launcher).await;
         self.remove_bundle(launcher).await;
     }
 
@@ -316,6 +311,17 @@ impl Supervisor {
         if let Err(error) = blocking(move || bundle.remove()).await {
             tracing::error!(id = %launcher.bundle.id, "{error}");
         }
+    }
+}
+
+async fn end_processes(launcher: &Launcher) {
+    let directory = launcher.bundle.path.clone();
+    let killed = blocking(move || {
+        kill_in(&directory);
+        Ok(())
+    });
+    if let Err(error) = killed.await {
+        tracing::error!("{error}");
     }
 }
 

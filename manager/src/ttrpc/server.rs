@@ -55,7 +55,7 @@ where
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::with_capacity(1024, reader);
     while let Some((header, payload)) = read_frame(&mut reader).await? {
-        if header.frame_type != FrameType::Request || header.stream_id % 2 == 0 {
+        if header.frame_type != FrameType::Request || header.stream_id.is_multiple_of(2) {
             let reason = "expected a request on an odd stream";
             return Err(Error::because(Kind::InvalidArgument, "read", "ttrpc frame", reason));
         }

@@ -117,7 +117,7 @@ impl Stage {
         // The subscription stands when an event published after it is seen.
         poll_until(DEADLINE, "the subscription stands", || {
             self.ctr(&["namespaces", "label", self.orlopd.namespace(), "beat=1"]).run();
-            filters.len() > 0 || !events.0.stdout().is_empty()
+            !filters.is_empty() || !events.0.stdout().is_empty()
         });
         events
     }
