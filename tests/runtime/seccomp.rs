@@ -73,6 +73,20 @@ fn a_list_that_lacks_what_the_runtime_itself_needs_is_the_programs_affair() {
 }
 
 #[test]
+fn a_filter_that_is_early_and_old_hinders_no_start() {
+    let runtime = Runtime::new();
+    // Without no_new_privileges the filter is installed while the runtime still has work to do.
+    let seccomp = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"action": "SCMP_ACT_ERRNO", "names":
+        ["faccessat", "faccessat2", "access", "openat2", "close_range", "statx", "pidfd_open", "clone3", "getcwd", "io_uring_setup"]}]});
+    let bundle = runtime.sh("").args(["echo", "lives"]).edit(|config| {
+        config["linux"]["seccomp"] = seccomp;
+        config["process"]["noNewPrivileges"] = json!(false);
+    });
+    assert_eq!(runtime.output(&bundle.save()), "lives\n");
+    runtime.assert_clean();
+}
+
+#[test]
 fn what_seccomp_cannot_do_is_refused() {
     let runtime = Runtime::new();
     for seccomp in [

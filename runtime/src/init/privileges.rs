@@ -38,7 +38,14 @@ pub fn no_new_privileges(init: &mut Init) -> Result<()> {
 
 /// Without no_new_privs a filter needs `CAP_SYS_ADMIN`, which is still there now.
 pub fn early_seccomp(init: &mut Init) -> Result<()> {
-    if init.plan.process.no_new_privileges { Ok(()) } else { seccomp(init) }
+    if init.plan.process.no_new_privileges || init.filter.is_none() {
+        return Ok(());
+    }
+    // The filter may forbid to do this later; what is opened from now on is marked from the start.
+    if !crate::switches::is_off("descriptors") {
+        sys::fd::close_on_exec_from(3).context("close", "descriptors")?;
+    }
+    seccomp(init)
 }
 
 /// A filter whose notifications go to a supervisor is installed while the parent is still there to pass them on.

@@ -4,8 +4,8 @@ use std::ffi::{CStr, CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
-use nix::sys::stat::{Mode, stat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat};
+use nix::sys::stat::{Mode, fstat, stat};
 use nix::unistd::{AccessFlags, faccessat};
 use orlop_host::sys;
 use orlop_proto::contract::runc_text::RuncError;
@@ -36,7 +36,8 @@ pub fn enter_directory(init: &mut Init) -> Result<()> {
         return Ok(());
     }
     // The kernel has no path from the root to a directory outside of it.
-    let inside = nix::unistd::getcwd().is_ok_and(|path| path.is_absolute());
+    let inside = nix::unistd::getcwd().is_ok_and(|path| path.is_absolute())
+        || is_filtered(init) && climbs_to_root().unwrap_or(false);
     if !inside {
         let why = "current working directory is outside of container mount namespace root -- possible container breakout detected";
         return Err(Error::exactly(Kind::PermissionDenied, why));
@@ -95,7 +96,11 @@ fn check(path: &CStr) -> nix::Result<()> {
     if found.st_mode & libc::S_IFMT == libc::S_IFDIR {
         return Err(nix::Error::EACCES);
     }
-    faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
+    match faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS) {
+        // A seccomp filter that is in force already may not know the call; exec itself has the last word.
+        Ok(()) | Err(nix::Error::EPERM | nix::Error::ENOSYS) => {}
+        Err(error) => return Err(error),
+    }
     // To root every file is executable by access(2) as soon as anybody may execute it; exec sees it the same way.
     if found.st_mode & 0o111 == 0 { Err(nix::Error::EACCES) } else { Ok(()) }
 }
@@ -151,10 +156,37 @@ pub fn start_hooks(init: &mut Init) -> Result<()> {
 pub fn descriptors(init: &mut Init) -> Result<()> {
     let first = 3 + init.plan.preserved;
     if !crate::switches::is_off("descriptors") {
-        sys::fd::close_on_exec_from(first).context("close", "descriptors")?;
+        match sys::fd::close_on_exec_from(first) {
+            // A filter in force forbids the call; what had been inherited was marked before it was installed.
+            Err(_) if is_filtered(init) => {}
+            done => done.context("close", "descriptors")?,
+        }
     }
     sys::fd::keep_over_exec(3, first as i32).context("pass on", "descriptors")?;
     sys::process::restore_signals().context("restore", "signals")
+}
+
+/// Whether a seccomp filter is in force while we still work: without no_new_privs it must be installed early. Any error of
+/// a system call may then be the filter's.
+fn is_filtered(init: &Init) -> bool {
+    init.filter.is_some() && !init.plan.process.no_new_privileges
+}
+
+/// Whether the working directory lies below the root: going up from it ends there, and not in another tree.
+fn climbs_to_root() -> nix::Result<bool> {
+    let directory = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let place =
+        |descriptor: &std::os::fd::OwnedFd| fstat(descriptor).map(|found| (found.st_dev, found.st_ino));
+    let root = place(&open("/", directory, Mode::empty())?)?;
+    let mut current = open(".", directory, Mode::empty())?;
+    loop {
+        let parent = openat(&current, "..", directory, Mode::empty())?;
+        let (here, above) = (place(&current)?, place(&parent)?);
+        if here == above {
+            return Ok(here == root);
+        }
+        current = parent;
+    }
 }
 
 /// Becomes the user's program.
