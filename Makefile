@@ -16,6 +16,7 @@ STATIC_FLAGS :=
 STATIC_DIR := target/release
 endif
 DYNAMIC_DIR := target/release
+DAEMON := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_PANIC=unwind
 
 ROOT := $(filter 0,$(shell id -u))
 TOP := $(CURDIR)
@@ -38,8 +39,8 @@ ifeq ($(STATIC_FLAGS),)
 endif
 	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop
 	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop-shim
-	$(CARGO) build --release --locked -p orlop-manager
-	$(CARGO) build --release --locked -p orlop-ctl
+	$(DAEMON) $(CARGO) build --release --locked -p orlop-manager
+	$(DAEMON) $(CARGO) build --release --locked -p orlop-ctl
 
 demo: ## the whole stack at work, on a machine with nothing but git and Rust (as root)
 	@.ci/setup
