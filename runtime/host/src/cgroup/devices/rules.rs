@@ -3,7 +3,6 @@
 //! Follows the kernel's device whitelist controller (admin-guide/cgroup-v1/devices.rst); as in runc, a rule that would punch a hole
 //! into a wider one is refused, since version 1 would ignore it.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
@@ -11,7 +10,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
 /// Block or character device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cgroup) enum Type {
     Block,
     Character,
@@ -58,7 +57,7 @@ impl Access {
 }
 
 /// The devices of a rule; no number means every number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::cgroup) struct Devices {
     pub(in crate::cgroup) kind: Type,
     pub(in crate::cgroup) major: Option<u32>,
@@ -70,8 +69,8 @@ pub(in crate::cgroup) struct Devices {
 pub(in crate::cgroup) struct Policy {
     /// What holds for a device that is no exception.
     pub(in crate::cgroup) allows: bool,
-    /// The accesses for which the opposite holds.
-    pub(in crate::cgroup) exceptions: BTreeMap<Devices, Access>,
+    /// The accesses for which the opposite holds, in the order of the rules.
+    pub(in crate::cgroup) exceptions: Vec<(Devices, Access)>,
 }
 
 impl Policy {
@@ -103,7 +102,7 @@ impl Policy {
         let kind = match rule.typ().unwrap_or_default() {
             LinuxDeviceType::A => {
                 // As in the kernel, a rule for all types is one for all numbers and accesses.
-                *self = Policy { allows: rule.allow(), exceptions: BTreeMap::new() };
+                *self = Policy { allows: rule.allow(), exceptions: Vec::new() };
                 return Ok(());
             }
             LinuxDeviceType::B => Type::Block,
@@ -117,9 +116,16 @@ impl Policy {
         if rule.allow() == self.allows {
             return self.narrow(devices, access);
         }
-        let known = self.exceptions.entry(devices).or_default();
-        known.0 |= access.0;
+        match self.exception(&devices) {
+            Some(known) => known.0 |= access.0,
+            None => self.exceptions.push((devices, access)),
+        }
         Ok(())
+    }
+
+    /// The accesses of an exception.
+    fn exception(&mut self, devices: &Devices) -> Option<&mut Access> {
+        self.exceptions.iter_mut().find(|(known, _)| known == devices).map(|(_, access)| access)
     }
 
     /// Takes accesses back from the exceptions.
@@ -130,7 +136,7 @@ impl Policy {
             Devices { major: None, minor: None, ..devices },
         ];
         for wide in wider {
-            let overlaps = self.exceptions.get(&wide).is_some_and(|other| other.0 & access.0 != 0);
+            let overlaps = self.exception(&wide).is_some_and(|other| other.0 & access.0 != 0);
             if wide != devices && overlaps {
                 let why = format!(
                     "requested rule [{} {}] not supported by devices cgroupv1 (cannot punch hole in existing wildcard rule [{}])",
@@ -141,12 +147,10 @@ impl Policy {
                 return Err(Error::because(Kind::InvalidArgument, "set", "linux.resources.devices", why));
             }
         }
-        if let Some(known) = self.exceptions.get_mut(&devices) {
+        if let Some(known) = self.exception(&devices) {
             known.0 &= !access.0;
-            if known.0 == 0 {
-                self.exceptions.remove(&devices);
-            }
         }
+        self.exceptions.retain(|(_, access)| access.0 != 0);
         Ok(())
     }
 }
@@ -238,15 +242,15 @@ mod tests {
             lines(&all),
             [
                 "devices.deny a",
-                "devices.allow b *:* m",
                 "devices.allow c *:* m",
+                "devices.allow b *:* m",
                 "devices.allow c 1:3 rwm",
-                "devices.allow c 1:7 rwm",
                 "devices.allow c 1:8 rwm",
-                "devices.allow c 1:9 rwm",
+                "devices.allow c 1:7 rwm",
                 "devices.allow c 5:0 rwm",
-                "devices.allow c 5:2 rwm",
+                "devices.allow c 1:9 rwm",
                 "devices.allow c 136:* rwm",
+                "devices.allow c 5:2 rwm",
             ]
         );
     }
