@@ -3,6 +3,7 @@
 mod client;
 mod content;
 mod daemon;
+mod image;
 mod kill;
 mod side_by_side;
 mod snapshots;

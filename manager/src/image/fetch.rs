@@ -15,6 +15,7 @@ use crate::content::Writer;
 use crate::content::digest::Digest;
 use crate::labels::Labels;
 use crate::request::RequestContext;
+use crate::store::leases::{self, Resource};
 
 /// How many bytes are written at a time.
 const BUFFER: usize = 512 << 10;
@@ -165,6 +166,13 @@ impl ImageService {
         progress.blob("waiting", descriptor, parent, 0).await;
         let _turn = self.shared.downloads.enter(descriptor.digest.as_str()).await;
         let labels = Labels::from([origin.label()]);
+        // The lease holds the blob, before it is there, but not the write: that outlives a pull that fails, so that the
+        // next one goes on from there.
+        if let Some(lease) = &context.lease {
+            let resource = Resource { id: descriptor.digest.to_string(), kind: leases::CONTENT.to_owned() };
+            self.shared.leases.add_resource(context, lease, resource).await?;
+        }
+        let context = &RequestContext { namespace: context.namespace.clone(), lease: None };
         let mut writer = match self.open(context, descriptor).await? {
             Opened::Writer(writer) => writer,
             Opened::Known => {

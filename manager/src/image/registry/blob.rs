@@ -76,6 +76,11 @@ impl BlobReader {
                     let error = self.error(Kind::DataLoss, why);
                     self.failed(error).await?;
                 }
+                // Of a body, the error does not tell who sent it.
+                Err(error) if error.is_timeout() => {
+                    let why = format!("{} does not answer", self.repository.place().endpoint.host);
+                    return Err(self.error(Kind::DeadlineExceeded, why));
+                }
                 Err(error) => {
                     let error = failure::connection(OPERATION, self.descriptor.digest.as_str(), error);
                     self.failed(error).await?;
@@ -88,7 +93,7 @@ impl BlobReader {
     async fn failed(&mut self, error: Error) -> Result<()> {
         self.response = None;
         self.failures += 1;
-        if self.failures == ATTEMPTS || error.kind() == Kind::DeadlineExceeded {
+        if self.failures == ATTEMPTS {
             return Err(error);
         }
         tokio::time::sleep(self.pause).await;

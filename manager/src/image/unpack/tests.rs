@@ -76,12 +76,12 @@ impl Layer {
 }
 
 /// A place outside of which nothing may change: the root is `root` within it.
-struct Place {
+pub(super) struct Place {
     place: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let place = tempfile::tempdir().unwrap();
         fs::create_dir(place.path().join("root")).unwrap();
         fs::create_dir(place.path().join("outside")).unwrap();
@@ -93,7 +93,7 @@ impl Place {
         self.place.path().join("root")
     }
 
-    fn apply_with(&self, layer: &[u8], whiteouts: Whiteouts, lowers: &[&Path]) -> Result<Applied> {
+    pub(super) fn apply_with(&self, layer: &[u8], whiteouts: Whiteouts, lowers: &[&Path]) -> Result<Applied> {
         let open = |path: &Path| OwnedFd::from(fs::File::open(path).unwrap());
         let lowers = lowers.iter().map(|path| open(path)).collect();
         let result = apply(layer, Target { root: open(&self.root()), lowers, whiteouts });
@@ -129,7 +129,7 @@ impl Place {
 }
 
 /// Ownership, devices and trusted attributes are root's business; without root there is nothing to see.
-fn is_root() -> bool {
+pub(super) fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         println!("not run: needs root");
