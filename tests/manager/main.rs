@@ -2,6 +2,9 @@
 
 mod client;
 mod content;
+mod ctl;
+mod ctl_beside_ctr;
+mod ctl_images;
 mod daemon;
 mod image;
 mod kill;

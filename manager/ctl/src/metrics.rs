@@ -57,7 +57,7 @@ impl Usage {
 fn v1_rows(metrics: &v1::Metrics) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     if let Some(memory) = &metrics.memory {
-        let usage = memory.usage.clone().unwrap_or_default();
+        let usage = memory.usage.unwrap_or_default();
         rows.push(("memory.usage_in_bytes", usage.usage.to_string()));
         rows.push(("memory.limit_in_bytes", usage.limit.to_string()));
         rows.push(("memory.stat.cache", memory.total_cache.to_string()));

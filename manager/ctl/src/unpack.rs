@@ -87,7 +87,6 @@ async fn apply(
             name: chain.to_owned(),
             key: key.clone(),
             labels: labels.into(),
-            ..CommitSnapshotRequest::default()
         };
         match client.snapshots().commit(request).await {
             Ok(_) => Ok(true),
