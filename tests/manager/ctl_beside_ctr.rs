@@ -16,7 +16,8 @@ fn stored(daemon: &impl Daemon, id: &str) -> Value {
     }
     info["Spec"]["ociVersion"].take();
     // containerd 2 has taken io_uring out of its default profile, and so have we.
-    if let Some(names) = info["Spec"]["linux"]["seccomp"]["syscalls"][0]["names"].as_array_mut() {
+    let names = info.pointer_mut("/Spec/linux/seccomp/syscalls/0/names").and_then(Value::as_array_mut);
+    if let Some(names) = names {
         names.retain(|name| !name.as_str().unwrap_or_default().starts_with("io_uring_"));
     }
     info

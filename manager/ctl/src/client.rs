@@ -182,7 +182,8 @@ fn unreachable(address: &Path, error: &(dyn std::error::Error + 'static)) -> Err
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            let reason = Error::io("", "", std::io::Error::from(io.kind())).to_string();
+            let again = io.raw_os_error().map_or_else(|| io.kind().into(), std::io::Error::from_raw_os_error);
+            let reason = Error::io("", "", again).to_string();
             let reason = reason.trim_start_matches([':', ' ']).to_owned();
             let hint = match io.kind() {
                 std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {

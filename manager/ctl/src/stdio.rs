@@ -108,13 +108,12 @@ pub struct Streams {
     keepers: Vec<File>,
     outputs: Vec<oneshot::Receiver<()>>,
     input: Option<oneshot::Receiver<()>>,
-    stdin: Option<File>,
 }
 
 impl Streams {
     /// No streams of ours.
     pub fn none() -> Streams {
-        Streams { keepers: Vec::new(), outputs: Vec::new(), input: None, stdin: None }
+        Streams { keepers: Vec::new(), outputs: Vec::new(), input: None }
     }
 
     /// Opens the FIFOs without using them: a shim waits in open(2) for the other side of a detached process too.
@@ -144,8 +143,7 @@ impl Streams {
             streams.copy_output(&paths.stderr, io::stderr())?;
         }
         if !paths.stdin.is_empty() {
-            // For reading and writing, or the open would wait for the shim.
-            streams.stdin = Some(open_fifo(&paths.stdin, OFlag::O_RDWR)?);
+            streams.copy_input(paths.stdin.clone());
         }
         Ok(streams)
     }
@@ -166,11 +164,16 @@ impl Streams {
     /// To be called when the shim has opened its ends: from now on end of file is the process's.
     pub fn opened(&mut self) {
         self.keepers.clear();
-        let Some(fifo) = self.stdin.take() else { return };
+    }
+
+    /// Passes our standard input on, as soon as the shim has opened its end: what is written before would be lost.
+    fn copy_input(&mut self, path: String) {
         let (done, finished) = oneshot::channel();
-        // This thread may wait for a key for ever; it ends with the program.
+        // This thread may wait for the shim or for a key for ever; it ends with the program.
         std::thread::spawn(move || {
-            feed(io::stdin(), fifo);
+            if let Ok(fifo) = File::options().write(true).open(path) {
+                feed(io::stdin(), fifo);
+            }
             // Nobody may wait for it any more.
             let _ = done.send(());
         });

@@ -32,7 +32,7 @@ pub async fn execute(context: &Context<'_>, verb: Content) -> Result<()> {
         }
         Content::Fetch(mut options) => {
             options.no_unpack = true;
-            super::images::pull(context, &options).await
+            super::transfers::pull(context, &options).await
         }
         Content::Get { digest } => {
             let request = ReadContentRequest { digest, offset: 0, size: 0 };

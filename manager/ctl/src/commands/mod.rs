@@ -9,6 +9,7 @@ mod run;
 mod server;
 mod snapshots;
 mod tasks;
+mod transfers;
 
 use orlop_proto::error::Result;
 

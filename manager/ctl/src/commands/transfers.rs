@@ -1,0 +1,210 @@
+//! `orlopctl images pull`, `push`, `import` and `export`: what goes through the Transfer service.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use orlop_proto::any;
+use orlop_proto::containerd::types::Platform as WirePlatform;
+use orlop_proto::containerd::types::transfer::*;
+use orlop_proto::contract::time::rfc3339;
+use orlop_proto::error::{Context as _, Error, Result};
+use orlop_proto::kind::Kind;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Context;
+use crate::cli::images::{Export, Import, Pull, Push, Snapshotter};
+use crate::platform::Platform;
+use crate::progress::Display;
+use crate::transfer::{Flow, Stream, transfer};
+use crate::{image, labels, output, registry};
+
+/// The platforms of the options for the wire; none means all.
+fn wire_platforms(words: &[String], all: bool) -> Result<Vec<WirePlatform>> {
+    if all {
+        return Ok(Vec::new());
+    }
+    if words.is_empty() {
+        return Ok(vec![Platform::host().into()]);
+    }
+    words.iter().map(|word| word.parse::<Platform>().map(WirePlatform::from)).collect()
+}
+
+/// The image store as destination, with what to unpack.
+fn store(
+    name: &str,
+    platforms: Vec<WirePlatform>,
+    no_unpack: bool,
+    snapshotter: &Snapshotter,
+    words: &[String],
+) -> Result<ImageStore> {
+    let wanted = if words.is_empty() {
+        vec![Platform::host()]
+    } else {
+        words.iter().map(|word| word.parse()).collect::<Result<_>>()?
+    };
+    let unpack = |platform: Platform| UnpackConfiguration {
+        platform: Some(platform.into()),
+        snapshotter: snapshotter.snapshotter.clone().unwrap_or_default(),
+    };
+    Ok(ImageStore {
+        name: name.to_owned(),
+        platforms,
+        unpacks: if no_unpack { Vec::new() } else { wanted.into_iter().map(unpack).collect() },
+        ..ImageStore::default()
+    })
+}
+
+pub async fn pull(context: &Context<'_>, options: &Pull) -> Result<()> {
+    let platforms = wire_platforms(&options.platform, options.all_platforms)?;
+    let destination = ImageStore {
+        labels: labels::new(&options.label),
+        all_metadata: options.all_metadata,
+        ..store(&options.image, platforms, options.no_unpack, &options.snapshotter, &options.platform)?
+    };
+    let hosts = registry::hosts(&options.registry, &options.image, &context.fifo_directory())?;
+    let credentials = registry::credentials(&options.registry)?;
+    let mut display = Display::new();
+    context
+        .client
+        .with_lease(async |client| {
+            let auth = match &credentials {
+                Some(_) => Some(Stream::open(client, "creds").await?),
+                None => None,
+            };
+            let source = registry::endpoint(&options.registry, &options.image, hosts.as_ref(), auth.as_ref());
+            let flow = match (auth, &credentials) {
+                (Some(stream), Some(credentials)) => Flow::Credentials(stream, credentials),
+                _ => Flow::None,
+            };
+            transfer(client, source, any::pack(&destination), flow, &mut display).await
+        })
+        .await?;
+    display.finish();
+    if options.print_chainid {
+        let target = image::target(&image::record(context.client, &options.image).await?)?;
+        let platform = Platform::wanted(options.platform.first().map(String::as_str))?;
+        let found = image::resolve(context.client, &target, &platform).await?;
+        output::print(&format!("image chain ID: {}\n", found.chain_id()))?;
+    }
+    Ok(())
+}
+
+pub async fn push(context: &Context<'_>, options: &Push) -> Result<()> {
+    let local = options.local.as_ref().unwrap_or(&options.remote);
+    if let Some(digest) = &options.manifest {
+        return Err(Error::because(
+            Kind::Unimplemented,
+            "--manifest",
+            digest,
+            "the Transfer service pushes images by name: tag the manifest first",
+        ));
+    }
+    let platforms = match options.platform.as_slice() {
+        [] => Vec::new(),
+        words => wire_platforms(words, false)?,
+    };
+    let source = ImageStore { name: local.clone(), platforms, ..ImageStore::default() };
+    let hosts = registry::hosts(&options.registry, &options.remote, &context.fifo_directory())?;
+    let credentials = registry::credentials(&options.registry)?;
+    let auth = match &credentials {
+        Some(_) => Some(Stream::open(context.client, "creds").await?),
+        None => None,
+    };
+    let destination = registry::endpoint(&options.registry, &options.remote, hosts.as_ref(), auth.as_ref());
+    let flow = match (auth, &credentials) {
+        (Some(stream), Some(credentials)) => Flow::Credentials(stream, credentials),
+        _ => Flow::None,
+    };
+    let mut display = Display::new();
+    transfer(context.client, any::pack(&source), destination, flow, &mut display).await?;
+    display.finish();
+    Ok(())
+}
+
+pub async fn import(context: &Context<'_>, options: &Import) -> Result<()> {
+    let archive: Box<dyn AsyncRead + Unpin> = if options.input == Path::new("-") {
+        Box::new(tokio::io::stdin())
+    } else {
+        let shown = options.input.display().to_string();
+        Box::new(tokio::fs::File::open(&options.input).await.context("open", shown)?)
+    };
+    let platforms = wire_platforms(&options.platform, options.all_platforms)?;
+    // Without a base name one is made up, which goes before bare tags; a given one filters as well.
+    let made_up = || format!("import-{}", &rfc3339(SystemTime::now())[..10]);
+    let reference = ImageReference {
+        name: options.base_name.clone().unwrap_or_else(made_up),
+        is_prefix: true,
+        allow_overwrite: options.base_name.is_none(),
+        add_digest: options.digests,
+        skip_named_digest: options.skip_digest_for_named,
+    };
+    let destination = ImageStore {
+        extra_references: vec![reference],
+        ..store(
+            options.index_name.as_deref().unwrap_or_default(),
+            platforms,
+            options.no_unpack,
+            &options.snapshotter,
+            &options.platform,
+        )?
+    };
+    let mut display = Display::new();
+    context
+        .client
+        .with_lease(async |client| {
+            let stream = Stream::open(client, "import").await?;
+            let source = ImageImportStream {
+                stream: stream.id.clone(),
+                media_type: String::new(),
+                force_compress: options.compress_blobs,
+            };
+            let flow = Flow::Upload(stream, archive);
+            transfer(client, any::pack(&source), any::pack(&destination), flow, &mut display).await
+        })
+        .await?;
+    display.finish();
+    Ok(())
+}
+
+pub async fn export(context: &Context<'_>, options: &Export) -> Result<()> {
+    let to_stdout = options.out == Path::new("-");
+    let shown = options.out.display().to_string();
+    let archive: Box<dyn AsyncWrite + Unpin> = if to_stdout {
+        Box::new(tokio::io::stdout())
+    } else {
+        Box::new(tokio::fs::File::create(&options.out).await.context("create", &shown)?)
+    };
+    let platforms = match options.platform.as_slice() {
+        [] => Vec::new(),
+        words => wire_platforms(words, false)?,
+    };
+    let mut references = options.images.iter();
+    let first = references.next().cloned().unwrap_or_default();
+    let source = ImageStore {
+        name: first,
+        extra_references: references
+            .map(|name| ImageReference { name: name.clone(), ..ImageReference::default() })
+            .collect(),
+        ..ImageStore::default()
+    };
+    let stream = Stream::open(context.client, "export").await?;
+    let destination = ImageExportStream {
+        stream: stream.id.clone(),
+        media_type: String::new(),
+        platforms,
+        all_platforms: options.all_platforms,
+        skip_compatibility_manifest: options.skip_manifest_json,
+        skip_non_distributable: options.skip_non_distributable,
+    };
+    let mut display = Display::new();
+    let flow = Flow::Download(stream, archive);
+    let outcome =
+        transfer(context.client, any::pack(&source), any::pack(&destination), flow, &mut display).await;
+    if outcome.is_err() && !to_stdout {
+        // Half an archive is worse than none.
+        let _ = std::fs::remove_file(&options.out);
+    }
+    outcome?;
+    display.finish();
+    Ok(())
+}
