@@ -189,6 +189,20 @@ impl Containerd {
         self.process.take().map(stop)
     }
 
+    /// Kills it at whatever instruction it is, with SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.signal(Signal::SIGKILL);
+            process.wait(Duration::from_secs(30));
+        }
+    }
+
+    /// Starts it again on the same directories and socket.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.process = Some(self.launch.spawn());
+    }
+
     /// What it logged since it was last started.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::stderr).unwrap_or_default()

@@ -1,0 +1,186 @@
+//! Standard streams: FIFOs, terminals, files, logging programs, and readers that misbehave.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use orlop_proto::containerd::task::v2::*;
+use orlop_tests::{Root, poll_until};
+
+use crate::fixture::{DEADLINE, Fifos, Shim, read_available, read_to_end, reader, runtime, writer};
+
+#[test]
+fn all_three_streams_reach_their_ends() {
+    let root = Root::new();
+    let mut shim = Shim::start(&root, "cat; echo complaint >&2; exit 6");
+    let stdio = Fifos::make(&root, "c");
+    let (out, err) = (reader(&stdio.stdout), reader(&stdio.stderr));
+    shim.create(&stdio);
+    shim.start_process("").unwrap();
+    let mut input = writer(&stdio.stdin);
+    input.write_all(b"through stdin\n").unwrap();
+    drop(input);
+    let close = CloseIoRequest { id: shim.id.clone(), exec_id: String::new(), stdin: true };
+    shim.client.call::<()>("CloseIO", &close).unwrap();
+    assert_eq!(read_to_end(out), "through stdin\n");
+    assert_eq!(read_to_end(err), "complaint\n");
+    assert_eq!(shim.wait(""), 6);
+    shim.finish();
+    root.assert_clean();
+}
+
+#[test]
+fn stdin_ends_only_when_the_client_says_so() {
+    let root = Root::new();
+    let mut shim = Shim::start(&root, "sleep 1000");
+    shim.run();
+    let stdio = Fifos::make(&root, "e");
+    let mut out = reader(&stdio.stdout);
+    shim.exec("e", "cat", &stdio);
+    shim.start_process("e").unwrap();
+    let mut all = Vec::new();
+    for line in ["one\n", "two\n"] {
+        // Each writer goes away, which is no end of input.
+        writer(&stdio.stdin).write_all(line.as_bytes()).unwrap();
+        poll_until(DEADLINE, "the line comes back", || {
+            read_available(&mut out, &mut all);
+            all.ends_with(line.as_bytes())
+        });
+    }
+    let close = CloseIoRequest { id: shim.id.clone(), exec_id: "e".into(), stdin: true };
+    shim.client.call::<()>("CloseIO", &close).unwrap();
+    assert_eq!(shim.wait("e"), 0);
+    shim.finish();
+    root.assert_clean();
+}
+
+fn terminal(name: &str) {
+    let root = Root::new();
+    let script = "while read line; do stty size; done";
+    let mut shim = Shim::start_with(&root, "c", &runtime(name), |bundle| {
+        bundle.sh(script).edit(|config| config["process"]["terminal"] = true.into())
+    });
+    let stdio = Fifos::terminal(&root, "c");
+    let mut out = reader(&stdio.stdout);
+    shim.create(&stdio);
+    shim.start_process("").unwrap();
+    let mut input = writer(&stdio.stdin);
+    let mut all = Vec::new();
+    for (rows, columns) in [(24, 80), (50, 132)] {
+        let resize =
+            ResizePtyRequest { id: shim.id.clone(), exec_id: String::new(), width: columns, height: rows };
+        shim.client.call::<()>("ResizePty", &resize).unwrap();
+        input.write_all(b"\n").unwrap();
+        let wanted = format!("{rows} {columns}");
+        poll_until(DEADLINE, &format!("the terminal has {wanted}"), || {
+            read_available(&mut out, &mut all);
+            String::from_utf8_lossy(&all).contains(&wanted)
+        });
+    }
+    // An exec has a terminal of its own.
+    let stdio = Fifos::terminal(&root, "e");
+    let output = reader(&stdio.stdout);
+    shim.exec("e", "tty; exit 4", &stdio);
+    shim.start_process("e").unwrap();
+    assert_eq!(shim.wait("e"), 4);
+    assert!(read_to_end(output).contains("/dev/pts/"));
+    shim.finish();
+    root.assert_clean();
+}
+
+#[test]
+fn terminals_are_resized_through_runc() {
+    terminal("runc");
+}
+
+#[test]
+fn terminals_are_resized_through_orlop() {
+    terminal("orlop");
+}
+
+#[test]
+fn much_output_makes_the_shim_no_bigger() {
+    const BYTES: u64 = 64 << 20;
+    let root = Root::new();
+    let mut shim = Shim::start(&root, "sleep 1000");
+    shim.run();
+    let stdio = Fifos::output(&root, "e");
+    let mut out = reader(&stdio.stdout);
+    shim.exec("e", &format!("head -c {BYTES} /dev/zero"), &stdio);
+    let pid = shim.pid();
+    let before = crate::budget::anonymous(pid);
+    shim.start_process("e").unwrap();
+    // The shim holds the FIFO now, so that its end is the end of the output.
+    fcntl(&out, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    let count = std::io::copy(&mut out, &mut std::io::sink()).unwrap();
+    assert_eq!(count, BYTES);
+    assert_eq!(shim.wait("e"), 0);
+    let growth = crate::budget::anonymous(pid).saturating_sub(before);
+    assert!(growth <= 64, "{growth} KiB more");
+    shim.finish();
+    root.assert_clean();
+}
+
+#[test]
+fn a_reader_that_never_comes_or_goes_holds_nothing_up() {
+    let root = Root::new();
+    let mut shim = Shim::start(&root, "sleep 1000");
+    shim.run();
+    let script = "head -c 3000000 /dev/zero; echo the end; exit 9";
+    let stdio = Fifos::output(&root, "never");
+    shim.exec("never", script, &stdio);
+    shim.start_process("never").unwrap();
+    assert_eq!(shim.wait("never"), 9);
+
+    let stdio = Fifos::output(&root, "goes");
+    let mut out = reader(&stdio.stdout);
+    shim.exec("goes", script, &stdio);
+    shim.start_process("goes").unwrap();
+    let mut all = Vec::new();
+    poll_until(DEADLINE, "some output", || {
+        read_available(&mut out, &mut all);
+        !all.is_empty()
+    });
+    drop(out);
+    assert_eq!(shim.wait("goes"), 9);
+    shim.finish();
+    root.assert_clean();
+}
+
+#[test]
+fn output_goes_to_a_file() {
+    let root = Root::new();
+    let mut shim = Shim::start(&root, "echo one; echo two >&2");
+    let path = root.join("logs/c.log");
+    let uri = format!("file://{}", path.display());
+    let stdio = Fifos { stdout: uri.clone(), stderr: uri, ..Fifos::default() };
+    shim.create(&stdio);
+    shim.start_process("").unwrap();
+    shim.wait("");
+    poll_until(DEADLINE, "both lines", || {
+        fs::read_to_string(&path).is_ok_and(|text| text.contains("one\n") && text.contains("two\n"))
+    });
+    shim.finish();
+    root.assert_clean();
+}
+
+#[test]
+fn output_goes_to_a_logging_program() {
+    let root = Root::new();
+    let program = root.join("logger");
+    let script = "#!/bin/sh\nexec 5>&-\n{ echo \"$CONTAINER_ID $CONTAINER_NAMESPACE $*\"; cat <&3; cat <&4; } >\"$2\"\n";
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut shim = Shim::start(&root, "echo one; echo two >&2");
+    let path = root.join("log");
+    let uri = format!("binary://{}?to={}", program.display(), path.display());
+    let stdio = Fifos { stdout: uri.clone(), stderr: uri, ..Fifos::default() };
+    shim.create(&stdio);
+    shim.start_process("").unwrap();
+    shim.wait("");
+    let wanted = format!("{} {} to {}\none\ntwo\n", shim.id, root.tag(), path.display());
+    poll_until(DEADLINE, "all of the log", || fs::read_to_string(&path).is_ok_and(|text| text == wanted));
+    shim.finish();
+    root.assert_clean();
+}
