@@ -74,11 +74,8 @@ impl Container {
     pub fn status(&self) -> Result<Status> {
         match self.life() {
             Status::Stopped => Ok(Status::Stopped),
-            life if self.cgroup()?.frozen()? => {
-                // A created container may be frozen too, but runc calls it paused all the same.
-                let _ = life;
-                Ok(Status::Paused)
-            }
+            // A created container may be frozen too; runc calls it paused all the same.
+            _ if self.cgroup()?.frozen()? => Ok(Status::Paused),
             life => Ok(life),
         }
     }

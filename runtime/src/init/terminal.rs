@@ -90,12 +90,6 @@ fn console(root: BorrowedFd, terminal: BorrowedFd) -> Result<()> {
     sys::mount::attach(tree.as_fd(), target.as_fd()).context("attach", "/dev/console")
 }
 
-/// Whether a path of the host is a terminal's; kept beside its use in the tests of this module.
-#[cfg(test)]
-fn is_terminal(descriptor: impl AsFd) -> bool {
-    nix::unistd::isatty(descriptor).unwrap_or(false)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,7 +101,7 @@ mod tests {
                 .unwrap();
         sys::tty::unlock(master.as_fd()).unwrap();
         let terminal = sys::tty::open_peer(master.as_fd()).unwrap();
-        assert!(is_terminal(&terminal));
+        assert!(nix::unistd::isatty(&terminal).unwrap());
         sys::tty::set_size(terminal.as_fd(), 7, 9).unwrap();
         assert_eq!(sys::tty::size(terminal.as_fd()).unwrap(), (7, 9));
     }
