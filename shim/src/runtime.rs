@@ -292,8 +292,8 @@ fn last_error(log: &str) -> Option<String> {
         level: String,
         msg: String,
     }
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    let last = lines.filter(|line| line.level == "error" || line.level == "fatal").next_back()?;
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
+    let last = lines.rfind(|line| line.level == "error" || line.level == "fatal")?;
     Some(last.msg.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
