@@ -69,7 +69,7 @@ integration: build ## black-box suites alone, SUITE=runtime for one of them (as 
 	$(BINARIES) $(CARGO) test --locked -p orlop-tests $(if $(SUITE),--test $(SUITE)) --no-fail-fast
 
 conformance: build ## foreign suites on our runtime, checked on the reference first (as root)
-	$(BINARIES) $(CARGO) test --locked -p orlop-tests --test conformance
+	$(BINARIES) ORLOP_CONFORMANCE=1 $(CARGO) test --locked -p orlop-tests --test conformance -- --nocapture
 
 bench: build ## times and sizes beside the peers, in one run (as root)
 	$(BINARIES) $(CARGO) bench --locked -p orlop-tests --bench perf
