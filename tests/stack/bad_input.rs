@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
-use orlop_tests::{Bundle, Cmd, Daemon, Image, Layer, Orlopd, Output, Registry, Root, binaries};
+use orlop_tests::{Bundle, Cmd, Compression, Daemon, Image, Layer, Orlopd, Output, Registry, Root, binaries};
 use serde_json::json;
 
 /// Calls the runtime on a bundle, and checks that it failed, said `words`, and left nothing.
@@ -66,7 +66,7 @@ fn an_unknown_mount_type() {
     let root = Root::new();
     let unknown = json!({"destination": "/mnt", "type": "nosuchfs", "source": "nothing"});
     let bundle = Bundle::new(&root, "b").mount(unknown).save();
-    refused_by_runtime(&root, bundle.path(), &["/mnt", "no such device"]);
+    refused_by_runtime(&root, bundle.path(), &["/mnt", "nosuchfs"]);
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn a_registry_that_hangs() {
     let start = Instant::now();
     let out = pulls.orlopd.orlopctl(["--timeout", "2s", "images", "pull", "--plain-http", &reference]).run();
     assert!(start.elapsed() < Duration::from_secs(30));
-    says(&out, &["deadline"]);
+    assert!(out.code() == 1 && out.stderr.contains("not done within 2s"), "{out}");
     // The manager has other things to do meanwhile.
     let mut hanging = pulls.orlopd.orlopctl(["images", "pull", "--plain-http", &reference]).spawn();
     assert_eq!(pulls.orlopd.ctr(["images", "ls", "-q"]).run().success().stdout, "");
@@ -190,8 +190,6 @@ fn a_registry_that_hangs() {
 fn a_namespace_that_is_not_there_or_cannot_be() {
     let root = Root::new();
     let mut orlopd = Orlopd::start(&root);
-    let out = orlopd.ctr(["namespaces", "rm", "nosuch"]).run();
-    assert!(out.stderr.contains("nosuch") && out.stderr.contains("not found"), "{out}");
     let out = orlopd.ctr(["-n", "no/such", "containers", "ls"]).run();
     says(&out, &["no/such", "invalid argument"]);
     let out = orlopd.orlopctl(["--namespace", "no/such", "containers", "ls"]).run();
@@ -209,7 +207,7 @@ fn a_full_disk() {
     let registry = Registry::start(&root);
     let small = Image::two_layers().push(&registry, "small", "1");
     let large = Image::busybox()
-        .layer(Layer::new().file("big", &noise(40 << 20), 0o644))
+        .layer(Layer::new().file("big", &noise(32 << 20), 0o644).compressed(Compression::None))
         .push(&registry, "large", "1");
     // The harness makes the directory `orlopd` when it starts the daemon; the data goes to a mount by a link below it.
     let disk = root.join("disk");

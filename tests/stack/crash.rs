@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use orlop_tests::{Daemon, Image, Layer, Orlopd, Proxy, Registry, Root, host, poll_until};
+use orlop_tests::{Compression, Daemon, Image, Layer, Orlopd, Proxy, Registry, Root, host, poll_until};
 
 use crate::bad_input::noise;
 use crate::workload::{DEADLINE, import_image, pid, status};
@@ -11,7 +11,8 @@ use crate::workload::{DEADLINE, import_image, pid, status};
 /// An image with a layer of 20 MB behind a network that stalls after 8 MB.
 fn large_image_behind_a_stall(root: &Root) -> (Registry, Proxy, String, String) {
     let registry = Registry::start(root);
-    let image = Image::busybox().layer(Layer::new().file("big", &noise(20 << 20), 0o644));
+    let image = Image::busybox()
+        .layer(Layer::new().file("big", &noise(20 << 20), 0o644).compressed(Compression::None));
     image.push(&registry, "large", "1");
     let digest = image.layers()[1].digest.clone();
     let proxy = Proxy::start(registry.address(), 8 << 20);
@@ -56,7 +57,7 @@ fn ctrs_pull_goes_on_where_a_killed_manager_left_it() {
     poll_until(DEADLINE, "the network stalls", || proxy.stalled());
     poll_until(DEADLINE, "a part of the layer has arrived", || {
         let active = orlopd.ctr(["content", "active"]).run().success();
-        active.stdout.lines().any(|line| line.contains(&digest) && line.contains("MiB"))
+        active.stdout.lines().any(|line| line.contains(&digest) && line.contains("MB"))
     });
     orlopd.kill();
     proxy.release();

@@ -185,6 +185,8 @@ fn session<D: Daemon>(
 ) -> Vec<Answer> {
     let directory = daemon.address().parent().expect("a socket lies in a directory").display().to_string();
     let names = vec![
+        // The runtime names itself in its errors.
+        ("orlop create failed".to_owned(), "runc create failed"),
         (directory, "DAEMON"),
         (root.path().display().to_string(), "ROOT"),
         (root.tag().to_owned(), "NAMESPACE"),
