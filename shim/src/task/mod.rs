@@ -382,8 +382,8 @@ impl Task {
             Command::Exec { exec, stdio, spec } => {
                 match self.init.state {
                     State::Created | State::Running if self.init_exit.is_none() => {}
-                    State::Paused => return Err(precondition("cannot exec in a paused state".into())),
-                    _ => return Err(precondition("cannot exec in a stopped state".into())),
+                    State::Paused => return Err(unknown("cannot exec in a paused state")),
+                    _ => return Err(unknown("cannot exec in a stopped state")),
                 }
                 if self.execs.contains_key(&exec) {
                     return Err(Error::new(Kind::AlreadyExists, format!("id {exec}"), ""));
@@ -677,6 +677,11 @@ fn refuse(call: Call, kind: Kind, text: impl Into<String>) -> Effect {
 
 fn precondition(text: String) -> Error {
     Error::new(Kind::FailedPrecondition, text, "")
+}
+
+/// What containerd's shim refuses without a kind of its own; clients show it.
+fn unknown(text: &str) -> Error {
+    Error::exactly(Kind::Unknown, text)
 }
 
 fn finished() -> Error {
