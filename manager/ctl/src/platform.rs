@@ -81,7 +81,7 @@ impl FromStr for Platform {
             !part.is_empty()
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
         };
-        if !parts.iter().all(|part| named(part)) {
+        if !parts.iter().all(named) {
             return Err(Error::new(Kind::InvalidArgument, "platform", format!("{text:?}")));
         }
         match parts.as_slice() {
