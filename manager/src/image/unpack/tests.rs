@@ -151,7 +151,13 @@ fn writes_every_kind_of_entry() {
             header.set_gid(3_000_000_000);
             header.set_mtime(1_234_567_890);
         })
-        .link(EntryType::Link, "dir/hard", "dir/file")
+        .add(EntryType::Link, "dir/hard", b"", |header| {
+            header.set_link_name_literal("dir/file").unwrap();
+            header.set_mode(0o4751);
+            header.set_uid(1000);
+            header.set_gid(3_000_000_000);
+            header.set_mtime(1_234_567_890);
+        })
         .link(EntryType::Symlink, "dir/soft", "../../etc/passwd")
         .add(EntryType::Fifo, "dir/fifo", b"", |header| header.set_mode(0o622))
         .add(EntryType::Char, "dir/null", b"", |header| {

@@ -252,24 +252,38 @@ impl Tree {
         Ok(())
     }
 
-    /// Owner, attributes and time of what cannot be opened.
+    /// Owner, attributes, mode and time of what was just made and cannot be opened.
     fn name_metadata(&self, path: &[u8], parent: &Directory, base: &[u8], entry: &Entry) -> Result<()> {
+        let changes_owner = entry.uid != 0 || entry.gid != 0 || parent.is_setgid;
+        let is_symlink = entry.kind == EntryKind::Symlink;
+        self.metadata_of_name(path, &parent.fd, base, entry, changes_owner, is_symlink)
+    }
+
+    fn metadata_of_name(
+        &self,
+        path: &[u8],
+        parent: &OwnedFd,
+        base: &[u8],
+        entry: &Entry,
+        changes_owner: bool,
+        is_symlink: bool,
+    ) -> Result<()> {
         let apply = || {
-            if entry.uid != 0 || entry.gid != 0 || parent.is_setgid {
+            if changes_owner {
                 let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-                rustix::fs::chownat(&parent.fd, base, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+                rustix::fs::chownat(parent, base, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
             }
             for (name, value) in &entry.xattrs {
                 if !attributes::is_overlay_state(name) {
-                    attributes::set_on_name(&parent.fd, base, name, value)?;
+                    attributes::set_on_name(parent, base, name, value)?;
                 }
             }
-            if entry.kind != EntryKind::Symlink {
-                // Just made and not a link, so there is nothing to follow.
-                rustix::fs::chmodat(&parent.fd, base, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
+            if !is_symlink {
+                // Not a link, so there is nothing to follow.
+                rustix::fs::chmodat(parent, base, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
             }
             let times = attributes::timestamps(entry.mtime);
-            rustix::fs::utimensat(&parent.fd, base, &times, AtFlags::SYMLINK_NOFOLLOW)
+            rustix::fs::utimensat(parent, base, &times, AtFlags::SYMLINK_NOFOLLOW)
         };
         apply().map_err(|error| failed(path, error))
     }
@@ -319,7 +333,10 @@ impl Tree {
                 }
                 self.replacing(path, parent, base, || {
                     rustix::fs::linkat(&source.fd, target_base.as_slice(), &parent.fd, base, AtFlags::empty())
-                })
+                })?;
+                // The entry's metadata is that of the file under all its names, as containerd has it.
+                let is_symlink = FileType::from_raw_mode(found.st_mode) == FileType::Symlink;
+                self.metadata_of_name(path, &parent.fd, base, entry, true, is_symlink)
             }
             _ => self.copy_from_lower(path, parent, base, &link_path),
         }
