@@ -2,31 +2,27 @@
 
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::mem::MaybeUninit;
 use std::os::unix::net::UnixListener;
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::json;
 
 use super::support::{PATIENCE, Runtime};
 
 /// The terminal's master that a runtime sends, with the name that it sends along.
-#[allow(unsafe_code, reason = "the descriptor of a message has no owner before")]
 fn receive(listener: &UnixListener) -> (File, String) {
     let (stream, _) = listener.accept().unwrap();
     let mut name = [0; 4096];
-    let mut space = nix::cmsg_space!([RawFd; 2]);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(&mut name)];
-    let message =
-        recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).unwrap();
-    let length = message.bytes;
-    let descriptor = message.cmsgs().unwrap().find_map(|one| match one {
-        ControlMessageOwned::ScmRights(list) => list.first().copied(),
+    let length = recvmsg(&stream, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap().bytes;
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut list) => list.next(),
         _ => None,
     });
-    // SAFETY: the kernel has just installed this descriptor for us, and nobody else has its number.
-    let master = unsafe { File::from_raw_fd(descriptor.expect("a descriptor")) };
-    (master, String::from_utf8_lossy(&name[..length]).into_owned())
+    (descriptor.expect("a descriptor").into(), String::from_utf8_lossy(&name[..length]).into_owned())
 }
 
 /// Reads until the terminal's other side is closed.
