@@ -50,6 +50,8 @@ pub struct RequestContext {
     pub lease: Option<String>,
 }
 
+/// What tests make by hand; requests bring theirs along.
+#[cfg(test)]
 impl RequestContext {
     /// A call in a namespace, without a lease.
     pub fn new(namespace: Namespace) -> RequestContext {
@@ -61,7 +63,9 @@ impl RequestContext {
         self.lease = Some(lease.into());
         self
     }
+}
 
+impl RequestContext {
     /// Reads the headers; of a header that came twice the first value counts.
     pub fn from_metadata(metadata: &MetadataMap) -> Result<RequestContext> {
         let header = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok());

@@ -8,7 +8,7 @@ use super::support::Runtime;
 
 /// The options of the mount at `target`, from the container's own table.
 fn options(table: &str, target: &str) -> (Vec<String>, Vec<String>) {
-    let line = table.lines().filter(|line| line.split(' ').nth(4) == Some(target)).last();
+    let line = table.lines().rfind(|line| line.split(' ').nth(4) == Some(target));
     let line = line.unwrap_or_else(|| panic!("no mount at {target}:\n{table}"));
     let (mount, file_system) = line.split_once(" - ").unwrap();
     let words = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();

@@ -124,7 +124,7 @@ fn configurations_that_cannot_be() {
     ];
     for (name, change, words) in cases {
         println!("{name}");
-        let bundle = runtime.sh("echo ran").edit(|config| change(config)).save();
+        let bundle = runtime.sh("echo ran").edit(change).save();
         refused(&runtime, &bundle, words);
     }
 }

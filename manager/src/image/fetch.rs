@@ -151,7 +151,7 @@ impl ImageService {
             () = origin.job.cancel.cancelled() => Err(canceled()),
             result = self.fetch_now(origin, descriptor, parent, download) => result,
         };
-        download.end(result.as_ref().map(|()| ()));
+        download.end(result.as_ref().copied());
         result
     }
 

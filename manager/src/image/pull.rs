@@ -129,10 +129,11 @@ impl ImageService {
             if wanted.contains(&child) {
                 Box::pin(self.discover(origin, request, child, child.platform.clone(), depth - 1, found))
                     .await?;
-            } else if request.all_metadata && child.role() == Role::Manifest {
-                if let Document::Manifest(manifest) = self.fetch_document(origin, child).await? {
-                    self.fetch_small(origin, &manifest.config, &ingest_name(child)).await?;
-                }
+            } else if request.all_metadata
+                && child.role() == Role::Manifest
+                && let Document::Manifest(manifest) = self.fetch_document(origin, child).await?
+            {
+                self.fetch_small(origin, &manifest.config, &ingest_name(child)).await?;
             }
         }
         Ok(())

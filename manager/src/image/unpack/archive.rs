@@ -240,7 +240,7 @@ impl<R: BufRead> Archive<R> {
 
     fn start_data(&mut self, size: u64) -> Result<()> {
         self.left = size;
-        self.padding = size.next_multiple_of(BLOCK).checked_sub(size).unwrap_or(0);
+        self.padding = size.next_multiple_of(BLOCK).saturating_sub(size);
         size.checked_add(BLOCK).map(|_| ()).ok_or_else(|| broken("a size beyond what a file can have"))
     }
 

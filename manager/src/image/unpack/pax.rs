@@ -102,7 +102,7 @@ fn set(key: &[u8], value: &[u8], records: &mut Records) -> Result<()> {
         b"GNU.sparse.realsize" | b"GNU.sparse.size" => records.sparse.real_size = Some(decimal(value)?),
         b"GNU.sparse.map" => records.sparse.map = Some(value.to_vec()),
         b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-            let expects_offset = records.sparse.pairs.len() % 2 == 0;
+            let expects_offset = records.sparse.pairs.len().is_multiple_of(2);
             if expects_offset != key.ends_with(b"offset") {
                 return Err(broken("a sparse map whose records are out of order"));
             }
