@@ -239,9 +239,11 @@ impl<R: BufRead> Archive<R> {
     }
 
     fn start_data(&mut self, size: u64) -> Result<()> {
-        self.left = size;
-        self.padding = size.next_multiple_of(BLOCK).saturating_sub(size);
-        size.checked_add(BLOCK).map(|_| ()).ok_or_else(|| broken("a size beyond what a file can have"))
+        let end = size
+            .checked_next_multiple_of(BLOCK)
+            .ok_or_else(|| broken("a size beyond what a file can have"))?;
+        (self.left, self.padding) = (size, end - size);
+        Ok(())
     }
 
     fn skip_data(&mut self) -> Result<()> {

@@ -558,6 +558,7 @@ fn refuses_broken_archives() {
             "bad number",
             Layer::new().add(EntryType::Regular, "f", b"", |h| h.as_old_mut().uid = *b"12x45678").end(),
         ),
+        ("largest size", Layer::new().pax(&[("size", b"18446744073709551615")]).file("f", b"").end()),
         ("uid -1", Layer::new().pax(&[("uid", b"4294967295")]).file("f", b"").end()),
         ("root as file", Layer::new().file("..", b"x").end()),
         ("empty link", Layer::new().link(EntryType::Symlink, "l", "").end()),
