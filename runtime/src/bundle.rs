@@ -56,7 +56,7 @@ pub fn parse(text: &[u8]) -> Result<(Spec, Vec<String>)> {
         Ok(spec) => Ok((spec, Vec::new())),
         Err(error) => {
             let mut value: serde_json::Value = serde_json::from_slice(text).map_err(wrong)?;
-            let warnings = leave_out_unknown_capabilities(&mut value["process"]["capabilities"]);
+            let warnings = leave_out_unknown_capabilities(value.pointer_mut("/process/capabilities"));
             if warnings.is_empty() {
                 return Err(wrong(error));
             }
@@ -76,7 +76,7 @@ pub fn parse_process(text: &[u8], path: &Path) -> Result<(oci_spec::runtime::Pro
         Ok(process) => Ok((process, Vec::new())),
         Err(error) => {
             let mut value: serde_json::Value = serde_json::from_slice(text).map_err(wrong)?;
-            let warnings = leave_out_unknown_capabilities(&mut value["capabilities"]);
+            let warnings = leave_out_unknown_capabilities(value.pointer_mut("/capabilities"));
             if warnings.is_empty() {
                 return Err(wrong(error));
             }
@@ -85,9 +85,9 @@ pub fn parse_process(text: &[u8], path: &Path) -> Result<(oci_spec::runtime::Pro
     }
 }
 
-fn leave_out_unknown_capabilities(sets: &mut serde_json::Value) -> Vec<String> {
+fn leave_out_unknown_capabilities(sets: Option<&mut serde_json::Value>) -> Vec<String> {
     let mut unknown = std::collections::BTreeSet::new();
-    for set in sets.as_object_mut().into_iter().flat_map(|sets| sets.values_mut()) {
+    for set in sets.and_then(|sets| sets.as_object_mut()).into_iter().flat_map(|sets| sets.values_mut()) {
         let Some(names) = set.as_array_mut() else { continue };
         names.retain(|name| match name.as_str() {
             Some(name) if crate::plan::capabilities::bit(name).is_err() => {
@@ -121,6 +121,10 @@ mod tests {
         assert_eq!(bounding.len(), 1);
         let refused = parse(text("CAP_CHOWN", "odd").as_bytes()).unwrap_err().to_string();
         assert!(refused.starts_with("parse config.json: unknown variant `odd`"), "{refused}");
-        parse(b"{").unwrap_err();
+        // Values of any shape may stand where the capabilities are looked for.
+        for text in ["{", "5", r#"{"process": 5}"#, r#"{"process": {"capabilities": [1]}}"#] {
+            parse(text.as_bytes()).unwrap_err();
+            parse_process(text.as_bytes(), Path::new("process.json")).unwrap_err();
+        }
     }
 }

@@ -46,11 +46,12 @@ fn a_dynamic_program_is_told_from_a_static_one() {
 #[test]
 fn binaries_stay_within_their_size() {
     const MIB: u64 = 1 << 20;
+    // The sizes measured when these bounds were set, and about a tenth more.
     for (path, limit) in [
-        (binaries::orlop(), 4 * MIB),
-        (binaries::shim(), 3 * MIB),
-        (binaries::orlopd(), 24 * MIB),
-        (binaries::orlopctl(), 12 * MIB),
+        (binaries::orlop(), 4 * MIB + MIB / 2),
+        (binaries::shim(), MIB + MIB / 2),
+        (binaries::orlopd(), 18 * MIB),
+        (binaries::orlopctl(), 9 * MIB),
     ] {
         if is_release(&path) {
             let size = fs::metadata(&path).expect("a binary has a size").len();

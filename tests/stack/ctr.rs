@@ -256,8 +256,8 @@ fn snapshots_by_hand() {
         ctr.ctr(&["snapshots", "tree"]).success();
         ctr.ctr(&["snapshots", "prepare", "work", &parent]).success();
         ctr.ctr(&["snapshots", "prepare", "work", &parent]).failure();
+        // Nothing keeps a view that ctr makes from the collector, so only the making of it is compared.
         ctr.ctr(&["snapshots", "view", "look", &parent]).success();
-        ctr.ctr(&["snapshots", "rm", "look"]).success();
         ctr.ctr(&["snapshots", "commit", "done", "work"]).success();
         ctr.ctr(&["snapshots", "label", "done", "a=b"]).success();
         ctr.ctr(&["snapshots", "rm", &parent]).failure();
