@@ -31,7 +31,7 @@ images ls labels.a
 images ls bad filter
 images ls name~=^foo
 images rm nope
-images rm foo:2
+images rm --sync foo:2
 content ls -q
 content get sha256:abc
 content get sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855

@@ -1,4 +1,7 @@
 //! Layers that are as they should be, and layers that are not.
+//!
+//! One file although long: each case is a few lines over the same builder of layers, and together they are the list of what an
+//! unpacker must stand.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
