@@ -24,7 +24,7 @@ TOP := $(CURDIR)
 BINARIES := ORLOP=$(TOP)/$(STATIC_DIR)/orlop ORLOP_SHIM=$(TOP)/$(STATIC_DIR)/containerd-shim-orlop-v1 \
 	ORLOPD=$(TOP)/$(DYNAMIC_DIR)/orlopd ORLOPCTL=$(TOP)/$(DYNAMIC_DIR)/orlopctl
 
-.PHONY: help setup build demo test lint unit integration conformance bench fuzz soak proto install clean
+.PHONY: help setup build demo run-demo test run-tests lint unit integration conformance bench fuzz soak proto install clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -42,12 +42,21 @@ endif
 	$(DAEMON) $(CARGO) build --release --locked -p orlop-manager
 	$(DAEMON) $(CARGO) build --release --locked -p orlop-ctl
 
+# Set-up may add the static target, which is looked for when a Makefile is read: hence the second make.
 demo: ## the whole stack at work, on a machine with nothing but git and Rust (as root)
 	@.ci/setup
 	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory run-demo
+
+run-demo:
 	@$(BINARIES) tests/demo/demo.sh
 
-test: build ## all tests; without root, those that need none
+test: ## all tests, installing what they need; without root, those that need none
+	@.ci/setup || [ "$$(id -u)" != 0 ]
+	@$(MAKE) --no-print-directory build
+	@$(MAKE) --no-print-directory run-tests
+
+run-tests:
 ifneq ($(ROOT),)
 	$(BINARIES) $(CARGO) test --locked --workspace --no-fail-fast
 else
