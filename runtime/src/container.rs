@@ -244,11 +244,26 @@ pub fn save_filter(directory: &StateDirectory, filter: &Filter) -> Result<()> {
 
 /// Makes the FIFO on which init waits, and opens it for init in a way that waits for nobody.
 pub fn make_fifo(directory: &StateDirectory) -> Result<OwnedFd> {
+    mark_unstarted(directory)?;
     let path = directory.fifo();
     let shown = || path.to_string_lossy();
-    mkfifo(&path, Mode::from_bits_truncate(0o600)).context("create", shown())?;
     // With both ends open init's read waits for a byte, never for an end of file.
     open(&path, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).context("open", shown())
+}
+
+/// Makes the FIFO whose presence says that the program has not been started yet.
+pub fn mark_unstarted(directory: &StateDirectory) -> Result<()> {
+    let path = directory.fifo();
+    mkfifo(&path, Mode::from_bits_truncate(0o600)).context("create", path.to_string_lossy())
+}
+
+/// Takes the FIFO away from a container that was started without it; somebody else may have deleted the container meanwhile.
+pub fn mark_started(container: &Container) -> Result<()> {
+    let path = container.directory.fifo();
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.context("remove", path.to_string_lossy()),
+    }
 }
 
 /// Lets a created container's init go on: takes the FIFO away, so that only one `start` can, and writes into it.

@@ -111,7 +111,10 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         });
         let fifo = match purpose {
             Purpose::Create => Some(container::make_fifo(&directory)?),
-            Purpose::RunDetached | Purpose::RunForeground => None,
+            Purpose::RunDetached | Purpose::RunForeground => {
+                container::mark_unstarted(&directory)?;
+                None
+            }
         };
         let cgroup = std::rc::Rc::new(Cgroup::create(&hierarchies, &cgroup_paths)?);
         undo.push({

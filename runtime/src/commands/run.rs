@@ -6,6 +6,7 @@ use orlop_host::sys;
 use orlop_proto::error::{Context, Error, Result};
 
 use crate::cli::{Global, RunArgs};
+use crate::container;
 use crate::foreground::{self, Signals};
 use crate::launch::{self, Created, Purpose};
 use crate::log::Log;
@@ -31,7 +32,11 @@ pub fn run(global: &Global, arguments: &RunArgs, log: &Log) -> Result<u8> {
 
 /// Starts the program; a container whose program cannot be started is removed again.
 fn start(mut created: Created, log: &Log) -> Result<Created> {
-    let started = created.process.start().and_then(|()| created.container.run_poststart());
+    let started = created
+        .process
+        .start()
+        .and_then(|()| container::mark_started(&created.container))
+        .and_then(|()| created.container.run_poststart());
     match started {
         Ok(()) => Ok(created),
         Err(error) => Err(remove(created, error, log)),
