@@ -6,8 +6,11 @@ list_cgroups() { find /sys/fs/cgroup -mindepth 1 -type d 2>/dev/null | sort; }
 list_network_namespaces() {
   { readlink /proc/[0-9]*/ns/net 2>/dev/null || true; ls /run/netns 2>/dev/null | sed 's|^|/run/netns/|' || true; } | sort -u
 }
-# The directories in which a daemon, a shim or a client could leave something.
-list_files() { find /etc /opt /run /tmp /usr/local /var/lib /var/tmp -xdev 2>/dev/null | sort; }
+# The directories in which a daemon, a shim or a client could leave something. What others do below their own directories in
+# /tmp and /var/tmp meanwhile is not the demo's: a new entry at the top is what it could leave there.
+list_files() {
+  { find /etc /opt /run /usr/local /var/lib -xdev; find /tmp /var/tmp -xdev -maxdepth 1; } 2>/dev/null | sort
+}
 
 residue_kinds="mounts cgroups network_namespaces files"
 
