@@ -44,8 +44,10 @@ grown() {
 # little later than their last process, so this looks again for up to ten seconds.
 residue_after() {
   local left kind shared
-  # Empty groups named after the namespace are the client's: each container's own group lay below and is gone.
-  find /sys/fs/cgroup -depth -type d -name "$2" -exec rmdir {} + 2>/dev/null || true
+  # Groups named after the namespace are the client's: each container's own group lay below and is gone, or rmdir refuses.
+  if find /sys/fs/cgroup -depth -type d -name "$2" -exec rmdir {} + 2>/dev/null; then
+    echo "the cgroup $2, parent of the demo's containers, is empty: removed"
+  fi
   # The directory in which every manager's shims put their sockets is nobody's to remove while others may be using it: no shim
   # does. Where it was not there before the demo and is empty now, the demo takes it away, and says so.
   for shared in /run/containerd/s /run/containerd; do
