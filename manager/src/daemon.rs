@@ -146,6 +146,7 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     collecting.abort();
     forwarding.abort();
+    supervisor.close();
     remove_socket(&config.ttrpc_address())?;
     remove_socket(&config.address())
 }

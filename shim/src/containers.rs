@@ -235,10 +235,12 @@ impl Shim {
             Job::Undo => {
                 drop(take(&mut container.opening, ""));
                 let target = (!container.rootfs.is_empty()).then(|| container.rootfs_directory());
-                let command = container.runtime.command(id, &Verb::Delete)?;
+                let runtime = container.runtime.clone();
+                let command = runtime.command(id, &Verb::Delete)?;
                 let running = Running::helper(None, move || {
                     // What it says matters less than why the creation failed.
                     let _ = runtime::run(&command);
+                    runtime.leave_root();
                     target.map_or(Ok(()), |target| mounts::unmount_all(&target))?;
                     Ok(String::new())
                 })?;
@@ -370,6 +372,10 @@ impl Shim {
                     Job::Start { exec } if !exec.is_empty() => self.made(&id, exec),
                     Job::Start { .. } => {
                         self.let_input_in(&id, "");
+                        Ok(Report::default())
+                    }
+                    Job::Delete => {
+                        container.runtime.leave_root();
                         Ok(Report::default())
                     }
                     _ => Ok(Report::default()),

@@ -30,6 +30,8 @@ pub struct Runtime {
     systemd_cgroup: bool,
     no_pivot_root: bool,
     no_new_keyring: bool,
+    /// Whether it is orlop, of which more is known than runc's command line.
+    is_orlop: bool,
 }
 
 /// What one start of the runtime is for.
@@ -80,7 +82,17 @@ impl Runtime {
             systemd_cgroup: options.systemd_cgroup,
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
+            is_orlop,
         })
+    }
+
+    /// Removes the namespace's directory of states if the deleted container's was the last. orlop makes it again while it
+    /// creates, however often that happens to it; another runtime might find it gone at the wrong moment.
+    pub fn leave_root(&self) {
+        if self.is_orlop {
+            // Not being empty is usual.
+            let _ = fs::remove_dir(&self.root);
+        }
     }
 
     /// The program and its arguments.

@@ -43,18 +43,11 @@ grown() {
 # residue_after DIRECTORY NAMESPACE: shows that nothing is left, or what is. The kernel takes namespaces and cgroups apart a
 # little later than their last process, so this looks again for up to ten seconds.
 residue_after() {
-  local left kind shared
+  local left kind
   # Groups named after the namespace are the client's: each container's own group lay below and is gone, or rmdir refuses.
   if find /sys/fs/cgroup -depth -type d -name "$2" -exec rmdir {} + 2>/dev/null; then
     echo "the cgroup $2, parent of the demo's containers, is empty: removed"
   fi
-  # The directory in which every manager's shims put their sockets is nobody's to remove while others may be using it: no shim
-  # does. Where it was not there before the demo and is empty now, the demo takes it away, and says so.
-  for shared in /run/containerd/s /run/containerd; do
-    if ! grep -qxF "$shared" "$1/before/files" && rmdir "$shared" 2>/dev/null; then
-      echo "$shared, where shims have their sockets, was made by this demo and is empty: removed"
-    fi
-  done
   for _ in $(seq 100); do
     left=$(demo_processes "$1" "$2"; for kind in $residue_kinds; do grown "$1" "$kind"; done)
     [ -n "$left" ] || break

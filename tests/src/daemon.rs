@@ -137,6 +137,8 @@ pub struct Variant {
     pub links: Vec<(PathBuf, String)>,
     /// Run it in a mount namespace without the unified hierarchy of a hybrid host, which crun refuses.
     pub hide_unified: bool,
+    /// Where our manager keeps its state, instead of its own directory.
+    pub state: Option<PathBuf>,
 }
 
 impl Variant {
@@ -224,6 +226,7 @@ impl Daemon for Containerd {
 pub struct Orlopd {
     launch: Launch,
     data: PathBuf,
+    state: PathBuf,
     process: Option<Process>,
 }
 
@@ -254,10 +257,11 @@ impl Orlopd {
         let file = launch.dir.join("config.toml");
         fs::write(&file, config).expect("writing config.toml");
         let data = data.map_or_else(|| launch.dir.join("root"), Path::to_owned);
+        let state = variant.state.clone().unwrap_or_else(|| launch.dir.join("state"));
         let flags = [
             ("--config", file),
             ("--root", data.clone()),
-            ("--state", launch.dir.join("state")),
+            ("--state", state.clone()),
             ("--address", launch.address.clone()),
         ];
         launch.args = flags
@@ -266,7 +270,7 @@ impl Orlopd {
             .collect();
         launch.args.extend(["--log-level".to_owned(), "debug".to_owned()]);
         let process = launch.spawn();
-        Orlopd { launch, data, process: Some(process) }
+        Orlopd { launch, data, state, process: Some(process) }
     }
 
     /// Its persistent data.
@@ -276,7 +280,7 @@ impl Orlopd {
 
     /// Its state for as long as the machine is up.
     pub fn state(&self) -> PathBuf {
-        self.launch.dir.join("state")
+        self.state.clone()
     }
 
     /// Its process id, or `None` while it is down.

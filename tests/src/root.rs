@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::ops::Not;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -84,9 +83,6 @@ impl Root {
             files: ["/run/orlop", "/run/orlopd", "/run/containerd", "/var/lib/orlopd"]
                 .into_iter()
                 .flat_map(|dir| names_with(Path::new(dir), &self.tag))
-                // A runtime's directory of a namespace stays, empty, after its last container: removing it would race with
-                // the next one.
-                .filter(|name| fs::read_dir(name).is_ok_and(|mut entries| entries.next().is_none()).not())
                 .collect(),
         }
     }
@@ -129,10 +125,8 @@ impl Root {
             let _ = umount2(name.as_str(), MntFlags::MNT_DETACH);
             let _ = fs::remove_file(&name);
         }
-        // Shims keep the runtime's state by namespace, and the empty directory after the last container.
-        for runtime in ["/run/containerd/runc", "/run/orlop"] {
-            let _ = fs::remove_dir(Path::new(runtime).join(&self.tag));
-        }
+        // Shims keep the runtime's state by namespace, and for runtimes other than ours an empty directory stays behind.
+        let _ = fs::remove_dir(Path::new("/run/containerd/runc").join(&self.tag));
     }
 }
 

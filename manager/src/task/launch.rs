@@ -1,7 +1,8 @@
 //! The shim as a program: its actions `start` and `delete`, as containerd calls them.
 //!
-//! `start` gets the runtime options on its standard input and answers with the address of the shim's socket,
-//! bare or as JSON; `delete` removes what a shim left and answers with the container's exit.
+//! `start` gets the runtime options on its standard input, alone or among other parameters, and answers with the address
+//! of the shim's socket, bare, as JSON or as a message; `delete` removes what a shim left and answers with the
+//! container's exit.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -12,6 +13,9 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use orlop_host::sys::pid::{pidfd_open, pidfd_send_signal};
+use orlop_proto::containerd::runtime::bootstrap::v1::{
+    BootstrapParams, BootstrapResult, Extension, LogLevel,
+};
 use orlop_proto::containerd::task::v2::DeleteResponse;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
@@ -23,11 +27,16 @@ use tokio::process::{Child, Command};
 
 use super::Exit;
 use super::bundle::Bundle;
+use super::dialect::Dialect;
+use super::sockets::Sockets;
+use crate::api::version::version;
 
 /// The newest version of the shim protocol that is spoken here.
 const MAX_VERSION: u32 = 3;
 /// The most that is kept of each of a shim's outputs, in bytes.
 const MAX_OUTPUT: usize = 4 << 10;
+/// The same of what it tells of itself, which holds the features of its runtime.
+const MAX_INFO: usize = 256 << 10;
 /// How long the output may stay open after the program has ended: a careless shim leaves it to its server.
 const TRAILING: Duration = Duration::from_millis(200);
 
@@ -42,6 +51,8 @@ pub struct Daemon {
     pub binary: PathBuf,
     /// Whether shims log what helps to find a fault.
     pub debug: bool,
+    /// Where shims that can be told so have their sockets.
+    pub sockets: Sockets,
 }
 
 /// Where a shim listens, and what it speaks.
@@ -62,7 +73,7 @@ fn first_version() -> u32 {
 }
 
 impl Bootstrap {
-    /// Reads a shim's answer to `start`: JSON from newer ones, a bare address from older ones.
+    /// Reads a shim's answer to `start`: a bare address up to containerd 1.6's, then JSON, a message from 2.3's on.
     ///
     /// # Errors
     ///
@@ -74,7 +85,12 @@ impl Bootstrap {
             Error::because(Kind::Unknown, "start failed", "", reason)
         };
         let text = std::str::from_utf8(answer).map_err(|_| garbage())?.trim();
-        let bootstrap = if text.starts_with('{') {
+        // The first field's number; neither an address nor JSON begins with a control character.
+        let bootstrap = if answer.first() == Some(&0x08) {
+            let result = BootstrapResult::decode(answer).map_err(|_| garbage())?;
+            let version = u32::try_from(result.version).map_err(|_| garbage())?;
+            Bootstrap { version, address: result.address, protocol: result.protocol }
+        } else if text.starts_with('{') {
             serde_json::from_str::<Bootstrap>(text).map_err(|_| garbage())?
         } else {
             Bootstrap { version: first_version(), address: text.to_owned(), protocol: "ttrpc".to_owned() }
@@ -115,20 +131,62 @@ impl Launcher {
     /// # Errors
     ///
     /// With what the shim printed when it fails; `DeadlineExceeded` when it neither answers nor ends.
-    pub async fn start(&self, options: Option<&Any>, deadline: Duration) -> Result<Bootstrap> {
+    pub async fn start(
+        &self,
+        options: Option<&Any>,
+        dialect: Dialect,
+        deadline: Duration,
+    ) -> Result<Bootstrap> {
         let mut command = self.command();
         command.args(["-id", &self.bundle.id]);
         if self.daemon.debug {
             command.arg("-debug");
         }
         command.arg("start");
-        let options = options.map(Message::encode_to_vec).unwrap_or_default();
-        let output = self.run(command, &options, deadline, "start failed").await?;
+        let input = match dialect {
+            Dialect::Options => options.map(Message::encode_to_vec).unwrap_or_default(),
+            Dialect::Parameters => self.parameters(options).encode_to_vec(),
+        };
+        let output = self.run(command, &input, MAX_OUTPUT, deadline, "start failed").await?;
         if !output.success {
             let reason = format!("{}: {}", output.all(), output.status);
             return Err(Error::because(Kind::Unknown, "start failed", "", reason));
         }
         Bootstrap::parse(&output.stdout)
+    }
+
+    /// What the shim says of itself: a RuntimeInfo.
+    ///
+    /// # Errors
+    ///
+    /// When it does not know the question, and `DeadlineExceeded` when it does not end.
+    pub async fn info(&self, options: &[u8], deadline: Duration) -> Result<Vec<u8>> {
+        let mut command = self.command();
+        command.arg("-info");
+        let output = self.run(command, options, MAX_INFO, deadline, "shim info").await?;
+        match output.success {
+            true => Ok(output.stdout),
+            false => Err(Error::because(Kind::Unimplemented, "shim info", "", output.status)),
+        }
+    }
+
+    fn parameters(&self, options: Option<&Any>) -> BootstrapParams {
+        let Daemon { address, ttrpc_address, binary, debug, sockets } = &self.daemon;
+        let log_level = if *debug { LogLevel::Debug } else { LogLevel::Info };
+        BootstrapParams {
+            instance_id: self.bundle.id.clone(),
+            namespace: self.bundle.namespace.as_str().to_owned(),
+            log_level: log_level as i32,
+            containerd_version: version(),
+            containerd_ttrpc_address: ttrpc_address.display().to_string(),
+            containerd_grpc_address: address.display().to_string(),
+            containerd_binary: binary.display().to_string(),
+            extensions: options
+                .map(|options| Extension { value: Some(options.clone()) })
+                .into_iter()
+                .collect(),
+            socket_dir: Some(sockets.path().display().to_string()),
+        }
     }
 
     /// Removes what a shim that is gone left behind: container, mounts, socket.
@@ -143,7 +201,7 @@ impl Launcher {
             command.arg("-debug");
         }
         command.arg("delete");
-        let output = self.run(command, &[], deadline, "shim delete").await?;
+        let output = self.run(command, &[], MAX_OUTPUT, deadline, "shim delete").await?;
         if !output.success {
             let reason = format!("{}: {}", output.all(), output.status);
             return Err(Error::because(Kind::Unknown, "shim delete", self.bundle.id.clone(), reason));
@@ -179,13 +237,14 @@ impl Launcher {
         &self,
         mut command: Command,
         input: &[u8],
+        keep: usize,
         deadline: Duration,
         operation: &'static str,
     ) -> Result<Output> {
         let shim = || self.shim.display().to_string();
         let child = command.spawn().context(operation, shim())?;
         let group = Group(child.id());
-        match tokio::time::timeout(deadline, converse(child, input)).await {
+        match tokio::time::timeout(deadline, converse(child, input, keep)).await {
             Ok(output) => {
                 group.keep();
                 output.context(operation, shim())
@@ -235,7 +294,7 @@ fn lossy(bytes: &[u8]) -> String {
 }
 
 /// Feeds a program and reads its outputs until it has ended.
-async fn converse(mut child: Child, input: &[u8]) -> io::Result<Output> {
+async fn converse(mut child: Child, input: &[u8], keep: usize) -> io::Result<Output> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(mut stdin) = stdin {
@@ -245,7 +304,9 @@ async fn converse(mut child: Child, input: &[u8]) -> io::Result<Output> {
     };
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let status = {
-        let read = async { tokio::join!(feed, read_some(stdout, &mut out), read_some(stderr, &mut err)) };
+        let read = async {
+            tokio::join!(feed, read_some(stdout, &mut out, keep), read_some(stderr, &mut err, MAX_OUTPUT))
+        };
         tokio::pin!(read);
         tokio::select! {
             biased;
@@ -264,13 +325,13 @@ async fn converse(mut child: Child, input: &[u8]) -> io::Result<Output> {
     Ok(Output { success: status.success(), status: text, stdout: out, stderr: err })
 }
 
-/// Reads to the end and keeps the first [`MAX_OUTPUT`] bytes.
-async fn read_some(stream: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
+/// Reads to the end and keeps the first `keep` bytes.
+async fn read_some(stream: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>, keep: usize) {
     let Some(mut stream) = stream else { return };
     let mut buffer = [0; 1024];
     // A torn pipe counts as the end of the output.
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-        let room = MAX_OUTPUT - into.len();
+        let room = keep - into.len();
         into.extend_from_slice(&buffer[..count.min(room)]);
     }
 }
@@ -314,11 +375,21 @@ mod tests {
         let json = br#"{"version":3,"address":"unix:///run/s/1","protocol":"ttrpc","capabilities":["x"]}"#;
         assert_eq!(Bootstrap::parse(json).unwrap().version, 3);
         assert_eq!(Bootstrap::parse(br#"{"address":"/s"}"#).unwrap().version, 2);
+        let message = BootstrapResult {
+            version: 3,
+            address: "unix:///s".into(),
+            protocol: "ttrpc".into(),
+            ..Default::default()
+        };
+        let told = Bootstrap::parse(&message.encode_to_vec()).unwrap();
+        assert_eq!((told.version, told.address.as_str(), told.protocol.as_str()), (3, "unix:///s", "ttrpc"));
         for (bad, kind) in [
             (&b""[..], Kind::Unknown),
             (b"hello world", Kind::Unknown),
             (b"/a\n/b", Kind::Unknown),
             (b"\xff\xfe", Kind::Unknown),
+            (b"\x08\x03", Kind::Unknown),
+            (b"\x08", Kind::Unknown),
             (b"{", Kind::Unknown),
             (br#"{"version":3}"#, Kind::Unknown),
             (br#"{"version":4,"address":"/s"}"#, Kind::Unimplemented),

@@ -7,12 +7,14 @@
 //! Follows containerd's `core/runtime/v2` (`TaskManager`, `ShimManager`) in procedure and error texts.
 
 mod bundle;
+mod dialect;
 mod launch;
 mod log;
 mod recovery;
 mod registry;
 mod runtime;
 mod shim;
+mod sockets;
 mod supervisor;
 
 use std::sync::Arc;

@@ -29,6 +29,7 @@ impl Supervisor {
     ///
     /// When the directories cannot be read.
     pub async fn recover(&self) -> Result<()> {
+        self.shared.daemon.sockets.sweep().await?;
         let bundles = self.shared.bundles.clone();
         let found = blocking(move || {
             let found = bundles.existing()?;

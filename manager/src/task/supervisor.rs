@@ -18,11 +18,13 @@ use prost_types::Any;
 use tokio_util::sync::CancellationToken;
 
 use super::bundle::Bundles;
+use super::dialect::Dialects;
 use super::launch::{Daemon, Launcher, kill_in};
 use super::log::Log;
 use super::registry::{Registry, Reservation};
 use super::runtime::{Choice, Runtimes};
 use super::shim::Shim;
+use super::sockets::Sockets;
 use super::{Create, Exit, Stdio, Task, no_task};
 use crate::config::Config;
 use crate::db::blocking;
@@ -47,6 +49,7 @@ pub(super) struct Shared {
     pub bundles: Bundles,
     pub daemon: Daemon,
     runtimes: Runtimes,
+    dialects: Dialects,
     exchange: Exchange,
     start_deadline: Duration,
 }
@@ -56,7 +59,7 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// When the paths of the configuration or of this program cannot be told.
+    /// When the paths of the configuration or of this program cannot be told, or the directory for sockets not made.
     pub fn new(config: &Config, exchange: Exchange) -> Result<Supervisor> {
         let absolute = |path: &std::path::Path| {
             std::path::absolute(path).map_err(|error| Error::io("resolve", path.display().to_string(), error))
@@ -67,15 +70,22 @@ impl Supervisor {
             binary: std::env::current_exe()
                 .map_err(|error| Error::io("find", "the daemon's own binary", error))?,
             debug: tracing::enabled!(tracing::Level::DEBUG),
+            sockets: Sockets::open(&absolute(&config.state)?)?,
         };
         let shared = Shared {
             bundles: Bundles::new(&absolute(&config.state)?, &absolute(&config.root)?),
             daemon,
             runtimes: Runtimes::new(config.runtimes.clone()),
+            dialects: Dialects::default(),
             exchange,
             start_deadline: Duration::from_secs(config.shim.start_timeout),
         };
         Ok(Supervisor { registry: Registry::default(), shared: Arc::new(shared) })
+    }
+
+    /// Takes away what is needed only while a daemon runs. Containers go on.
+    pub fn close(&self) {
+        self.shared.daemon.sockets.close();
     }
 
     /// The task of a container.
@@ -188,7 +198,8 @@ impl Supervisor {
             Log::open(&bundle.log())
         })
         .await?;
-        let bootstrap = launcher.start(options, self.shared.start_deadline).await?;
+        let dialect = self.shared.dialects.of(launcher, options).await;
+        let bootstrap = launcher.start(options, dialect, self.shared.start_deadline).await?;
         let bundle = launcher.bundle.clone();
         let namespace = bundle.namespace.clone();
         let id = bundle.id.clone();

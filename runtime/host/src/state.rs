@@ -15,6 +15,9 @@ use orlop_proto::kind::Kind;
 
 use crate::process::Stat;
 
+/// How often a root that vanishes again at once is made.
+const ROOT_ATTEMPTS: usize = 100;
+
 /// The directory of one container.
 #[derive(Clone, Debug)]
 pub struct StateDirectory {
@@ -41,14 +44,20 @@ impl StateDirectory {
             builder.mode(0o711);
             builder
         };
-        let made = match builder.create(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut parents = fs::DirBuilder::new();
-                parents.recursive(true).mode(0o700).create(root).context("create", root.to_string_lossy())?;
-                builder.create(&path)
+        let mut made = builder.create(&path);
+        for _ in 0..ROOT_ATTEMPTS {
+            // The root is not there yet, or whoever deleted the last container of it has just taken it away.
+            if !made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                break;
             }
-            other => other,
-        };
+            let mut parents = fs::DirBuilder::new();
+            match parents.recursive(true).mode(0o700).create(root) {
+                // It came and went between two looks.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => other.context("create", root.to_string_lossy())?,
+            }
+            made = builder.create(&path);
+        }
         match made {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(RuncError::IdExists.into()),
             other => other.context("create", path.to_string_lossy()).map(|()| StateDirectory { path }),
@@ -148,6 +157,24 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a b", "ä", "a\n"] {
             assert_eq!(check_id(bad).unwrap_err().to_string(), "invalid container ID format");
         }
+    }
+
+    #[test]
+    fn a_root_that_others_take_away_is_made_again() {
+        let root = std::env::temp_dir().join(format!("orlop-state-vanishing-{}", std::process::id()));
+        let come_and_go = |id: &str| -> Result<()> {
+            for _ in 0..200 {
+                StateDirectory::reserve(&root, id)?.remove()?;
+                let _ = fs::remove_dir(&root);
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| come_and_go("a"));
+            come_and_go("b").unwrap();
+            other.join().unwrap().unwrap();
+        });
+        let _ = fs::remove_dir(&root);
     }
 
     #[test]

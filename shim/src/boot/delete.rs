@@ -27,12 +27,14 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
     };
     let options = record::read_options(&bundle)?;
     let mut complaints = Vec::new();
-    match Runtime::new(&options, &arguments.namespace, &bundle)
-        .and_then(|runtime| runtime.command(&arguments.id, &Verb::Delete))
-        .and_then(|command| runtime::run(&command))
-    {
-        Ok(_) => {}
-        Err(error) => complaints.push(error),
+    let deleted = Runtime::new(&options, &arguments.namespace, &bundle).and_then(|runtime| {
+        let command = runtime.command(&arguments.id, &Verb::Delete)?;
+        runtime::run(&command)?;
+        runtime.leave_root();
+        Ok(())
+    });
+    if let Err(error) = deleted {
+        complaints.push(error);
     }
     let exit = Exit { status: 128 + Signal::SIGKILL as u32, at: SystemTime::now() };
     if let Err(error) = mounts::unmount_all(&bundle.join("rootfs")) {
@@ -51,9 +53,8 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
 
 /// Removes the dead shim's socket, unless a shim of the same group still listens there.
 fn remove_socket(bundle: &Path) {
-    let address = fs::read_to_string(bundle.join("address")).unwrap_or_default();
-    if let Some(path) = address.trim().strip_prefix("unix://")
-        && UnixStream::connect(path).is_err()
+    if let Some(path) = record::read_socket(bundle)
+        && UnixStream::connect(&path).is_err()
     {
         // Gone is what it should be.
         let _ = fs::remove_file(path);

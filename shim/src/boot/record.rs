@@ -1,7 +1,7 @@
 //! What a shim leaves in the bundle for the delete action, in the files that containerd's own shim writes.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use orlop_proto::containerd::runc::v1::Options;
@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::log::timestamp;
 use crate::task::Exit;
 
+/// The file that tells where the shim listens.
+pub const ADDRESS: &str = "address";
+/// The same while the shim is being started.
+pub const ADDRESS_DRAFT: &str = ".address";
 const OPTIONS: &str = "options.json";
 const RUNTIME: &str = "runtime";
 const EXIT: &str = "exit.json";
@@ -81,6 +85,13 @@ pub fn read_exit(bundle: &Path) -> Option<(i32, Exit)> {
     Some((stored.pid, Exit { status: stored.status, at }))
 }
 
+/// Path of the shim's socket, whether or not its start came to an end.
+pub fn read_socket(bundle: &Path) -> Option<PathBuf> {
+    let text =
+        fs::read_to_string(bundle.join(ADDRESS)).or_else(|_| fs::read_to_string(bundle.join(ADDRESS_DRAFT)));
+    text.ok()?.trim().strip_prefix("unix://").map(PathBuf::from)
+}
+
 /// Writes a file whole or not at all.
 fn write(bundle: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let (path, draft) = (bundle.join(name), bundle.join(format!(".{name}")));
@@ -92,6 +103,16 @@ fn write(bundle: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_is_found_from_its_first_moment() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(read_socket(directory.path()), None);
+        fs::write(directory.path().join(ADDRESS_DRAFT), "unix:///s/draft").unwrap();
+        assert_eq!(read_socket(directory.path()), Some("/s/draft".into()));
+        fs::write(directory.path().join(ADDRESS), "unix:///s/1\n").unwrap();
+        assert_eq!(read_socket(directory.path()), Some("/s/1".into()));
+    }
 
     #[test]
     fn what_is_noted_is_read_back() {

@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::address::{self, Bound};
 use super::params::{self, Params};
+use super::record;
 use crate::cli::Arguments;
 use crate::runtime::Spec;
 use crate::service::check_name;
@@ -33,6 +34,8 @@ pub fn start(arguments: &Arguments) -> Result<()> {
     let directory = params.socket_directory.as_deref().unwrap_or(Path::new(address::SOCKETS));
     let socket = address::socket(directory, &arguments.address, &arguments.namespace, group);
     let url = format!("unix://{}", socket.display());
+    // Written before there is a socket: whoever cleans up after a kill at any moment finds it.
+    fs::write(record::ADDRESS_DRAFT, &url).context("write", record::ADDRESS_DRAFT)?;
     if let Bound::Ours(listener) = address::bind(&socket)? {
         let made = serve_on(&listener, arguments, &params).and_then(|pid| {
             let settled = settle(pid, &params).and_then(|()| write_file("shim.pid", &pid.to_string()));
@@ -46,7 +49,7 @@ pub fn start(arguments: &Arguments) -> Result<()> {
             return Err(error);
         }
     }
-    write_file("address", &url)?;
+    fs::rename(record::ADDRESS_DRAFT, record::ADDRESS).context("write", record::ADDRESS)?;
     let answer = if params.answer_in_json {
         json!({ "version": VERSION, "address": url, "protocol": "ttrpc" }).to_string()
     } else {

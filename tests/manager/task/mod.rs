@@ -4,6 +4,7 @@ mod events;
 mod flows;
 mod recovery;
 mod shims;
+mod sockets;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -93,6 +94,11 @@ impl Stage {
         self.orlopd.state().join("io.containerd.runtime.v2.task").join(self.orlopd.namespace())
     }
 
+    /// Where shims that take it from orlopd have their sockets.
+    fn sockets(&self) -> PathBuf {
+        self.orlopd.state().join("s")
+    }
+
     /// No bundle is left below the state directory, and no work directory below the root.
     fn assert_no_bundles(&self) {
         let work = self.orlopd.root().join("io.containerd.runtime.v2.task").join(self.orlopd.namespace());
@@ -129,6 +135,7 @@ impl Stage {
         self.assert_no_bundles();
         let stopped = self.orlopd.stop().unwrap();
         assert_eq!(stopped.code(), 0, "{stopped}");
+        assert!(!self.sockets().exists(), "{:?} in {}", names(&self.sockets()), self.sockets().display());
         self.root.assert_clean();
     }
 }

@@ -82,7 +82,7 @@ fn a_shim_gets_what_containerd_gives_it() {
     let stage = Stage::new("");
     let seen = stage.root.join("seen");
     let script = format!(
-        "[ -e {seen} ] || {{ echo \"$@\"; pwd; env; echo; cat; }} >{seen}; exit 1",
+        "[ \"$*\" != \"${{*% start}}\" ] || exit 1; {{ echo \"$@\"; pwd; env; echo; cat; }} >{seen}; exit 1",
         seen = seen.display()
     );
     run_under(&stage, &script);
