@@ -79,7 +79,7 @@ impl Kind {
         match error.kind() {
             ErrorKind::NotFound => Kind::NotFound,
             ErrorKind::AlreadyExists => Kind::AlreadyExists,
-            ErrorKind::PermissionDenied => Kind::PermissionDenied,
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Kind::PermissionDenied,
             ErrorKind::InvalidInput => Kind::InvalidArgument,
             ErrorKind::TimedOut => Kind::DeadlineExceeded,
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::OutOfMemory => {

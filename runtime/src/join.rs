@@ -11,6 +11,7 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
 use crate::plan::namespaces::NAMES;
+use crate::rootless;
 
 /// Opens namespaces by path and checks that each is of the kind that it is to be. Our own user namespace is left out,
 /// since the kernel refuses to enter it again.
@@ -69,7 +70,7 @@ pub fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(ours);
-    let prepared = write_mappings(pid, uid_map, gid_map).and_then(|()| {
+    let prepared = rootless::write_mappings(pid, uid_map, gid_map).and_then(|()| {
         let path = format!("/proc/{pid}/ns/user");
         open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).context("open", path)
     });
@@ -77,13 +78,4 @@ pub fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     let id = nix::sys::wait::Id::PIDFd(pidfd.as_fd());
     nix::sys::wait::waitid(id, nix::sys::wait::WaitPidFlag::WEXITED).context("wait for", "a helper")?;
     prepared
-}
-
-/// Maps the ids of a process's new user namespace.
-pub fn write_mappings(pid: i32, uid_map: &str, gid_map: &str) -> Result<()> {
-    for (name, text) in [("uid_map", uid_map), ("gid_map", gid_map)] {
-        let path = format!("/proc/{pid}/{name}");
-        std::fs::write(&path, text).context("write", path)?;
-    }
-    Ok(())
 }

@@ -28,7 +28,7 @@ use crate::plan::{Host, Plan, Request};
 use crate::seccomp::{self, Filter};
 use crate::sync::{Channel, Message};
 use crate::undo::Undo;
-use crate::{console, hooks, join};
+use crate::{console, hooks, join, rootless};
 
 /// A container whose init waits for its start.
 pub struct Created {
@@ -68,6 +68,7 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
     let hierarchies = Hierarchies::detect()?;
     let host = Host {
         unified: hierarchies.mode() == Layout::Unified,
+        user: rootless::is_user(),
         security: container::security_modules_for(&bundle.spec),
     };
     let preserved = preserved(arguments.preserve_fds)?;
@@ -102,6 +103,10 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten().collect();
     let device_rules = default_device_rules(|path| own_devices.iter().any(|device| device.path() == path));
 
+    let is_forbidden = |error: &Error| {
+        error.kind() == Kind::PermissionDenied && rootless::does_without_cgroup(&global.rootless)
+    };
+
     let mut undo = Undo::default();
     let effects = || -> Result<Created> {
         let directory = StateDirectory::reserve(&global.root, &arguments.id)?;
@@ -116,14 +121,29 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
                 None
             }
         };
-        let cgroup = std::rc::Rc::new(Cgroup::create(&hierarchies, &cgroup_paths)?);
+        let cgroup = match Cgroup::create(&hierarchies, &cgroup_paths) {
+            // Somebody who named no cgroup gets what there is.
+            Err(error) if cgroups_path.is_none() && is_forbidden(&error) => {
+                log.debug(error);
+                Cgroup::create_permitted(&hierarchies, &cgroup_paths)?
+            }
+            cgroup => cgroup?,
+        };
+        let cgroup_paths = cgroup.paths();
+        let cgroup = std::rc::Rc::new(cgroup);
         undo.push({
             let cgroup = cgroup.clone();
             move || cgroup.undo()
         });
-        for warning in cgroup.apply(&resources, Some(&device_rules))? {
-            log.warning(warning);
-        }
+        let applied = match cgroup.apply(&resources, Some(&device_rules)) {
+            // A user may set no device rules, and needs none: the devices that it can open are its own anyhow.
+            Err(error) if is_forbidden(&error) => {
+                log.debug(error);
+                cgroup.apply(&resources, None)
+            }
+            applied => applied,
+        };
+        applied?.into_iter().for_each(|warning| log.warning(warning));
         let mut hook_state = container::hook_state(&bundle, &arguments.id);
         let mut process = spawn(Launch {
             plan: &plan,
@@ -203,8 +223,14 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
     let cgroup = entry.unified;
     let flags = plan.namespaces.at_clone;
     let user = libc::CLONE_NEWUSER as u64;
-    let in_between = flags != 0 && joins.iter().any(|(_, joined)| joined & user != 0);
-    let back = enter_pid_namespace(&joins)?;
+    let joins_user = joins.iter().any(|(_, joined)| joined & user != 0);
+    let pid = libc::CLONE_NEWPID as u64;
+    // A user may enter a pid namespace only from within the user namespace that owns it.
+    let joins_pid = rootless::is_user() && joins.iter().any(|(_, joined)| joined & pid != 0);
+    let in_between = joins_user && (flags != 0 || joins_pid);
+    let back = if in_between { None } else { enter_pid_namespace(&joins)? };
+    // The intermediate process has a channel of its own, or init could speak before it.
+    let between = if in_between { Some(Channel::pair()?) } else { None };
     let first_flags = if in_between { 0 } else { flags };
     let request = CloneRequest {
         flags: first_flags,
@@ -230,8 +256,8 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
             };
             // Process 1 of a new pid namespace would show its own numbers to the hooks; the parent knows better.
             init.hook_state.pid = std::process::id() as i32;
-            if in_between {
-                make_from_user_namespace(&mut init, flags, cgroup.as_ref());
+            if let Some(to_parent) = between.map(|(_, theirs)| theirs) {
+                make_from_user_namespace(&mut init, flags, cgroup.as_ref(), to_parent);
             }
             init::run(init)
         }
@@ -242,7 +268,10 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
     }
     drop(theirs);
     let launched = Launched { pid, pidfd, console: None, channel: ours };
-    if in_between { launched.adopt_sibling() } else { Ok(launched) }
+    match between.map(|(ours, _)| ours) {
+        Some(from_intermediate) => launched.adopt_sibling(&from_intermediate),
+        None => Ok(launched),
+    }
 }
 
 /// Lets our next child be born in the pid namespace that it joins; returns the way back.
@@ -256,12 +285,14 @@ fn enter_pid_namespace(joins: &[(OwnedFd, u64)]) -> Result<Option<OwnedFd>> {
 }
 
 /// In the intermediate process: joins the user namespace and makes init there as a sibling. Returns only in init.
-fn make_from_user_namespace(init: &mut Init, flags: u64, cgroup: Option<&OwnedFd>) {
+fn make_from_user_namespace(init: &mut Init, flags: u64, cgroup: Option<&OwnedFd>, to_parent: Channel) {
     let user = libc::CLONE_NEWUSER as u64;
     let make = |init: &mut Init| -> Result<Cloned> {
-        let at = init.joins.iter().position(|(_, joined)| joined & user != 0);
-        let (namespace, _) = init.joins.swap_remove(at.expect("there is a user namespace to join"));
+        let namespace = init.joins.iter_mut().find(|(_, joined)| *joined & user != 0);
+        let (namespace, joined) = namespace.expect("there is a user namespace to join");
         sys::pid::setns(namespace.as_fd(), libc::CLONE_NEWUSER).context("join", "user namespace")?;
+        *joined &= !user;
+        enter_pid_namespace(&init.joins)?;
         let flags = flags | libc::CLONE_PARENT as u64;
         clone3(CloneRequest { flags, cgroup: cgroup.map(|fd| fd.as_fd()) }).context("clone", "a new process")
     };
@@ -273,14 +304,14 @@ fn make_from_user_namespace(init: &mut Init, flags: u64, cgroup: Option<&OwnedFd
             Message::Failed { stage, kind: error.kind(), what: error.to_string() }
         }
     };
-    let sent = init.channel.send(&told).is_ok();
+    let sent = to_parent.send(&told).is_ok();
     std::process::exit(if sent { 0 } else { 1 });
 }
 
 impl Launched {
     /// Takes the process that an intermediate one has made in its place.
-    fn adopt_sibling(self) -> Result<Launched> {
-        let answer = self.channel.receive()?;
+    fn adopt_sibling(self, from_intermediate: &Channel) -> Result<Launched> {
+        let answer = from_intermediate.receive()?;
         reap(&self.pidfd)?;
         match answer {
             Some((Message::Child(pid), _)) => {
@@ -298,7 +329,7 @@ impl Launched {
             set_limits(self.pid, &plan.process.limits)?;
         }
         if let Some((uid, gid)) = &plan.namespaces.mappings {
-            join::write_mappings(self.pid, uid, gid)?;
+            rootless::write_mappings(self.pid, uid, gid)?;
             self.channel.send(&Message::Go)?;
         }
         loop {
@@ -317,10 +348,6 @@ impl Launched {
                 }
                 other => return Err(self.failure(other.map(|(message, _)| message))),
             }
-        }
-        if let Some(score) = plan.process.oom_score_adj {
-            let path = format!("/proc/{}/oom_score_adj", self.pid);
-            std::fs::write(&path, score.to_string()).context("write", path)?;
         }
         Ok(())
     }

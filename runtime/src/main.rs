@@ -12,6 +12,7 @@ mod join;
 mod launch;
 mod log;
 mod plan;
+mod rootless;
 mod seal;
 mod seccomp;
 mod switches;
@@ -21,8 +22,9 @@ mod undo;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches};
 
 use cli::Cli;
 use log::Log;
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
         Log::to_stderr().fatal(error);
         return ExitCode::FAILURE;
     }
-    let cli = match Cli::try_parse_from(with_long_flags(arguments)) {
+    let cli = match parse(with_long_flags(arguments)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -53,6 +55,18 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Reads the command line. Where the state lies if no flag says so depends on the user.
+fn parse(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let matches = Cli::command().try_get_matches_from(arguments)?;
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    if matches.value_source("root") == Some(ValueSource::DefaultValue)
+        && let Some(root) = rootless::state_root()
+    {
+        cli.global.root = root;
+    }
+    Ok(cli)
 }
 
 /// Help and version are answers; anything else is a mistake, told as runc tells it and with its exit code.

@@ -13,6 +13,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod refusals;
+mod rootless;
 mod seccomp;
 mod support;
 mod terminal;

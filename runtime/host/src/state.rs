@@ -51,7 +51,8 @@ impl StateDirectory {
                 break;
             }
             let mut parents = fs::DirBuilder::new();
-            match parents.recursive(true).mode(0o700).create(root) {
+            // Sticky, since below XDG_RUNTIME_DIR the rest may be cleaned away (XDG Base Directory specification).
+            match parents.recursive(true).mode(0o1700).create(root) {
                 // It came and went between two looks.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => other.context("create", root.to_string_lossy())?,

@@ -12,7 +12,12 @@ use crate::container::Container;
 
 /// Prints the processes: their ids as JSON, or those lines of ps(1), whose options runc's users know.
 pub fn run(global: &Global, id: &str, format: &str, options: &[OsString]) -> Result<()> {
-    let pids = Container::open(&global.root, id)?.cgroup()?.pids()?;
+    let container = Container::open(&global.root, id)?;
+    if container.cgroup_paths().is_empty() {
+        let why = "a rootless container without a cgroup of its own cannot tell";
+        return Err(Error::because(Kind::FailedPrecondition, "find processes of", id, why));
+    }
+    let pids = container.cgroup()?.pids()?;
     match format {
         "json" => {
             let mut text = encode(&pids)?;

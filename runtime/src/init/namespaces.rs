@@ -12,14 +12,26 @@ use crate::plan::namespaces::{CLONE_NEWTIME, NAMES};
 use crate::sync::Message;
 
 /// A session of its own, out of sight of tracers, under a telling name.
-pub fn session(_: &mut Init) -> Result<()> {
-    sys::creds::set_dumpable(false).context("hide", "this process")?;
+pub fn session(init: &mut Init) -> Result<()> {
+    if let Some(score) = init.plan.process.oom_score_adj {
+        // Now, as a hidden process's files belong to root.
+        let path = "/proc/self/oom_score_adj";
+        fs::write(path, score.to_string()).context("write", path)?;
+    }
+    if !init.plan.namespaces.mapped_by_user {
+        hide()?;
+    }
     sys::creds::set_name(c"orlop:[INIT]").context("name", "this process")?;
     // A process that leads a session already (a session kept by exec) cannot start one, and need not.
     let _ = nix::unistd::setsid();
     // File modes of the configuration are meant exactly; the user's mask is set before the program starts.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     Ok(())
+}
+
+/// Nobody may look into this process from here on (PR_SET_DUMPABLE(2const)).
+fn hide() -> Result<()> {
+    sys::creds::set_dumpable(false).context("hide", "this process")
 }
 
 /// Moves into the cgroup by itself: a single thread that writes `0` to `tasks` takes no global lock.
@@ -44,7 +56,11 @@ pub fn keyring(init: &mut Init) -> Result<()> {
 
 /// Waits until the parent has mapped the ids of the new user namespace.
 pub fn await_mapping(init: &mut Init) -> Result<()> {
-    if init.plan.namespaces.mappings.is_some() { await_go(init) } else { Ok(()) }
+    if init.plan.namespaces.mappings.is_none() {
+        return Ok(());
+    }
+    await_go(init)?;
+    if init.plan.namespaces.mapped_by_user { hide() } else { Ok(()) }
 }
 
 /// Waits for the parent's word.
@@ -112,5 +128,5 @@ pub fn become_root(init: &mut Init) -> Result<()> {
     sys::creds::set_gid(0).context("become", "root's group of the user namespace")?;
     sys::creds::set_uid(0).context("become", "root of the user namespace")?;
     // The change of user gave the flag its default again.
-    sys::creds::set_dumpable(false).context("hide", "this process")
+    hide()
 }

@@ -25,6 +25,8 @@ use process::Process;
 pub struct Host {
     /// Only cgroup v2 is there.
     pub unified: bool,
+    /// The caller is not root.
+    pub user: bool,
     /// Which security modules take labels.
     pub security: SecurityModules,
 }

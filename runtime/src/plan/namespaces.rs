@@ -19,6 +19,8 @@ pub struct Namespaces {
     pub join: Vec<(u64, PathBuf)>,
     /// Id mappings of a new user namespace, as the kernel's files take them: uid, gid.
     pub mappings: Option<(String, String)>,
+    /// The mappings are written by somebody who is not root and may only do so while the process can be looked into.
+    pub mapped_by_user: bool,
     /// What goes into `timens_offsets`.
     pub time_offsets: Option<String>,
 }
@@ -64,6 +66,10 @@ impl Namespaces {
             }
         }
         namespaces.mappings = plan_mappings(linux, &namespaces, warnings)?;
+        namespaces.mapped_by_user = host.user && namespaces.mappings.is_some();
+        if host.user && !namespaces.has_user_namespace() {
+            return Err(refuse("rootless container requires user namespaces"));
+        }
         namespaces.time_offsets = plan_time_offsets(linux, &namespaces)?;
         Ok(namespaces)
     }

@@ -35,34 +35,61 @@ pub(super) fn by_directory(paths: &CgroupPaths) -> Vec<(Vec<String>, &Path)> {
     all
 }
 
+/// What happens to directories that the caller may not make or use.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Forbidden {
+    /// They are an error.
+    Refused,
+    /// They are left out.
+    LeftOut,
+}
+
 /// Makes the directories; what was made is pushed to `made`, parents first, even if a later one fails.
 pub(super) fn create(
     hierarchies: &Hierarchies,
     paths: &CgroupPaths,
+    forbidden: Forbidden,
     made: &mut Vec<PathBuf>,
 ) -> Result<Vec<Group>> {
     let mut groups = Vec::new();
     for (controllers, path) in by_directory(paths) {
-        let name = controllers.first().map(String::as_str).unwrap_or_default();
-        let Some(hierarchy) = hierarchies.find(name) else {
-            return Err(Error::new(Kind::NotFound, "find the cgroup hierarchy of", name));
-        };
-        let is_new = make(hierarchy, path, made)?;
-        let group = Group::open(controllers, path)?;
-        if group.is_unified() && hierarchies.legacy.is_empty() {
-            hand_down(&hierarchy.mountpoint, path)?;
-            refuse_invalid(&group)?;
+        let before = made.len();
+        match create_one(hierarchies, controllers, path, made) {
+            Err(error) if forbidden == Forbidden::LeftOut && error.kind() == Kind::PermissionDenied => {
+                remove(made[before..].iter().rev().map(PathBuf::as_path))?;
+                made.truncate(before);
+            }
+            group => groups.push(group?),
         }
-        if group.has("cpuset") {
-            inherit_cpuset(&hierarchy.mountpoint, path)?;
-        }
-        refuse_frozen(&group, is_new)?;
-        if !is_new && (group.has("devices") || hierarchies.legacy.is_empty()) {
-            refuse_processes(&group)?;
-        }
-        groups.push(group);
     }
     Ok(groups)
+}
+
+/// Makes the directory of one hierarchy.
+fn create_one(
+    hierarchies: &Hierarchies,
+    controllers: Vec<String>,
+    path: &Path,
+    made: &mut Vec<PathBuf>,
+) -> Result<Group> {
+    let name = controllers.first().map(String::as_str).unwrap_or_default();
+    let Some(hierarchy) = hierarchies.find(name) else {
+        return Err(Error::new(Kind::NotFound, "find the cgroup hierarchy of", name));
+    };
+    let is_new = make(hierarchy, path, made)?;
+    let group = Group::open(controllers, path)?;
+    if group.is_unified() && hierarchies.legacy.is_empty() {
+        hand_down(&hierarchy.mountpoint, path)?;
+        refuse_invalid(&group)?;
+    }
+    if group.has("cpuset") {
+        inherit_cpuset(&hierarchy.mountpoint, path)?;
+    }
+    refuse_frozen(&group, is_new)?;
+    if !is_new && (group.has("devices") || hierarchies.legacy.is_empty()) {
+        refuse_processes(&group)?;
+    }
+    Ok(group)
 }
 
 /// Makes one directory with its parents below the mount point; says whether it is new.

@@ -31,6 +31,7 @@ pub use paths::CgroupPaths;
 pub use stats::Stats;
 
 use crate::sys::bpf;
+use create::Forbidden;
 use group::Group;
 use limits::{Limits, Missing, Setting};
 
@@ -79,8 +80,18 @@ impl Cgroup {
     /// # Errors
     /// `FailedPrecondition` for a group that is frozen or holds processes; what was made is removed again.
     pub fn create(hierarchies: &Hierarchies, paths: &CgroupPaths) -> Result<Cgroup> {
+        Cgroup::make(hierarchies, paths, Forbidden::Refused)
+    }
+
+    /// Like [`Cgroup::create`], but leaves out directories that the caller may not make: what a rootless container gets
+    /// where nobody delegated a cgroup to its user. [`Cgroup::paths`] tells what there is.
+    pub fn create_permitted(hierarchies: &Hierarchies, paths: &CgroupPaths) -> Result<Cgroup> {
+        Cgroup::make(hierarchies, paths, Forbidden::LeftOut)
+    }
+
+    fn make(hierarchies: &Hierarchies, paths: &CgroupPaths, forbidden: Forbidden) -> Result<Cgroup> {
         let mut made = Vec::new();
-        match create::create(hierarchies, paths, &mut made) {
+        match create::create(hierarchies, paths, forbidden, &mut made) {
             Ok(groups) => Ok(Cgroup { groups, made }),
             Err(error) => {
                 // The first error is the one to tell: what cannot be removed now was not wanted in the first place.
@@ -116,6 +127,15 @@ impl Cgroup {
             paths.push((String::new(), unified.own.clone()));
         }
         Cgroup::open(&paths.into_iter().collect())
+    }
+
+    /// The directories that there are.
+    pub fn paths(&self) -> CgroupPaths {
+        let names = |group: &Group| -> Vec<String> {
+            if group.is_unified() { vec![String::new()] } else { group.controllers.clone() }
+        };
+        let pairs = |group| names(group).into_iter().map(|name| (name, group.path.clone()));
+        self.groups.iter().flat_map(pairs).collect()
     }
 
     /// How a process gets in.
@@ -157,14 +177,12 @@ impl Cgroup {
         for together in legacy {
             self.write_together(together)?;
         }
-        if let (false, Some(group)) = (unified.is_empty(), self.unified()) {
-            if !is_unified_only {
-                let controllers = unified.iter().flatten().map(|one| &*one.controller);
-                create::hand_down_single(&group.path, controllers)?;
-            }
-            for together in unified {
-                self.write_together(together)?;
-            }
+        if let (false, false, Some(group)) = (unified.is_empty(), is_unified_only, self.unified()) {
+            let controllers = unified.iter().flatten().map(|one| &*one.controller);
+            create::hand_down_single(&group.path, controllers)?;
+        }
+        for together in unified {
+            self.write_together(together)?;
         }
         if let Some(policy) = policy {
             self.confine(&policy)?;
