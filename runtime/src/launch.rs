@@ -216,18 +216,18 @@ pub struct Launched {
     channel: Channel,
 }
 
-/// Makes the process: with one clone3, unless it has to join a user namespace before it can make others in it.
+/// Makes the process: with one clone3, unless it has to join namespaces before others can be made or joined.
 pub fn spawn(launch: Launch) -> Result<Launched> {
     let (ours, theirs) = Channel::pair()?;
     let Launch { plan, joins, entry, .. } = launch;
     let cgroup = entry.unified;
     let flags = plan.namespaces.at_clone;
     let user = libc::CLONE_NEWUSER as u64;
-    let joins_user = joins.iter().any(|(_, joined)| joined & user != 0);
-    let pid = libc::CLONE_NEWPID as u64;
-    // A user may enter a pid namespace only from within the user namespace that owns it.
-    let joins_pid = rootless::is_user() && joins.iter().any(|(_, joined)| joined & pid != 0);
-    let in_between = joins_user && (flags != 0 || joins_pid);
+    let joined = |flag: u64| joins.iter().any(|(_, joined)| joined & flag != 0);
+    // Who is not the machine's root may enter a pid namespace only from within the user namespace that owns it, and
+    // could not come back to its own.
+    let in_between = joined(user) && flags != 0
+        || joined(libc::CLONE_NEWPID as u64) && (rootless::is_user() || rootless::is_in_user_namespace());
     let back = if in_between { None } else { enter_pid_namespace(&joins)? };
     // The intermediate process has a channel of its own, or init could speak before it.
     let between = if in_between { Some(Channel::pair()?) } else { None };
@@ -257,7 +257,7 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
             // Process 1 of a new pid namespace would show its own numbers to the hooks; the parent knows better.
             init.hook_state.pid = std::process::id() as i32;
             if let Some(to_parent) = between.map(|(_, theirs)| theirs) {
-                make_from_user_namespace(&mut init, flags, cgroup.as_ref(), to_parent);
+                make_from_within(&mut init, flags, cgroup.as_ref(), to_parent);
             }
             init::run(init)
         }
@@ -284,14 +284,14 @@ fn enter_pid_namespace(joins: &[(OwnedFd, u64)]) -> Result<Option<OwnedFd>> {
     Ok(Some(own))
 }
 
-/// In the intermediate process: joins the user namespace and makes init there as a sibling. Returns only in init.
-fn make_from_user_namespace(init: &mut Init, flags: u64, cgroup: Option<&OwnedFd>, to_parent: Channel) {
+/// In the intermediate process: joins user and pid namespaces and makes init there as a sibling. Returns only in init.
+fn make_from_within(init: &mut Init, flags: u64, cgroup: Option<&OwnedFd>, to_parent: Channel) {
     let user = libc::CLONE_NEWUSER as u64;
     let make = |init: &mut Init| -> Result<Cloned> {
-        let namespace = init.joins.iter_mut().find(|(_, joined)| *joined & user != 0);
-        let (namespace, joined) = namespace.expect("there is a user namespace to join");
-        sys::pid::setns(namespace.as_fd(), libc::CLONE_NEWUSER).context("join", "user namespace")?;
-        *joined &= !user;
+        if let Some((namespace, joined)) = init.joins.iter_mut().find(|(_, joined)| *joined & user != 0) {
+            sys::pid::setns(namespace.as_fd(), libc::CLONE_NEWUSER).context("join", "user namespace")?;
+            *joined &= !user;
+        }
         enter_pid_namespace(&init.joins)?;
         let flags = flags | libc::CLONE_PARENT as u64;
         clone3(CloneRequest { flags, cgroup: cgroup.map(|fd| fd.as_fd()) }).context("clone", "a new process")

@@ -24,7 +24,8 @@ pub fn does_without_cgroup(flag: &str) -> bool {
     }
 }
 
-fn is_in_user_namespace() -> bool {
+/// Whether the caller lives in another user namespace than the machine's first.
+pub fn is_in_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     !map.split_whitespace().eq(EVERYBODY)
 }

@@ -254,6 +254,35 @@ fn a_delegated_cgroup_is_used() {
     user.assert_clean();
 }
 
+/// podman as a user makes its own user namespace and calls the runtime as root of it.
+#[test]
+fn podman_of_a_user_runs_containers() {
+    let outputs: Vec<_> = [binaries::orlop(), binaries::system("runc")]
+        .into_iter()
+        .map(|binary| {
+            let user = User::new(Runtime::new(), binary);
+            let owner = format!("{USER}:{USER}");
+            Cmd::new("chown").args(["--recursive", &owner]).arg(user.bundle.rootfs("/")).run().success();
+            let out = user.script(
+                "export HOME=$XDG_RUNTIME_DIR/user TMPDIR=$XDG_RUNTIME_DIR/user; mkdir $HOME; cd $HOME
+                 podman() { command podman --runtime $RUNTIME --cgroup-manager cgroupfs --events-backend none --storage-driver vfs \"$@\"; }
+                 podman run --name c1 --network none --hostname box --user 1000:1000 --rootfs $BUNDLE/rootfs \
+                     sh -c 'id; cat /proc/self/uid_map; hostname; exit 5'; echo run $?
+                 podman run --detach --name c2 --network none --rootfs $BUNDLE/rootfs sleep 1000 >$HOME/id; echo detach $?
+                 podman exec c2 sh -c 'id -u; exit 6'; echo exec $?
+                 podman rm --force --time 0 c1 c2 >$HOME/ids; echo rm $?
+                 podman system migrate; rm -rf $HOME $XDG_RUNTIME_DIR/*",
+            );
+            user.runtime.root.assert_clean();
+            out.stdout
+        })
+        .collect();
+    for expected in ["uid=1000(user) gid=1000(user)", "\nbox\nrun 5\ndetach 0\n0\nexec 6\nrm 0\n"] {
+        assert!(outputs[0].contains(expected), "no {expected:?} in {}", outputs[0]);
+    }
+    assert_eq!(outputs[0], outputs[1]);
+}
+
 /// A directory in every hierarchy that belongs to the user, as an administrator or a service manager lends it.
 struct Delegated {
     path: String,
