@@ -8,6 +8,7 @@ mod ctl_images;
 mod daemon;
 mod image;
 mod kill;
+mod registry;
 mod side_by_side;
 mod snapshots;
 mod space;

@@ -214,12 +214,13 @@ impl Blob {
     }
 }
 
-/// An image for linux/amd64: layers and a configuration.
+/// An image for linux/amd64, unless told otherwise: layers and a configuration.
 #[derive(Debug, Clone)]
 pub struct Image {
     layers: Vec<Blob>,
     config: Value,
     docker: bool,
+    architecture: &'static str,
 }
 
 impl Image {
@@ -230,7 +231,7 @@ impl Image {
             "Cmd": ["sh"],
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
         });
-        Image { layers: Vec::new(), config, docker: false }
+        Image { layers: Vec::new(), config, docker: false, architecture: "amd64" }
     }
 
     /// One busybox layer.
@@ -272,6 +273,12 @@ impl Image {
         self
     }
 
+    /// Makes it an image for another architecture, as Go names it.
+    pub fn architecture(mut self, name: &'static str) -> Image {
+        self.architecture = name;
+        self
+    }
+
     /// The layers, the lowest first.
     pub fn layers(&self) -> &[Blob] {
         &self.layers
@@ -283,7 +290,7 @@ impl Image {
         let history: Vec<Value> = self.layers.iter().map(|_| json!({"created_by": "orlop-tests"})).collect();
         let config = json!({
             "created": "2024-01-01T00:00:00Z",
-            "architecture": "amd64",
+            "architecture": self.architecture,
             "os": "linux",
             "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
@@ -339,7 +346,7 @@ impl Image {
             "mediaType": "application/vnd.oci.image.index.v1+json",
             "manifests": [{
                 "mediaType": self.manifest_type(), "digest": digest(&manifest), "size": manifest.len(),
-                "platform": {"os": "linux", "architecture": "amd64"},
+                "platform": {"os": "linux", "architecture": self.architecture},
                 "annotations": {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag},
             }],
         });
@@ -395,6 +402,30 @@ impl Image {
             registry.put_blob(name, blob);
         }
         registry.put_manifest(name, tag, self.manifest_type(), &self.manifest_bytes());
+        format!("{}/{name}:{tag}", registry.address())
+    }
+
+    /// Uploads images for several architectures under one name: an OCI index, or Docker's manifest list if `docker`.
+    pub fn push_index(images: &[Image], docker: bool, registry: &Registry, name: &str, tag: &str) -> String {
+        let kind = if docker {
+            "application/vnd.docker.distribution.manifest.list.v2+json"
+        } else {
+            "application/vnd.oci.image.index.v1+json"
+        };
+        let manifests: Vec<Value> = images
+            .iter()
+            .map(|image| {
+                image.push(registry, name, image.architecture);
+                json!({
+                    "mediaType": image.manifest_type(),
+                    "digest": image.digest(),
+                    "size": image.manifest_bytes().len(),
+                    "platform": {"os": "linux", "architecture": image.architecture},
+                })
+            })
+            .collect();
+        let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": manifests});
+        registry.put_manifest(name, tag, kind, index.to_string().as_bytes());
         format!("{}/{name}:{tag}", registry.address())
     }
 }

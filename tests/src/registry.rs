@@ -1,18 +1,21 @@
 //! Debian's docker-registry on a free port of loopback.
 
 use std::fs;
-use std::net::TcpListener;
-use std::path::PathBuf;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use crate::binaries;
 use crate::command::{Cmd, Process};
+use crate::guard::{self, Authority, Guard, TokenServer};
 use crate::http::{self, Response};
 use crate::image::digest;
 use crate::poll::poll_for;
 use crate::root::Root;
 
-/// A registry with a directory of its own, over plain HTTP, ended when dropped.
+/// A registry with a directory of its own, ended when dropped; what is sent to it here goes by plain HTTP.
 #[derive(Debug)]
 pub struct Registry {
     address: String,
@@ -25,22 +28,50 @@ impl Registry {
     pub fn start(root: &Root) -> Registry {
         let dir = free_name(root, "registry");
         fs::create_dir(&dir).expect("making the registry's directory");
+        let up =
+            |address: &str| http::request(address, "GET", "/v2/", &[], &[]).is_ok_and(|r| r.status == 200);
+        Registry::launch(dir.clone(), up, |address| {
+            configuration(&dir.join("data"), json!({"addr": address}), None)
+        })
+    }
+
+    /// Starts a second one on the content of this one, by HTTPS alone and behind a guard. What is pushed here is there.
+    pub fn guarded(
+        &self,
+        root: &Root,
+        authority: &Authority,
+        guard: &Guard,
+        tokens: &TokenServer,
+    ) -> Registry {
+        let dir = free_name(root, "registry");
+        fs::create_dir(&dir).expect("making the registry's directory");
+        let auth = match guard {
+            Guard::Open => None,
+            Guard::Password => Some(guard::basic(&guard::password_file(&dir))),
+            Guard::Token => Some(tokens.configuration(authority)),
+        };
+        let (certificate, key) = authority.registry();
+        let up = |address: &str| TcpStream::connect(address).is_ok();
+        Registry::launch(dir, up, |address| {
+            let http = json!({"addr": address, "tls": {"certificate": certificate, "key": key}});
+            configuration(&self.dir.join("data"), http, auth.clone())
+        })
+    }
+
+    fn launch(dir: PathBuf, up: impl Fn(&str) -> bool, configuration: impl Fn(&str) -> Value) -> Registry {
         for _ in 0..5 {
             // The port is free now and may be taken before the registry binds it: then the next one is tried.
             let port =
                 TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
             let address = format!("127.0.0.1:{port}");
+            // JSON is YAML.
             let config = dir.join("config.yml");
-            fs::write(&config, configuration(&dir.join("data").display().to_string(), &address))
-                .expect("writing config.yml");
+            fs::write(&config, configuration(&address).to_string()).expect("writing config.yml");
             let mut process =
                 Cmd::new(binaries::system("docker-registry")).arg("serve").arg(&config).cwd(&dir).spawn();
-            let up = poll_for(Duration::from_secs(20), || {
-                let answers =
-                    || http::request(&address, "GET", "/v2/", &[], &[]).is_ok_and(|r| r.status == 200);
-                (!process.running() || answers()).then_some(())
-            });
-            if up.is_some() && process.running() {
+            let is_up =
+                poll_for(Duration::from_secs(20), || (!process.running() || up(&address)).then_some(()));
+            if is_up.is_some() && process.running() {
                 return Registry { address, dir, process };
             }
         }
@@ -116,11 +147,21 @@ impl Registry {
     }
 }
 
-fn configuration(data: &str, address: &str) -> String {
-    format!(
-        "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {data}\n  \
-         delete:\n    enabled: true\n  maintenance:\n    uploadpurging:\n      enabled: false\nhttp:\n  addr: {address}\n"
-    )
+fn configuration(data: &Path, http: Value, auth: Option<Value>) -> Value {
+    let mut configuration = json!({
+        "version": "0.1",
+        "log": {"level": "error", "accesslog": {"disabled": false}},
+        "storage": {
+            "filesystem": {"rootdirectory": data},
+            "delete": {"enabled": true},
+            "maintenance": {"uploadpurging": {"enabled": false}},
+        },
+        "http": http,
+    });
+    if let Some(auth) = auth {
+        configuration["auth"] = auth;
+    }
+    configuration
 }
 
 /// `name`, or `name2`, `name3`, … where that exists below `root`.

@@ -1,8 +1,9 @@
 //! podman with our runtime. Each check runs on runc too: where it fails there, it says nothing about ours.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use orlop_tests::{Cmd, Output, Root, binaries, busybox_rootfs};
+use orlop_tests::{Cmd, Output, Root, binaries, busybox_rootfs, host};
 
 struct Podman<'a> {
     root: &'a Root,
@@ -50,8 +51,35 @@ impl Podman<'_> {
     }
 }
 
+/// The cgroup that podman makes for its monitors and keeps: taken away again, unless it was there before. One test at a time
+/// may use podman meanwhile.
+struct Monitors {
+    before: Vec<PathBuf>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Monitors {
+    const NAME: &'static str = "libpod_parent";
+
+    fn new() -> Monitors {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Monitors { before: host::cgroups_named(Monitors::NAME), _turn: turn }
+    }
+}
+
+impl Drop for Monitors {
+    fn drop(&mut self) {
+        for made in host::cgroups_named(Monitors::NAME).iter().filter(|group| !self.before.contains(group)) {
+            // Somebody else's podman may be using it by now.
+            let _ = std::fs::remove_dir(made);
+        }
+    }
+}
+
 /// Checks podman with a runtime: foreground, exit code, limits, volume, detached with exec and stop, and nothing left.
 fn check(runtime: &Path) {
+    let _monitors = Monitors::new();
     let root = Root::new();
     let rootfs = root.join("rootfs");
     busybox_rootfs(&rootfs);

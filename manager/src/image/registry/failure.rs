@@ -10,7 +10,10 @@ const MAX_TEXT: usize = 200;
 
 /// An error of the connection.
 pub fn connection(operation: &'static str, object: impl Into<String>, error: reqwest::Error) -> Error {
+    let certificate = certificate(&error);
     let kind = match () {
+        // Trying again changes nothing.
+        () if certificate.is_some() => Kind::Unknown,
         () if error.is_timeout() => Kind::DeadlineExceeded,
         () if error.is_builder() => Kind::InvalidArgument,
         () => Kind::Unavailable,
@@ -21,10 +24,40 @@ pub fn connection(operation: &'static str, object: impl Into<String>, error: req
     });
     let why = match host {
         Some(host) if error.is_timeout() => format!("{host} does not answer"),
-        Some(host) => format!("{host}: {}", cause(&error)),
-        None => cause(&error),
+        Some(host) => format!("{host}: {}", certificate.unwrap_or_else(|| cause(&error))),
+        None => certificate.unwrap_or_else(|| cause(&error)),
     };
     Error::because(kind, operation, object, why)
+}
+
+/// What is wrong with the other side's certificate, if that is the cause, in the words of Go's x509 package.
+fn certificate(error: &reqwest::Error) -> Option<String> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(rustls::Error::InvalidCertificate(wrong)) = error.downcast_ref() {
+            return Some(words(wrong));
+        }
+        // The source of an I/O error is that of the one that it is made of, which itself is passed over.
+        next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(made_of) => Some(made_of),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+fn words(wrong: &rustls::CertificateError) -> String {
+    use rustls::CertificateError as Wrong;
+    let what = match wrong {
+        Wrong::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+        Wrong::Expired | Wrong::ExpiredContext { .. } => "certificate has expired".to_owned(),
+        Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => "certificate is not yet valid".to_owned(),
+        Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
+            "certificate is valid for other names".to_owned()
+        }
+        other => format!("invalid certificate: {other}"),
+    };
+    format!("tls: failed to verify certificate: x509: {what}")
 }
 
 /// The innermost cause: the outer ones only say that a request failed.
@@ -84,6 +117,14 @@ fn reason(body: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn says_what_is_wrong_with_a_certificate() {
+        let said = |wrong| words(&wrong).rsplit_once("x509: ").unwrap().1.to_owned();
+        assert_eq!(said(rustls::CertificateError::UnknownIssuer), "certificate signed by unknown authority");
+        assert_eq!(said(rustls::CertificateError::Expired), "certificate has expired");
+        assert!(said(rustls::CertificateError::BadSignature).starts_with("invalid certificate: "));
+    }
 
     #[test]
     fn tells_what_the_registry_said() {
