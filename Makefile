@@ -24,23 +24,25 @@ TOP := $(CURDIR)
 BINARIES := ORLOP=$(TOP)/$(STATIC_DIR)/orlop ORLOP_SHIM=$(TOP)/$(STATIC_DIR)/containerd-shim-orlop-v1 \
 	ORLOPD=$(TOP)/$(DYNAMIC_DIR)/orlopd ORLOPCTL=$(TOP)/$(DYNAMIC_DIR)/orlopctl
 
-.PHONY: help setup build demo run-demo test run-tests lint unit integration conformance bench fuzz soak proto install clean
+.PHONY: help setup build build-static demo run-demo test test-vm run-tests lint unit integration conformance bench fuzz soak proto install clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 setup: ## install what building and testing takes (Debian, as root)
 	@.ci/setup
 
-build: ## build the four release binaries, each on its own
+build: build-static ## build the four release binaries, each on its own
+	$(DAEMON) $(CARGO) build --release --locked -p orlop-manager
+	$(DAEMON) $(CARGO) build --release --locked -p orlop-ctl
+
+build-static:
 ifeq ($(STATIC_FLAGS),)
 	@echo "no $(STATIC_TARGET) in this toolchain: runtime and shim are linked dynamically" >&2
 endif
 	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop
 	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop-shim
-	$(DAEMON) $(CARGO) build --release --locked -p orlop-manager
-	$(DAEMON) $(CARGO) build --release --locked -p orlop-ctl
 
 # Set-up may add the static target, which is looked for when a Makefile is read: hence the second make.
 demo: ## the whole stack at work, on a machine with nothing but git and Rust (as root)
@@ -64,6 +66,16 @@ else
 	$(BINARIES) $(CARGO) test --locked -p orlop-tests --lib --test project --no-fail-fast
 	@echo "not run without root: the suites runtime, shim, manager, faults, stack, conformance and fuzz"
 endif
+
+# In the guest nothing is built: it gets by path the test programs, and the runtime whose guards can be switched off.
+VM_SUITES := test --no-run --locked -p orlop-host -p orlop-tests --lib --test runtime --test shim
+
+test-vm: build-static ## the runtime's and the shim's suites in a virtual machine with cgroup v2, AppArmor and PSI (as root)
+	@tests/vm/setup
+	$(CARGO) build --quiet --locked -p orlop --features test-switches --target-dir target/test-switches
+	$(CARGO) $(VM_SUITES)
+	@$(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800 --modules loop -- \
+		tests/vm/suites $$($(CARGO) $(VM_SUITES) 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p')
 
 lint: ## formatting, clippy, licences and bans
 	$(CARGO) fmt --all --check

@@ -41,7 +41,7 @@ const SHARES_PIDS: &str = "shares-pids";
 pub struct Container {
     /// Its state.
     pub task: Task,
-    number: u64,
+    pub number: u64,
     runtime: Runtime,
     options: Options,
     rootfs: Vec<Mount>,

@@ -183,6 +183,10 @@ impl Shim {
             if let Some(number) = job {
                 self.finish(number, exit.status);
             } else if let Some(id) = self.owner(pid) {
+                // The kernel counts the lack of memory before it kills, but its notice may come after the process's end.
+                if let Some(container) = self.containers.get(&id) {
+                    self.out_of_memory(container.number);
+                }
                 self.inputs.push_back((id, Input::Exited(pid, exit)));
             } else if self.jobs.values().any(Active::names_a_process) {
                 self.reaper.keep(pid, exit);

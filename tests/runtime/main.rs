@@ -3,6 +3,7 @@
 //! Everything here holds for the reference too: `ORLOP=/usr/sbin/runc cargo test -p orlop-tests --test runtime` must be green, so
 //! that a red test means us. What we promise beyond runc stands in tests that say so.
 
+mod apparmor;
 mod devices;
 mod exec;
 mod hooks;
@@ -14,6 +15,7 @@ mod namespaces;
 mod process;
 mod refusals;
 mod rootless;
+mod resources;
 mod seccomp;
 mod support;
 mod terminal;

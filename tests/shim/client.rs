@@ -10,6 +10,7 @@ use orlop_proto::containerd::task::v2::task_ttrpc;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use orlop_proto::ttrpc::{self, FrameType, Request, Response};
+use orlop_tests::patient;
 use prost::Message;
 
 /// No answer takes longer than this, unless a test says so.
@@ -32,7 +33,7 @@ pub struct Pending {
 impl Client {
     pub fn connect(socket: &Path) -> Client {
         let stream = UnixStream::connect(socket).expect("connecting to the shim");
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_read_timeout(Some(patient(DEADLINE))).unwrap();
         Client { stream, bytes: Vec::new(), next: 1, answers: HashMap::new() }
     }
 

@@ -8,4 +8,5 @@ mod events;
 mod faults;
 mod fixture;
 mod lifecycle;
+mod memory;
 mod streams;

@@ -17,6 +17,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+use crate::poll::patient;
+
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A program to run: like [`Command`], with a deadline (60 s unless set), no input unless given, and captured output.
@@ -185,11 +187,12 @@ impl Process {
         }
     }
 
-    /// Waits for its end.
+    /// Waits for its end, with a deadline that is [`patient`].
     ///
     /// # Panics
     /// When it does not end before the deadline: it is killed and what it had printed is in the message.
     pub fn wait(mut self, deadline: Duration) -> Output {
+        let deadline = patient(deadline);
         let Some(status) = self.wait_in_kernel(deadline) else {
             let (stdout, stderr) = (self.stdout(), self.stderr());
             panic!("not ended within {deadline:?}: {}\nstdout:\n{stdout}\nstderr:\n{stderr}", self.line);

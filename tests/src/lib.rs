@@ -31,7 +31,7 @@ pub use command::{Cmd, Output, Process};
 pub use daemon::{Containerd, Daemon, Orlopd, Variant};
 pub use guard::{Authority, Guard, PASSWORD, TokenServer, USER};
 pub use image::{Compression, Image, Layer};
-pub use poll::{poll_for, poll_until, poll_value};
+pub use poll::{patient, poll_for, poll_until, poll_value};
 pub use proxy::Proxy;
 pub use registry::Registry;
 pub use root::{Leaks, Root};

@@ -1,7 +1,16 @@
 //! Waiting for a condition with a deadline, never for a fixed time.
 
+use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
+
+/// A deadline as long as this machine needs it: `ORLOP_TEST_PATIENCE` times as long, where that is set. An emulated
+/// processor starts processes ten to twenty times more slowly.
+pub fn patient(deadline: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = || std::env::var("ORLOP_TEST_PATIENCE").ok()?.parse().ok();
+    deadline * *FACTOR.get_or_init(|| factor().unwrap_or(1))
+}
 
 /// Calls `condition` until it holds.
 ///
@@ -19,9 +28,9 @@ pub fn poll_value<T>(deadline: Duration, what: &str, value: impl FnMut() -> Opti
     poll_for(deadline, value).unwrap_or_else(|| panic!("not within {deadline:?}: {what}"))
 }
 
-/// Calls `value` until it returns something or `deadline` has passed.
+/// Calls `value` until it returns something or `deadline` has passed, which is [`patient`].
 pub fn poll_for<T>(deadline: Duration, mut value: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + deadline;
+    let end = Instant::now() + patient(deadline);
     let mut pause = Duration::from_millis(1);
     loop {
         // The time is read first: a condition that holds at last is seen even where the machine stalled meanwhile.

@@ -34,7 +34,7 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
     }
     let (process, warnings) = process(&container, arguments)?;
     warnings.iter().for_each(|warning| log.warning(warning));
-    let plan = plan(&container, process, arguments, log)?;
+    let plan = plan(&container, process, arguments)?;
     console::check(plan.process.terminal, arguments.console_socket.as_deref(), arguments.detach)?;
     let filter = container.filter()?;
     let Some(init) = container.init()? else { return Err(RuncError::ExecStopped.into()) };
@@ -160,18 +160,11 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
     }
 }
 
-fn plan(
-    container: &Container,
-    process: oci_spec::runtime::Process,
-    arguments: &ExecArgs,
-    log: &Log,
-) -> Result<Plan> {
+fn plan(container: &Container, process: oci_spec::runtime::Process, arguments: &ExecArgs) -> Result<Plan> {
     let labelled = process.apparmor_profile().is_some() || process.selinux_label().is_some();
     let security = if labelled { orlop_host::probe::SecurityModules::detect() } else { Default::default() };
     let host = Host { security, ..Default::default() };
-    let mut warnings = Vec::new();
-    let mut planned = Process::plan(&process, &host, &mut warnings)?;
-    warnings.iter().for_each(|warning| log.warning(warning));
+    let mut planned = Process::plan(&process, &host)?;
     if process.capabilities().is_none() {
         let sets = container.state.config.spec.get("capabilities").cloned().unwrap_or_default();
         let sets = serde_json::from_value(sets)

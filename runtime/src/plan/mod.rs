@@ -138,7 +138,7 @@ impl Plan {
         let nothing = Linux::default_empty();
         let linux = spec.linux().as_ref().unwrap_or(&nothing);
         let namespaces = Namespaces::for_container(linux, host, &mut warnings)?;
-        let process = Process::plan(process, host, &mut warnings)?;
+        let process = Process::plan(process, host)?;
         let hooks = spec.hooks().as_ref();
         check_hooks(hooks)?;
         let mounts = mounts::plan(spec, linux, &mut warnings)?;

@@ -69,11 +69,7 @@ fn c_string(text: &str) -> Result<CString> {
 
 impl Process {
     /// Checks a process of the configuration.
-    pub fn plan(
-        process: &oci_spec::runtime::Process,
-        host: &Host,
-        warnings: &mut Vec<String>,
-    ) -> Result<Process> {
+    pub fn plan(process: &oci_spec::runtime::Process, host: &Host) -> Result<Process> {
         let arguments =
             process.args().iter().flatten().map(|text| c_string(text)).collect::<Result<Vec<_>>>()?;
         if arguments.first().is_none_or(|program| program.is_empty()) {
@@ -121,7 +117,7 @@ impl Process {
             limits,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adj,
-            exec_label: plan_label(process, host, warnings)?,
+            exec_label: plan_label(process, host)?,
             scheduling: process.scheduler().as_ref().map(scheduling).transpose()?,
             io_priority: process
                 .io_priority()
@@ -162,11 +158,7 @@ fn environment(pairs: &[String]) -> Result<Vec<CString>> {
     Ok(kept.into_iter().map(|(_, text)| text).collect())
 }
 
-fn plan_label(
-    process: &oci_spec::runtime::Process,
-    host: &Host,
-    warnings: &mut Vec<String>,
-) -> Result<Option<ExecLabel>> {
+fn plan_label(process: &oci_spec::runtime::Process, host: &Host) -> Result<Option<ExecLabel>> {
     let apparmor = process.apparmor_profile().as_deref().filter(|profile| !profile.is_empty());
     let selinux = process.selinux_label().as_deref().filter(|label| !label.is_empty());
     match (apparmor, selinux) {
@@ -176,8 +168,7 @@ fn plan_label(
             Err(refuse("selinux label is specified in config, but selinux is disabled or not supported"))
         }
         (Some(profile), None) if profile != "unconfined" => {
-            warnings.push(format!("AppArmor profile {profile} is not applied: this kernel has no AppArmor"));
-            Ok(None)
+            Err(refuse(format!("unable to apply apparmor profile {profile}: this kernel has no AppArmor")))
         }
         _ => Ok(None),
     }

@@ -165,7 +165,12 @@ impl Cgroup {
         devices: Option<&[LinuxDeviceCgroup]>,
     ) -> Result<Vec<String>> {
         let is_unified_only = self.groups.iter().all(Group::is_unified);
-        let limits = limits::plan(resources, is_unified_only, |name| self.legacy(name).is_some())?;
+        let limits = limits::plan(
+            resources,
+            is_unified_only,
+            |name| self.legacy(name).is_some(),
+            |file| self.unified().filter(|_| devices.is_none())?.try_read(file).ok(),
+        )?;
         let policy = match devices {
             Some(more) => {
                 let rules = resources.devices().iter().flatten().chain(more);

@@ -65,7 +65,8 @@ impl OomWatch {
         Ok(OomWatch(Source::Unified { changes, file, killed }))
     }
 
-    /// Takes what has happened since the last call: whether memory ran out. `NotFound` once the cgroup is gone.
+    /// Takes what has happened since the last call: whether memory ran out, even if the descriptor does not tell yet.
+    /// `NotFound` once the cgroup is gone.
     pub fn take(&mut self) -> Result<bool> {
         match &mut self.0 {
             Source::Legacy { events, group, .. } => {
@@ -81,13 +82,15 @@ impl OomWatch {
                 Ok(happened)
             }
             Source::Unified { changes, file, killed } => {
+                // The kernel tells of changes from a worker thread, so the figures may be ahead of it.
                 match changes.read_events() {
-                    Ok(_) => {}
-                    Err(Errno::EAGAIN) => return Ok(false),
+                    Ok(_) | Err(Errno::EAGAIN) => {}
                     Err(error) => return Err(Error::io("read", "a watch", error.into())),
                 }
                 let text = std::fs::read_to_string(&*file).map_err(|error| match error.raw_os_error() {
-                    Some(libc::ENODEV) => Error::new(Kind::NotFound, "watch cgroup", file.to_string_lossy()),
+                    Some(libc::ENODEV | libc::ENOENT) => {
+                        Error::new(Kind::NotFound, "watch cgroup", file.to_string_lossy())
+                    }
                     _ => Error::io("read", file.to_string_lossy(), error),
                 })?;
                 let before = std::mem::replace(killed, kills(&text));

@@ -54,19 +54,23 @@ pub(super) struct Limits {
 /// Decides what to write where controllers for which `is_legacy` holds are in version 1 hierarchies and the others,
 /// if anywhere, in the version 2 one.
 ///
+/// `present` reads a file of the version 2 group: what is not asked for keeps its value, also where version 2 has one file, or
+/// one sum, for two limits of the specification. A new group has nothing to keep.
+///
 /// # Errors
 /// `InvalidArgument` for a value that no kernel takes.
 pub(super) fn plan(
     resources: &LinuxResources,
     is_unified_only: bool,
     is_legacy: impl Fn(&str) -> bool,
+    present: impl Fn(&str) -> Option<String>,
 ) -> Result<Limits> {
     let mut warnings = Vec::new();
     if resources.memory().is_some_and(|memory| memory.kernel().is_some() || memory.kernel_tcp().is_some()) {
         warnings.push("Kernel memory settings are ignored and will be removed".to_owned());
     }
     if is_unified_only {
-        return Ok(Limits { legacy: Vec::new(), unified: v2::settings(resources)?, warnings });
+        return Ok(Limits { legacy: Vec::new(), unified: v2::settings(resources, &present)?, warnings });
     }
     if resources.unified().as_ref().is_some_and(|unified| !unified.is_empty()) {
         return Err(refuse("linux.resources.unified", "cannot use unified on cgroup v1"));
@@ -76,7 +80,7 @@ pub(super) fn plan(
         .partition(|together| together.first().is_some_and(|setting| is_legacy(&setting.controller)));
     let mut unified = Vec::new();
     if !elsewhere.is_empty() {
-        unified = v2::settings(resources)?;
+        unified = v2::settings(resources, &present)?;
         for missing in elsewhere.iter().flatten() {
             let is_same = |one: &Setting| one.controller == modern(&missing.controller);
             if missing.missing == Missing::Fail && !unified.iter().flatten().any(is_same) {

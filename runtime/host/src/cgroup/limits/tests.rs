@@ -6,6 +6,11 @@ fn resources(value: serde_json::Value) -> LinuxResources {
     serde_json::from_value(value).unwrap()
 }
 
+/// A group that nothing has been written to.
+fn new(_: &str) -> Option<String> {
+    None
+}
+
 fn lines(all: &[Together]) -> Vec<Vec<String>> {
     all.iter()
         .map(|together| together.iter().map(|one| format!("{}={}", one.file, one.value)).collect())
@@ -13,15 +18,15 @@ fn lines(all: &[Together]) -> Vec<Vec<String>> {
 }
 
 fn legacy(value: serde_json::Value) -> Vec<Vec<String>> {
-    lines(&plan(&resources(value), false, |_| true).unwrap().legacy)
+    lines(&plan(&resources(value), false, |_| true, new).unwrap().legacy)
 }
 
 fn unified(value: serde_json::Value) -> Vec<Vec<String>> {
-    lines(&plan(&resources(value), true, |_| false).unwrap().unified)
+    lines(&plan(&resources(value), true, |_| false, new).unwrap().unified)
 }
 
 fn refusal(value: serde_json::Value, is_unified: bool) -> String {
-    plan(&resources(value), is_unified, |_| !is_unified).unwrap_err().to_string()
+    plan(&resources(value), is_unified, |_| !is_unified, new).unwrap_err().to_string()
 }
 
 #[test]
@@ -52,7 +57,7 @@ fn memory_on_version_1() {
 
 #[test]
 fn kernel_memory_is_ignored_with_a_warning() {
-    let limits = plan(&resources(json!({"memory": {"kernel": 1}})), false, |_| true).unwrap();
+    let limits = plan(&resources(json!({"memory": {"kernel": 1}})), false, |_| true, new).unwrap();
     assert!(limits.legacy.is_empty());
     assert_eq!(limits.warnings.len(), 1);
 }
@@ -120,7 +125,7 @@ fn block_io_prefers_what_the_kernel_has() {
     let wanted = json!({"blockIO": {"weight": 500, "weightDevice": [{"major": 8, "minor": 0, "weight": 300}],
         "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 600}],
         "throttleWriteIOPSDevice": [{"major": 8, "minor": 16, "rate": 7}]}});
-    let limits = plan(&resources(wanted.clone()), false, |_| true).unwrap();
+    let limits = plan(&resources(wanted.clone()), false, |_| true, new).unwrap();
     assert!(
         matches!(&limits.legacy[0][0].missing, Missing::Instead(other) if other.file == "blkio.bfq.weight")
     );
@@ -133,7 +138,7 @@ fn block_io_prefers_what_the_kernel_has() {
             ["blkio.throttle.write_iops_device=8:16 7"],
         ]
     );
-    let limits = plan(&resources(wanted), true, |_| false).unwrap();
+    let limits = plan(&resources(wanted), true, |_| false, new).unwrap();
     assert!(
         matches!(&limits.unified[0][0].missing, Missing::Instead(other) if other.file == "io.weight" && other.value == "4950")
     );
@@ -174,7 +179,30 @@ fn the_unified_map() {
 #[test]
 fn a_controller_that_only_version_2_has_is_set_there() {
     let wanted = json!({"pids": {"limit": 5}, "hugepageLimits": [{"pageSize": "2MB", "limit": 4096}]});
-    let limits = plan(&resources(wanted), false, |controller| controller != "hugetlb").unwrap();
+    let limits = plan(&resources(wanted), false, |controller| controller != "hugetlb", new).unwrap();
     assert_eq!(lines(&limits.legacy), [["pids.max=5"]]);
     assert_eq!(lines(&limits.unified), [["hugetlb.2MB.max=4096"], ["hugetlb.2MB.rsvd.max=4096"]]);
+}
+
+#[test]
+fn what_is_not_asked_for_stays_on_version_2() {
+    let now = |file: &str| {
+        let value = match file {
+            "cpu.max" => "30000 60000\n",
+            "memory.max" => "1000\n",
+            "memory.swap.max" => "500\n",
+            _ => return None,
+        };
+        Some(value.to_owned())
+    };
+    let written = |value| plan(&resources(value), true, |_| false, now).map(|limits| lines(&limits.unified));
+    assert_eq!(written(json!({"cpu": {"quota": 10000}})).unwrap(), [["cpu.max=10000 60000"]]);
+    assert_eq!(written(json!({"cpu": {"quota": -1}})).unwrap(), [["cpu.max=max 60000"]]);
+    assert_eq!(written(json!({"cpu": {"period": 50000}})).unwrap(), [["cpu.max=30000 50000"]]);
+    // Memory and swap together had 1500 and keep them.
+    let all = written(json!({"memory": {"limit": 1200}})).unwrap();
+    assert_eq!(all, [["memory.swap.max=300"], ["memory.max=1200"]]);
+    assert_eq!(written(json!({"memory": {"swap": 1100}})).unwrap(), [["memory.swap.max=100"]]);
+    assert_eq!(written(json!({"memory": {"swap": -1}})).unwrap(), [["memory.swap.max=max"]]);
+    assert!(written(json!({"memory": {"limit": 1600}})).unwrap_err().to_string().contains("should be >="));
 }

@@ -8,20 +8,23 @@ use super::{Missing, Setting, Together, huge_pages, nonzero, or_max, rdma, refus
 /// The kernel's default period of `cpu.max`, in microseconds.
 const DEFAULT_PERIOD: u64 = 100_000;
 
-pub(super) fn settings(resources: &LinuxResources) -> Result<Vec<Together>> {
+pub(super) fn settings(
+    resources: &LinuxResources,
+    present: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<Together>> {
     let mut all = Vec::new();
     if let Some(limit) = nonzero(resources.pids().map(|pids| pids.limit())) {
         let value = if limit > 0 { limit.to_string() } else { "max".to_owned() };
         all.push(vec![setting("pids", "pids.max", value, Missing::Fail)]);
     }
     if let Some(wanted) = resources.memory() {
-        memory(wanted, &mut all)?;
+        memory(wanted, present, &mut all)?;
     }
     if let Some(wanted) = resources.block_io() {
         block_io(wanted, &mut all);
     }
     if let Some(wanted) = resources.cpu() {
-        cpu(wanted, &mut all);
+        cpu(wanted, present, &mut all);
     }
     all.extend(huge_pages(resources, "max", "rsvd.max")?);
     all.extend(rdma(resources));
@@ -29,9 +32,23 @@ pub(super) fn settings(resources: &LinuxResources) -> Result<Vec<Together>> {
     Ok(all)
 }
 
-fn memory(memory: &LinuxMemory, all: &mut Vec<Together>) -> Result<()> {
+fn memory(
+    memory: &LinuxMemory,
+    present: &dyn Fn(&str) -> Option<String>,
+    all: &mut Vec<Together>,
+) -> Result<()> {
     let limit = memory.limit().unwrap_or(0);
-    let swap = swap_alone(memory.swap().unwrap_or(0), limit)?;
+    let both = memory.swap().unwrap_or(0);
+    let number = |file| present(file)?.trim().parse::<i64>().ok();
+    let swap = match (both, limit) {
+        // The sum stays what it is.
+        (0, 1..) => match (number("memory.max"), number("memory.swap.max")) {
+            (Some(limit_now), Some(swap_now)) => swap_alone(limit_now.saturating_add(swap_now), limit)?,
+            _ => None,
+        },
+        (1.., 0) => swap_alone(both, number("memory.max").unwrap_or(0))?,
+        _ => swap_alone(both, limit)?,
+    };
     if let Some(swap) = swap {
         // Without swap in the kernel there is none to limit.
         let missing = if swap == 0 || swap == -1 { Missing::Ignore } else { Missing::Fail };
@@ -60,7 +77,7 @@ fn swap_alone(both: i64, memory: i64) -> Result<Option<i64>> {
     }
 }
 
-fn cpu(cpu: &LinuxCpu, all: &mut Vec<Together>) {
+fn cpu(cpu: &LinuxCpu, present: &dyn Fn(&str) -> Option<String>, all: &mut Vec<Together>) {
     if let Some(idle) = cpu.idle() {
         all.push(vec![setting("cpu", "cpu.idle", idle, Missing::Fail)]);
     }
@@ -72,8 +89,15 @@ fn cpu(cpu: &LinuxCpu, all: &mut Vec<Together>) {
     let quota = nonzero(cpu.quota());
     let period = nonzero(cpu.period());
     if quota.is_some() || period.is_some() {
-        let quota = quota.filter(|quota| *quota > 0).map_or("max".to_owned(), |quota| quota.to_string());
-        let value = format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD));
+        let now = present("cpu.max").unwrap_or_default();
+        let mut now = now.split_whitespace();
+        let (quota_now, period_now) = (now.next(), now.next().and_then(|period| period.parse().ok()));
+        let quota = match quota {
+            Some(quota) if quota > 0 => quota.to_string(),
+            Some(_) => "max".to_owned(),
+            None => quota_now.unwrap_or("max").to_owned(),
+        };
+        let value = format!("{quota} {}", period.or(period_now).unwrap_or(DEFAULT_PERIOD));
         together.push(setting("cpu", "cpu.max", value, Missing::Fail));
     }
     if let Some(burst) = cpu.burst() {
