@@ -97,7 +97,7 @@ fn every_make_target_that_a_document_names_exists() {
         .filter_map(|line| line.trim().strip_prefix("make ")?.split_whitespace().next())
         .collect();
     for wanted in
-        "setup build demo test lint unit integration conformance bench fuzz soak proto install clean"
+        "setup build demo test test-vm lint unit integration conformance bench fuzz soak proto install clean"
             .split(' ')
     {
         assert!(targets.contains(wanted), "make help does not list {wanted}");
