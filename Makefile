@@ -89,7 +89,9 @@ unit: ## unit tests alone
 integration: build ## black-box suites alone, SUITE=runtime for one of them (as root)
 	$(BINARIES) $(CARGO) test --locked -p orlop-tests $(if $(SUITE),--test $(SUITE)) --no-fail-fast
 
-conformance: build ## foreign suites on our runtime, checked on the reference first (as root)
+conformance: ## a foreign suite on orlop, runc and crun side by side; needs Go and two minutes (as root)
+	@.ci/setup
+	@$(MAKE) --no-print-directory build-static
 	$(BINARIES) ORLOP_CONFORMANCE=1 $(CARGO) test --locked -p orlop-tests --test conformance -- --nocapture
 
 bench: build ## times and sizes beside the peers, in one run (as root)

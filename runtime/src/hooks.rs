@@ -30,11 +30,19 @@ pub fn all(hooks: Option<&Hooks>) -> impl Iterator<Item = &Hook> {
     before_pivot(hooks).chain(later.into_iter().flatten().flatten().flatten())
 }
 
-/// Runs hooks one after the other; the first failure ends the row.
+/// Runs hooks one after the other; the first failure ends the row. They get their three streams and no other descriptor: a hook
+/// may be a program of the image.
 pub fn run<'a>(hooks: impl IntoIterator<Item = &'a Hook>, state: &HookState) -> Result<()> {
+    let mut hooks = hooks.into_iter().peekable();
+    if hooks.peek().is_none() {
+        return Ok(());
+    }
+    if !crate::switches::is_off("descriptors") {
+        sys::fd::close_on_exec_from(3).context("close", "descriptors")?;
+    }
     let input = serde_json::to_vec(state)
         .map_err(|error| Error::because(Kind::Internal, "encode", "the state for hooks", error))?;
-    for (number, hook) in hooks.into_iter().enumerate() {
+    for (number, hook) in hooks.enumerate() {
         run_one(hook, &input).map_err(|error| {
             Error::exactly(error.kind(), format!("error running hook #{number}: {error}"))
         })?;

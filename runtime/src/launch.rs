@@ -480,7 +480,7 @@ pub fn preserved(asked: u32) -> Result<Preserved> {
     let listen = number("LISTEN_FDS").filter(|_| is_ours).unwrap_or(0);
     let count = asked.saturating_add(listen).min(1 << 16);
     for number in 3..3 + count {
-        if !sys::fd::is_open(number as i32) {
+        if !sys::fd::is_inherited(number as i32) {
             let why = "is not open: please check that preserve-fds and LISTEN_FDS are correct";
             return Err(Error::because(Kind::InvalidArgument, "keep", format!("descriptor {number}"), why));
         }

@@ -1,23 +1,28 @@
-//! Foreign suites: the validation programs of github.com/opencontainers/runtime-tools, driving our runtime.
+//! Foreign suites: the validation programs of github.com/opencontainers/runtime-tools, driving our runtime and, in the same run,
+//! the references on this machine, runc and crun.
 //!
-//! `make conformance` fetches them through Go's module proxy and builds them, so it needs Go and a network; `make test` leaves them
-//! out and says so. `expected.toml` lists what does not pass, with the cause; a listed program that passes must be taken off.
+//! `make conformance` fetches them through Go's module proxy and builds them, so it needs Go 1.24 or newer and a network; `make
+//! test` leaves them out and says so. What a reference passes, ours must pass; `expected.toml` gives the cause of everything else
+//! that fails, and a listed program that passes must be taken off.
+
+mod judge;
+mod runtimes;
+mod suite;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
+use std::sync::Mutex;
+use std::thread;
 
-use orlop_tests::{Cmd, Output, Root, binaries, host};
+use orlop_tests::Root;
 
-const MODULE: &str = "github.com/opencontainers/runtime-tools";
-const VERSION: &str = "v0.9.1-0.20251205004911-5e639034dcdc";
-/// What Go's checksum database says of the module.
-const SUM: &str = "h1:82NlZLiQEB6Wp+nmASMlkHsEXz3Q0pXJbK7QO6ck5lo=";
-/// The suite's own helper, which runs inside containers.
-const HELPER: &str = "runtimetest";
-/// How often a program that loses races is tried.
-const ATTEMPTS: usize = 5;
+use runtimes::Runtime;
+
+/// Programs at work at once: most of what they do is wait.
+const WORKERS: usize = 4;
+
+/// Programs that share the names of their cgroups and so cannot run beside each other.
+const SHARED_CGROUPS: [&str; 3] = ["linux_cgroups_", "delete_resources", "delete_only_create_resources"];
 
 #[test]
 fn runtime_tools() {
@@ -25,103 +30,67 @@ fn runtime_tools() {
         println!("not run: the foreign suites; `make conformance` runs them");
         return;
     }
-    let expected: BTreeMap<String, BTreeMap<String, String>> =
+    let causes: BTreeMap<String, BTreeMap<String, String>> =
         toml::from_str(include_str!("expected.toml")).expect("expected.toml is well formed");
-    let section = |name: &str| expected.get(name).cloned().unwrap_or_default();
-    let (failing, racy) = (section("failing"), section("racy"));
-    let directory = build();
+    let directory = suite::build();
+    let programs = suite::programs(&directory);
+    let root = Root::new();
+    let runtimes = runtimes::all(&root);
+    let problems: Vec<_> = runtimes.iter().map(|runtime| run_all(runtime, &directory, &programs)).collect();
+
+    let names: Vec<_> = runtimes.iter().map(|runtime| runtime.name).collect();
+    println!("{:36}{}", "program", names.iter().map(|name| format!("{name:8}")).collect::<String>());
     let mut wrong = Vec::new();
-    let mut programs: Vec<PathBuf> =
-        fs::read_dir(directory.join("bin")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    programs.sort();
-    programs.retain(|program| !program.ends_with(HELPER));
-    assert!(programs.len() > 50, "{programs:?}");
     for program in &programs {
-        let name = program.file_name().unwrap().to_string_lossy().into_owned();
-        let attempts = if racy.contains_key(&name) { ATTEMPTS } else { 1 };
-        let mut problem = None;
-        for _ in 0..attempts {
-            problem = judge(&run(&directory, program));
-            if problem.is_none() {
-                break;
+        let outcomes: Vec<_> = problems.iter().map(|all| all[program].as_ref()).collect();
+        let cell =
+            |problem: &Option<&String>| format!("{:8}", if problem.is_none() { "pass" } else { "fail" });
+        let cause = |section: &str| causes.get(section).and_then(|all| all.get(program)).map(String::as_str);
+        let (nobody, specification) = (cause("nobody"), cause("specification"));
+        let said = nobody.or(specification).unwrap_or_default();
+        println!("{program:36}{}{said}", outcomes.iter().map(cell).collect::<String>());
+        let (ours, references) = outcomes.split_first().expect("ours is the first");
+        let passes_elsewhere = references.iter().any(Option::is_none);
+        match ours {
+            None if nobody.or(specification).is_some() => {
+                wrong.push(format!("{program} passes: take it off expected.toml"));
             }
-        }
-        match (problem, failing.get(&name)) {
-            (None, None) => println!("passed  {name}"),
-            (Some(_), Some(cause)) => println!("known   {name}: {cause}"),
-            (Some(_), None) if racy.contains_key(&name) => println!("raced   {name}: {}", racy[&name]),
-            (None, Some(_)) => wrong.push(format!("{name} passes now: take it off expected.toml")),
-            (Some(text), None) => wrong.push(format!("{name} fails:\n{text}")),
+            Some(problem) if passes_elsewhere && specification.is_none() => {
+                wrong.push(format!("a reference passes {program}, orlop does not:\n{problem}"));
+            }
+            Some(problem) if nobody.or(specification).is_none() => {
+                wrong.push(format!("{program} fails, and expected.toml has no cause:\n{problem}"));
+            }
+            _ => {}
         }
     }
+    for (runtime, all) in runtimes.iter().zip(&problems) {
+        let passed = all.values().filter(|problem| problem.is_none()).count();
+        println!("{} passes {passed} of {}", runtime.name, programs.len());
+    }
+    let listed = causes.values().flat_map(BTreeMap::keys);
+    wrong.extend(
+        listed.filter(|name| !programs.contains(name)).map(|name| format!("there is no program {name}")),
+    );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Fetches and builds the suite once; returns the directory that it runs in.
-fn build() -> PathBuf {
-    let directory = binaries::target_dir().join("conformance");
-    let (source, programs) = (directory.join("source"), directory.join("bin"));
-    if programs.join(HELPER).exists() {
-        return directory;
-    }
-    fs::create_dir_all(&programs).unwrap();
-    let go = |cwd: &Path| {
-        let go = binaries::find("go")
-            .or_else(|| Some("/usr/local/go/bin/go".into()).filter(|path: &PathBuf| path.exists()));
-        let go = go.expect("Go is not installed; the foreign suites are built with it");
-        Cmd::new(go)
-            .env("GOFLAGS", "-mod=mod -buildvcs=false")
-            .env("CGO_ENABLED", "0")
-            .cwd(cwd)
-            .deadline(Duration::from_secs(900))
+/// Runs every program on a runtime; tells for each what is wrong, if anything.
+fn run_all(runtime: &Runtime, directory: &Path, programs: &[String]) -> BTreeMap<String, Option<String>> {
+    let shared = |name: &&String| SHARED_CGROUPS.iter().any(|prefix| name.starts_with(prefix));
+    let (in_turn, others): (Vec<&String>, Vec<&String>) = programs.iter().partition(shared);
+    let waiting = Mutex::new(others);
+    let found = Mutex::new(BTreeMap::new());
+    let run = |name: &String| {
+        let problem = judge::problem(&runtime.run(directory, name));
+        found.lock().expect("no worker panics with the lock").insert(name.clone(), problem);
     };
-    let module = format!("{MODULE}@{VERSION}");
-    let answer = go(&directory).args(["mod", "download", "-json", &module]).run().success();
-    let answer: serde_json::Value = serde_json::from_str(&answer.stdout).expect("JSON from go");
-    assert_eq!(answer["Sum"], SUM, "the module is another one");
-    let _ = fs::remove_dir_all(&source);
-    // The module cache is read-only, and its vendor directory holds a list alone.
-    let copy = format!(
-        "cp -r '{}' '{}' && chmod -R u+w '{1}' && rm -r '{1}/vendor'",
-        answer["Dir"].as_str().unwrap(),
-        source.display()
-    );
-    Cmd::new("/bin/sh").args(["-c", &copy]).run().success();
-    go(&source).args(["build", "-o"]).arg(&programs).arg("./validation/...").run().success();
-    go(&source).args(["build", "-o"]).arg(programs.join(HELPER)).arg("./cmd/runtimetest").run().success();
-    for (from, to) in
-        [(programs.join(HELPER), HELPER), (source.join("rootfs-amd64.tar.gz"), "rootfs-amd64.tar.gz")]
-    {
-        fs::copy(from, directory.join(to)).unwrap();
-    }
-    directory
-}
-
-/// Runs one program where neither mounts nor processes nor the runtime's state outlive it.
-fn run(directory: &Path, program: &Path) -> Output {
-    let root = Root::new();
-    let script = "mount -t tmpfs tmpfs /run; \"$0\"; exit $?";
-    let out = Cmd::new(binaries::system("unshare"))
-        .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"])
-        .args(["timeout", "60", "sh", "-c", script])
-        .arg(program)
-        .env("RUNTIME", binaries::orlop())
-        .env("TMPDIR", root.path())
-        .cwd(directory)
-        .deadline(Duration::from_secs(90))
-        .run();
-    // The suite leaves the parents of its groups, and after a failure the groups.
-    for name in ["cgrouptest", "testdir"] {
-        for group in host::cgroups_named(name) {
-            let _ = host::remove_cgroup(&group);
+    let next = || waiting.lock().expect("no worker panics with the lock").pop();
+    thread::scope(|scope| {
+        scope.spawn(|| in_turn.iter().for_each(|name| run(name)));
+        for _ in 1..WORKERS {
+            scope.spawn(|| std::iter::from_fn(next).for_each(run));
         }
-    }
-    out
-}
-
-/// What is wrong with a program's output, if anything.
-fn judge(out: &Output) -> Option<String> {
-    let denied = out.stdout.lines().any(|line| line.starts_with("not ok"));
-    let is_good = out.status.success() && !denied;
-    (!is_good).then(|| out.to_string())
+    });
+    found.into_inner().expect("no worker panics with the lock")
 }

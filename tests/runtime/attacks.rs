@@ -5,8 +5,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use orlop_tests::{Bundle, Cmd, Output, Root, binaries, poll_until};
@@ -170,7 +173,7 @@ fn mount_points_stay_in_the_root_file_system() {
     });
 }
 
-/// CVE-2019-19921, CVE-2023-27561: with `/proc` a link, procfs is mounted where nobody masks it.
+/// CVE-2019-19921, CVE-2023-27561, CVE-2023-28642: with `/proc` a link, procfs is mounted where nobody masks it.
 #[test]
 fn procfs_goes_on_an_ordinary_directory() {
     guard_holds("kernel-interface", |root, is_on| {
@@ -252,6 +255,178 @@ fn masks_are_the_null_device() {
         let output = run(root, &bundle, "null-device", is_on);
         assert!(!output.stdout.contains("hidden"), "{output:?}");
         output.stdout.contains("chosen")
+    });
+}
+
+/// CVE-2023-28642: `/proc` is a link to files that the image prepared, and the AppArmor label goes into one of them, so that
+/// the container runs without its profile.
+#[test]
+fn labels_are_written_to_the_kernel() {
+    let attack = |root: &Root, off: &str| {
+        let bundle = Bundle::new(root, "b").sh("echo unconfined").edit(|config| {
+            config["process"]["apparmorProfile"] = json!("confined");
+            config["mounts"].as_array_mut().unwrap().retain(|mount| mount["destination"] != "/proc");
+            config["linux"].as_object_mut().unwrap().remove("maskedPaths");
+            config["linux"].as_object_mut().unwrap().remove("readonlyPaths");
+        });
+        fs::remove_dir(bundle.rootfs("/proc")).unwrap();
+        symlink("elsewhere", bundle.rootfs("/proc")).unwrap();
+        let forged = bundle.rootfs("/elsewhere/1/attr");
+        fs::create_dir_all(&forged).unwrap();
+        fs::write(forged.join("exec"), "").unwrap();
+        // This kernel need not have AppArmor: what counts is where the label goes.
+        let output = run(root, &bundle.save(), &format!("apparmor-probe{off}"), false);
+        assert!(!output.status.success() || !off.is_empty(), "{output:?}");
+        output.stdout.contains("unconfined") && fs::read(forged.join("exec")).unwrap() == b"exec confined"
+    };
+    assert!(!attack(&Root::new(), ""));
+    assert!(attack(&Root::new(), ",private-proc"));
+}
+
+/// CVE-2022-29162: a capability that `exec --cap` gives is inheritable, and a file of the image makes it any user's.
+#[test]
+fn capabilities_of_an_exec_are_not_inheritable() {
+    guard_holds("inheritable", |root, is_on| {
+        let bundle = Bundle::new(root, "b")
+            .args(["sleep", "1000"])
+            .edit(|config| config["process"]["noNewPrivileges"] = json!(false))
+            .save();
+        let file = bundle.rootfs("/bin/busybox-gain");
+        fs::copy(bundle.rootfs("/bin/busybox"), &file).unwrap();
+        // capabilities(7): version 2, effective, CAP_NET_RAW inheritable.
+        let value = "0x0100000200000000002000000000000000000000";
+        Cmd::new(binaries::system("setfattr"))
+            .args(["-n", "security.capability", "-v", value])
+            .arg(&file)
+            .run()
+            .success();
+        let call = || attacked("inheritable", is_on).arg("--root").arg(root.join("state"));
+        call().args(["run", "--detach", "--bundle"]).arg(bundle.path()).arg(root.tag()).run().success();
+        let exec = ["exec", "--cap", "CAP_NET_RAW", "--user", "1000:1000", root.tag()];
+        let program = ["/bin/busybox-gain", "grep", "CapEff", "/proc/self/status"];
+        let output = call().args(exec).args(program).run().success();
+        call().args(["delete", "--force", root.tag()]).run().success();
+        output.stdout.contains("0000000000002000")
+    });
+}
+
+/// CVE-2023-25809: a user namespace's root owns groups on the host, and reaches them below a read-only `/sys`, or in
+/// what is shown of the hierarchies themselves.
+#[test]
+fn hierarchies_are_read_only_where_the_configuration_says_so() {
+    for mount in [
+        json!({"destination": "/sys", "source": "/sys", "options": ["rbind", "nosuid", "noexec", "nodev", "ro"]}),
+        json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["nosuid", "ro"]}),
+    ] {
+        guard_holds("cgroup-readonly", |root, is_on| {
+            let script = format!(
+                "for dir in /sys/fs/cgroup /sys/fs/cgroup/pids $(find /sys/fs/cgroup -path '*/{}/b'); do
+                    mkdir $dir/made 2>/dev/null && echo made
+                done",
+                root.tag()
+            );
+            let bundle = Bundle::new(root, "b").sh(&script).edit(|config| {
+                let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+                namespaces.retain(|namespace| namespace["type"] != "cgroup");
+                namespaces.push(json!({"type": "user"}));
+                let own = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+                config["linux"]["uidMappings"] = own.clone();
+                config["linux"]["gidMappings"] = own;
+                let mounts = config["mounts"].as_array_mut().unwrap();
+                let below = mount["destination"].as_str().unwrap();
+                mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with(below));
+                mounts.push(mount.clone());
+            });
+            run(root, &bundle.save(), "cgroup-readonly", is_on).stdout.contains("made")
+        });
+    }
+}
+
+/// CVE-2024-45310: somebody who shares a volume swaps a directory for a link while the runtime makes a mount point in it.
+#[test]
+fn mount_points_stay_in_the_root_file_system_whoever_races() {
+    guard_holds("descriptor-walk", |root, is_on| {
+        let (volume, outside) = (root.join("volume"), root.join("outside"));
+        fs::create_dir_all(volume.join("a")).unwrap();
+        fs::create_dir(&outside).unwrap();
+        symlink(&outside, volume.join("b")).unwrap();
+        let bundle = Bundle::new(root, "b")
+            .args(["true"])
+            .mount(json!({"destination": "/volume", "source": volume, "options": ["rbind"]}))
+            .mount(json!({"destination": "/volume/a/deep/made", "type": "tmpfs", "source": "tmpfs"}))
+            .save();
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let (a, b) = (volume.join("a"), volume.join("b"));
+                while !over.load(Ordering::Relaxed) {
+                    renameat2(AT_FDCWD, &a, AT_FDCWD, &b, RenameFlags::RENAME_EXCHANGE).unwrap();
+                }
+            });
+            let tries = if is_on { 25 } else { 500 };
+            let escaped = (0..tries).any(|_| {
+                run(root, &bundle, "descriptor-walk", is_on);
+                outside.join("deep").exists()
+            });
+            over.store(true, Ordering::Relaxed);
+            escaped
+        })
+    });
+}
+
+/// A container with a terminal whose `/dev` is the image's own.
+fn with_image_dev(root: &Root, script: &str, devpts: &str) -> Bundle {
+    let bundle = Bundle::new(root, "b").sh(script).edit(|config| {
+        config["process"]["terminal"] = json!(true);
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+        let options = ["newinstance", "ptmxmode=0666", "mode=0620"];
+        mounts.push(json!({"destination": devpts, "type": "devpts", "source": "devpts", "options": options}));
+    });
+    fs::create_dir_all(bundle.rootfs("/dev/pts")).unwrap();
+    bundle
+}
+
+/// CVE-2025-52565: under the terminal's path lies a link, and what it leads to becomes `/dev/console` before it is hidden.
+#[test]
+fn the_console_is_the_terminal() {
+    guard_holds("terminal-descriptor", |root, is_on| {
+        let script = "[ -c /dev/console ] || cat /dev/console";
+        let bundle = with_image_dev(root, script, "/other")
+            .edit(|config| config["linux"]["maskedPaths"] = json!(["/hidden"]));
+        fs::write(bundle.rootfs("/hidden"), "hidden").unwrap();
+        symlink("/other/ptmx", bundle.rootfs("/dev/pts/ptmx")).unwrap();
+        symlink("/hidden", bundle.rootfs("/dev/pts/0")).unwrap();
+        run(root, &bundle.save(), "terminal-descriptor", is_on).stdout.contains("hidden")
+    });
+}
+
+/// CVE-2026-88264 of another runtime: the image's `/dev/console` is a link, and the terminal covers what it leads to.
+#[test]
+fn the_console_covers_nothing_else() {
+    guard_holds("console-link", |root, is_on| {
+        let bundle = with_image_dev(root, "[ ! -c /chosen ] || echo covered", "/dev/pts");
+        fs::write(bundle.rootfs("/chosen"), "").unwrap();
+        symlink("/chosen", bundle.rootfs("/dev/console")).unwrap();
+        let output = run(root, &bundle.save(), "console-link", is_on);
+        assert!(!is_on || output.stderr.contains("/dev/console"), "{output:?}");
+        output.stdout.contains("covered")
+    });
+}
+
+/// CVE-2026-30892 of another runtime: a user that `exec --user` cannot read becomes root.
+#[test]
+fn a_user_that_is_no_number_is_refused() {
+    guard_holds("user-digits", |root, is_on| {
+        let bundle = Bundle::new(root, "b").args(["sleep", "1000"]).save();
+        let call = || attacked("user-digits", is_on).arg("--root").arg(root.join("state"));
+        call().args(["run", "--detach", "--bundle"]).arg(bundle.path()).arg(root.tag()).run().success();
+        let as_user = |user: &str| call().args(["exec", "--user", user, root.tag(), "id", "-u"]).run().stdout;
+        assert_eq!((as_user("1").trim(), as_user("1:0").trim()), ("1", "1"));
+        let users = ["user", "1000 ", " 1000", "+1000", "0x3e8", "1000x", "1e3", "1000:", "-1", "1,000"];
+        let became_root = users.map(|user| as_user(user).trim() == "0");
+        call().args(["delete", "--force", root.tag()]).run().success();
+        became_root.contains(&true)
     });
 }
 

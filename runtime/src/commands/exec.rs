@@ -145,6 +145,9 @@ fn change(process: &mut Value, arguments: &ExecArgs) -> Result<()> {
 fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
     let number = |part: &str, what: &str| {
         let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits && crate::switches::is_off("user-digits") {
+            return Ok(0);
+        }
         let parsed = digits.then(|| part.parse::<u32>().ok()).flatten();
         // The highest number means "no change" to the kernel.
         parsed.filter(|&id| id != u32::MAX).ok_or_else(|| {

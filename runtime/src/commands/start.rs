@@ -15,6 +15,10 @@ pub fn run(global: &Global, id: &str) -> Result<()> {
         Status::Stopped => return Err(RuncError::StartStopped.into()),
         _ => return Err(RuncError::AlreadyRunning.into()),
     }
-    container::release(&container)?;
+    let released = container::release(&container)?;
+    if container.has_poststart()? {
+        // They follow the start of the program (runtime-spec, "Lifecycle", step 9); without them nobody need wait for it.
+        released.await_program()?;
+    }
     container.run_poststart()
 }

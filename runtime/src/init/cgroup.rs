@@ -56,7 +56,7 @@ fn legacy(init: &Init, hierarchy: &Hierarchy, mount: &Mount, base: &OwnedFd) -> 
     let own = hierarchy.controllers.iter().find_map(|one| init.cgroup_paths.get(one));
     let own = own.unwrap_or(&hierarchy.own);
     let tree = sys::mount::clone_tree(cwd(), own, false).context("bind", own.to_string_lossy())?;
-    apply_options(tree.as_fd(), &mount.options)?;
+    show(&tree, mount)?;
     mkdirat(base, name, Mode::from_bits_truncate(0o755)).context("create a directory for", shown())?;
     let target = open_below(base.as_fd(), Path::new(name), libc::O_PATH, 0, Resolve::Strict)
         .context("open the directory for", shown())?;
@@ -70,6 +70,18 @@ fn legacy(init: &Init, hierarchy: &Hierarchy, mount: &Mount, base: &OwnedFd) -> 
     Ok(())
 }
 
+/// Gives what is shown of the host's hierarchies the mount's options, `ro` above all: their owner may be the container's root
+/// (CVE-2023-25809).
+fn show(tree: &OwnedFd, mount: &Mount) -> Result<()> {
+    let mut options = mount.options.clone();
+    if crate::switches::is_off("cgroup-readonly") {
+        options.set &= !ATTR_RDONLY;
+    } else if options.set & ATTR_RDONLY != 0 {
+        options.recursive_set |= ATTR_RDONLY;
+    }
+    apply_options(tree.as_fd(), &options)
+}
+
 fn unified(init: &Init, hierarchies: &Hierarchies, mount: &Mount) -> Result<OwnedFd> {
     let made = FsContext::open("cgroup2").and_then(|context| context.mount(mount.options.set));
     let own_namespace = init.plan.namespaces.is_new_or_joined(libc::CLONE_NEWCGROUP);
@@ -79,7 +91,7 @@ fn unified(init: &Init, hierarchies: &Hierarchies, mount: &Mount) -> Result<Owne
         (Err(error), Some(unified)) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EBUSY)) => {
             let own = init.cgroup_paths.get("").filter(|_| own_namespace).unwrap_or(&unified.mountpoint);
             let tree = sys::mount::clone_tree(cwd(), own, true).context("bind", own.to_string_lossy())?;
-            apply_options(tree.as_fd(), &mount.options)?;
+            show(&tree, mount)?;
             Ok(tree)
         }
         (Err(error), _) => Err(Error::io("mount file system", "cgroup2", error)),

@@ -18,6 +18,7 @@ use super::copy_up::copy_up;
 use super::paths::{Kind, ensure};
 use super::rootfs::is_directory;
 use crate::plan::mounts::{Mount, Source};
+use crate::switches::is_off;
 
 /// Opens the sources of bind mounts while the caller's rights are still there.
 pub fn open_sources(init: &mut Init) -> Result<()> {
@@ -79,12 +80,20 @@ fn bind(init: &Init, mount: &Mount, source: &OwnedFd, idmap: Option<OwnedFd>) ->
         sys::mount::set_idmap(tree.as_fd(), recursive, namespace.as_fd()).context("map owners of", "it")?;
     }
     apply_options(tree.as_fd(), options)?;
+    let shows_cgroups = Path::new("/sys/fs/cgroup").starts_with(&mount.destination);
+    if options.recursive_bind && options.set & ATTR_RDONLY != 0 && shows_cgroups && !is_off("cgroup-readonly")
+    {
+        // `ro` means the mount itself; the hierarchies below `/sys` would stay writable to whoever owns a group in them
+        // (CVE-2023-25809).
+        let attributes = Attributes { set: ATTR_RDONLY, ..Default::default() };
+        sys::mount::set_attributes(tree.as_fd(), true, attributes).context("make read-only", "it")?;
+    }
     let target = ensure(init.root(), &mount.destination, kind)?;
     attach(tree, target.as_fd(), options)
 }
 
 fn is_procfs(source: &OwnedFd) -> Result<bool> {
-    if crate::switches::is_off("proc-mounts") {
+    if is_off("proc-mounts") {
         return Ok(true);
     }
     let found = nix::sys::statfs::fstatfs(source).context("look at", "the mount's source")?;
@@ -163,7 +172,7 @@ fn new_file_system(
 fn ordinary_directory(init: &Init, mount: &Mount) -> Result<OwnedFd> {
     use orlop_host::sys::path::{Resolve, open_below};
     let target = ensure(init.root(), &mount.destination, Kind::Directory)?;
-    if crate::switches::is_off("kernel-interface") {
+    if is_off("kernel-interface") {
         return Ok(target);
     }
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;

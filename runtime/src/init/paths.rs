@@ -38,6 +38,10 @@ pub fn ensure(root: BorrowedFd, path: &Path, kind: Kind) -> Result<OwnedFd> {
     if crate::switches::is_off("rootfs-paths") {
         return trusting(root, path, kind);
     }
+    #[cfg(feature = "test-switches")]
+    if crate::switches::is_off("descriptor-walk") {
+        return resolving_first(root, path, kind);
+    }
     match open_path(root, path) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => create(root, path, kind),
         other => other.context("open in rootfs", path.to_string_lossy()),
@@ -56,6 +60,20 @@ fn trusting(root: BorrowedFd, path: &Path, kind: Kind) -> Result<OwnedFd> {
     };
     made.context("create", &joined)?;
     open(joined.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).context("open", joined)
+}
+
+/// What runc did before 1.1.14: finds out safely what a path means, and then makes what is missing by that path.
+#[cfg(feature = "test-switches")]
+fn resolving_first(root: BorrowedFd, path: &Path, kind: Kind) -> Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let there = path.ancestors().find_map(|ancestor| Some((ancestor, open_path(root, ancestor).ok()?)));
+    let (ancestor, found) = there.expect("the root itself is there");
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()));
+    let meant = name.context("read", "the path of a descriptor")?;
+    let meant = meant.join(path.strip_prefix(ancestor).expect("it is an ancestor"));
+    let (root, relative) = ("/", meant.strip_prefix("/").unwrap_or(&meant));
+    let root = nix::fcntl::open(root, nix::fcntl::OFlag::O_PATH, Mode::empty()).context("open", "/")?;
+    trusting(root.as_fd(), &Path::new("/").join(relative), kind)
 }
 
 /// The slow way of [`ensure`]: walks the path as the kernel would, and makes what a step does not find.

@@ -134,12 +134,13 @@ pub fn ready(init: &mut Init) -> Result<()> {
     init.channel.send(&Message::Ready)
 }
 
-/// Waits for `start`: a byte in the FIFO, or the parent's word.
+/// Waits for `start`: a byte in the FIFO, or the parent's word. The FIFO stays open until the program takes over: that it is
+/// closed then tells `start`.
 pub fn await_start(init: &mut Init) -> Result<()> {
-    let Some(fifo) = init.fifo.take() else { return super::namespaces::await_go(init) };
+    let Some(fifo) = &init.fifo else { return super::namespaces::await_go(init) };
     let mut byte = [0u8; 1];
     loop {
-        match nix::unistd::read(&fifo, &mut byte) {
+        match nix::unistd::read(fifo, &mut byte) {
             Err(nix::Error::EINTR) => continue,
             other => return other.map(drop).context("wait for", "start"),
         }

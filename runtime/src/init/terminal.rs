@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, fstatat};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
@@ -13,7 +13,7 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind as ErrorKind;
 
 use super::Init;
-use super::paths::{Kind, ensure, open_path};
+use super::paths::{Kind, ensure, open_path, parent};
 use crate::sync::Message;
 
 /// `DEVPTS_SUPER_MAGIC` (statfs(2)).
@@ -55,6 +55,8 @@ pub fn open(init: &mut Init) -> Result<()> {
     let terminal = sys::tty::open_peer(master.as_fd()).context("open", "the terminal")?;
     prepare(init, terminal.as_fd())?;
     if init.plan.container.is_some() {
+        #[cfg(feature = "test-switches")]
+        let terminal = by_path(root.as_fd(), &terminal)?;
         console(root.as_fd(), terminal.as_fd())?;
     }
     init.channel.send_with(&Message::Console, master.as_fd())?;
@@ -83,11 +85,33 @@ fn prepare(init: &Init, terminal: BorrowedFd) -> Result<()> {
     fchown(terminal, Some(Uid::from_raw(process.uid)), None::<Gid>).context("give away", "the terminal")
 }
 
-/// `/dev/console` is the terminal.
+/// `/dev/console` is the terminal; a link of the image's in its place would have the terminal cover another file.
 fn console(root: BorrowedFd, terminal: BorrowedFd) -> Result<()> {
-    let target = ensure(root, Path::new("/dev/console"), Kind::File)?;
+    let path = Path::new("/dev/console");
+    if !crate::switches::is_off("console-link") {
+        let (directory, name) = parent(root, path)?;
+        let found = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        if found.is_ok_and(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFLNK) {
+            let why = "it is a symbolic link";
+            return Err(Error::because(ErrorKind::InvalidArgument, "mount", "/dev/console", why));
+        }
+    }
+    let target = ensure(root, path, Kind::File)?;
     let tree = sys::mount::clone_tree_of(terminal, false).context("bind", "the terminal")?;
     sys::mount::attach(tree.as_fd(), target.as_fd()).context("attach", "/dev/console")
+}
+
+/// What a runtime without the guard mounts: whatever is found under the terminal's path.
+#[cfg(feature = "test-switches")]
+fn by_path(root: BorrowedFd, terminal: &std::os::fd::OwnedFd) -> Result<std::os::fd::OwnedFd> {
+    use std::os::fd::AsRawFd;
+    if !crate::switches::is_off("terminal-descriptor") {
+        return terminal.try_clone().context("keep", "the terminal");
+    }
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", terminal.as_raw_fd()));
+    let name = name.context("read", "the terminal's path")?;
+    let number = name.file_name().unwrap_or_default();
+    open_path(root, &Path::new("/dev/pts").join(number)).context("open", "the terminal's path")
 }
 
 #[cfg(test)]

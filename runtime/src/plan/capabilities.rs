@@ -107,8 +107,12 @@ impl Capabilities {
         }
     }
 
-    /// Adds one to every set but the ambient one, as `exec --cap` does.
+    /// Adds one to the bounding, effective and permitted sets, as `exec --cap` does; not to the inheritable one, which a file of
+    /// the image could turn into a permitted one for any user (CVE-2022-29162).
     pub fn add(&mut self, bit: u64) {
+        if crate::switches::is_off("inheritable") {
+            self.inheritable |= bit;
+        }
         for set in [&mut self.bounding, &mut self.effective, &mut self.permitted] {
             *set |= bit;
         }

@@ -74,6 +74,13 @@ pub fn is_open(number: i32) -> bool {
     unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
+/// Whether a number is open and came from our caller: what this program opens itself is close-on-exec.
+pub fn is_inherited(number: i32) -> bool {
+    // SAFETY: F_GETFD takes no pointer; a number that is not open gives EBADF.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
 /// Takes ownership of a descriptor that the service manager or our own earlier exec handed to us by number.
 pub fn adopt(number: i32) -> io::Result<OwnedFd> {
     if !is_open(number) {
