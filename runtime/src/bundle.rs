@@ -80,7 +80,8 @@ pub fn parse_process(text: &[u8], path: &Path) -> Result<(oci_spec::runtime::Pro
             if warnings.is_empty() {
                 return Err(wrong(error));
             }
-            serde_json::from_value(value).map(|process| (process, warnings)).map_err(wrong)
+            let text = serde_json::to_vec(&value).map_err(wrong)?;
+            serde_json::from_slice(&text).map(|process| (process, warnings)).map_err(wrong)
         }
     }
 }

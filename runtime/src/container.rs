@@ -142,7 +142,9 @@ impl Container {
         if hooks.is_null() {
             return Ok(Hooks::default());
         }
-        serde_json::from_value(hooks)
+        // Through text: reading values would be a second copy of all this code.
+        serde_json::to_vec(&hooks)
+            .and_then(|hooks| serde_json::from_slice(&hooks))
             .map_err(|error| Error::because(Kind::DataLoss, "read", "the container's hooks", error))
     }
 
@@ -361,6 +363,14 @@ pub fn stored(
                 spec.insert(name.into(), value.clone().into());
             }
         }
+    }
+    if let Some(resources) = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) {
+        let mut resources = serde_json::to_value(resources).map_err(text)?;
+        if let Some(members) = resources.as_object_mut() {
+            // An update leaves the device rules alone.
+            members.remove("devices");
+        }
+        spec.insert("resources".into(), resources);
     }
     let seccomp = bundle.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     if let Some(path) = seccomp.and_then(|seccomp| seccomp.listener_path().as_ref()) {

@@ -65,6 +65,7 @@ pub struct Surroundings<'a> {
 pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &Log) -> Result<Created> {
     let (bundle, warnings) = Bundle::load(arguments.bundle.as_deref())?;
     orlop_host::state::check_id(&arguments.id)?;
+    let without_cgroup = global.rootless()?;
     let hierarchies = Hierarchies::detect()?;
     let host = Host {
         unified: hierarchies.mode() == Layout::Unified,
@@ -104,7 +105,7 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
     let device_rules = default_device_rules(|path| own_devices.iter().any(|device| device.path() == path));
 
     let is_forbidden = |error: &Error| {
-        error.kind() == Kind::PermissionDenied && rootless::does_without_cgroup(&global.rootless)
+        error.kind() == Kind::PermissionDenied && rootless::does_without_cgroup(without_cgroup)
     };
 
     let mut undo = Undo::default();
@@ -449,7 +450,7 @@ fn open_idmaps(plan: &Plan) -> Result<Vec<Option<OwnedFd>>> {
 }
 
 fn no_resources() -> LinuxResources {
-    serde_json::from_str("{}").expect("an empty object is a whole resources section")
+    serde_json::from_slice(b"{}").expect("an empty object is a whole resources section")
 }
 
 /// How many descriptors from 3 on a process keeps.

@@ -16,12 +16,8 @@ pub fn is_user() -> bool {
 
 /// Whether cgroups that the caller may not make can be left out: by the flag `--rootless`, else for everybody but the
 /// machine's root, as in runc.
-pub fn does_without_cgroup(flag: &str) -> bool {
-    match flag {
-        "true" => true,
-        "false" => false,
-        _ => is_user() || is_in_user_namespace(),
-    }
+pub fn does_without_cgroup(flag: Option<bool>) -> bool {
+    flag.unwrap_or_else(|| is_user() || is_in_user_namespace())
 }
 
 /// Whether the caller lives in another user namespace than the machine's first.

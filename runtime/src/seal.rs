@@ -16,15 +16,13 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 use orlop_host::sys::{self, mount};
 use orlop_proto::error::{Context, Error, Result};
 
+use crate::cli::Command;
+
 const OWN_BINARY: &str = "/proc/self/exe";
 
-/// The verbs after which a process of ours enters a container.
-const VERBS: [&str; 4] = ["create", "run", "exec", "restore"];
-
-/// Whether this command line may lead into a container. A name that only looks like such a verb costs a needless
-/// re-exec, nothing else.
-pub fn is_needed<'a>(mut arguments: impl Iterator<Item = &'a OsString>) -> bool {
-    arguments.any(|argument| VERBS.iter().any(|verb| argument == verb))
+/// Whether a process of ours enters a container for this command.
+pub fn is_needed(command: &Command) -> bool {
+    matches!(command, Command::Create(_) | Command::Run(_) | Command::Exec(_) | Command::Restore(_))
 }
 
 /// Sees to it that this process runs from a binary that nobody can write through `/proc/PID/exe`.
@@ -91,22 +89,4 @@ fn sealed_copy() -> io::Result<OwnedFd> {
 fn strings(texts: impl Iterator<Item = OsString>) -> Vec<CString> {
     let bytes = texts.map(|text| text.into_vec());
     bytes.map(|bytes| CString::new(bytes).expect("strings from exec have no inner NUL")).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_verbs_that_enter_a_container() {
-        let needed = |line: &str| {
-            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
-            is_needed(words.iter())
-        };
-        assert!(needed("--root /x run c"));
-        assert!(needed("--log=/x create c"));
-        assert!(needed("exec c sh"));
-        assert!(!needed("--root /x state c"));
-        assert!(!needed("kill c KILL"));
-    }
 }

@@ -11,8 +11,8 @@ mod orlopctl;
 #[allow(dead_code, reason = "only the table of the command line is used")]
 mod orlopd;
 
-#[path = "../../../runtime/src/cli.rs"]
-#[allow(dead_code, reason = "only the table of the command line is used")]
+#[path = "../../../runtime/src/cli/table.rs"]
+#[allow(dead_code, reason = "the grammar's parts of the table are not used")]
 mod orlop;
 
 use std::fs;
@@ -44,7 +44,7 @@ fn generate(directory: &Path) -> io::Result<()> {
     for folder in ["man", "bash", "zsh", "fish"] {
         fs::create_dir_all(directory.join(folder))?;
     }
-    for command in [orlop::Cli::command(), orlopd::Arguments::command(), orlopctl::Cli::command()] {
+    for command in [runtime(), orlopd::Arguments::command(), orlopctl::Cli::command()] {
         complete(directory, command.clone())?;
         pages(directory, command)?;
     }
@@ -81,6 +81,51 @@ fn pages(directory: &Path, command: Command) -> io::Result<()> {
     let mut command = command.disable_help_subcommand(true);
     command.build();
     each(directory, &command)
+}
+
+/// The runtime's table of its command line, which it reads by Go's grammar and without clap.
+fn runtime() -> Command {
+    let arguments = |flags: &'static [orlop::Flag]| {
+        flags.iter().filter(|flag| flag.name != "help").map(|flag| {
+            let argument = Arg::new(flag.name).long(flag.name).help(sentence(flag.help)).hide(flag.hidden);
+            let argument = match flag.short.and_then(|short| short.chars().next()) {
+                Some(short) => argument.short(short),
+                None => argument,
+            };
+            match flag.takes {
+                orlop::Takes::Nothing => argument.action(ArgAction::SetTrue),
+                orlop::Takes::Texts | orlop::Takes::Numbers => {
+                    argument.action(ArgAction::Append).value_name(flag.value)
+                }
+                orlop::Takes::Path => argument.value_name(flag.value).value_hint(clap::ValueHint::AnyPath),
+                _ => argument.value_name(flag.value),
+            }
+        })
+    };
+    let verbs = orlop::VERBS.iter().map(|verb| {
+        let usage = format!("orlop {} [OPTIONS] {}", verb.name, verb.operands);
+        Command::new(verb.name)
+            .about(verb.about)
+            .disable_version_flag(true)
+            .override_usage(usage.trim_end().to_owned())
+            .args(arguments(verb.flags))
+    });
+    Command::new("orlop")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A low-level container runtime: runs a bundle as the OCI runtime specification says")
+        .long_about(
+            "Runs a bundle, a directory with a config.json and a root file system, as the OCI runtime specification says. \
+             It takes runc's command line: options may have one dash or two, and a value may follow after a space or =.",
+        )
+        .disable_version_flag(true)
+        .args(arguments(orlop::GLOBAL))
+        .subcommands(verbs)
+}
+
+/// Manual pages start their sentences with a capital.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
 /// The shim reads its own command line; this is what its page says.

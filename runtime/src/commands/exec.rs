@@ -5,7 +5,6 @@ use std::path::Path;
 
 use oci_spec::runtime::Spec;
 use orlop_host::cgroup::{Cgroup, CgroupPaths};
-use orlop_host::sys;
 use orlop_proto::contract::CONFIG_FILE;
 use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::contract::state::Status;
@@ -42,9 +41,6 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
     let cgroup_paths = sub_cgroup(container.cgroup_paths(), &arguments.cgroup)?;
     let cgroup = Cgroup::open(&cgroup_paths)?;
     let signals = if arguments.detach { None } else { Some(Signals::hold()?) };
-    if signals.is_some() && !arguments.no_subreaper {
-        sys::creds::set_child_subreaper().context("become", "the parent of orphans")?;
-    }
     let state = container.hook_state(Status::Running);
     let mut process = launch::spawn(Launch {
         plan: &plan,
@@ -90,7 +86,7 @@ fn process(container: &Container, arguments: &ExecArgs) -> Result<(oci_spec::run
         return bundle::parse_process(&text, path);
     }
     if arguments.command.is_empty() {
-        return Err(Error::exactly(Kind::InvalidArgument, "process args cannot be empty"));
+        return Err(Error::exactly(Kind::InvalidArgument, "exec args cannot be empty"));
     }
     let path = Path::new(container.state.bundle()).join(CONFIG_FILE);
     let text = std::fs::read(&path).context("read", path.to_string_lossy())?;
@@ -102,7 +98,9 @@ fn process(container: &Container, arguments: &ExecArgs) -> Result<(oci_spec::run
     let text = |error| Error::because(Kind::InvalidArgument, "read", "the process", error);
     let mut json = serde_json::to_value(base).map_err(text)?;
     change(&mut json, arguments)?;
-    Ok((serde_json::from_value(json).map_err(text)?, warnings))
+    // Through text: reading values would be a second copy of all this code.
+    let json = serde_json::to_vec(&json).map_err(text)?;
+    Ok((serde_json::from_slice(&json).map_err(text)?, warnings))
 }
 
 /// Puts the flags into the process's JSON.
@@ -126,7 +124,13 @@ fn change(process: &mut Value, arguments: &ExecArgs) -> Result<()> {
     }
     if !arguments.additional_gids.is_empty() {
         let mut groups = process["user"]["additionalGids"].as_array().cloned().unwrap_or_default();
-        groups.extend(arguments.additional_gids.iter().map(|gid| json!(gid)));
+        for &gid in &arguments.additional_gids {
+            let gid = u32::try_from(gid).map_err(|_| {
+                let what = format!("additional-gids must be a positive number {gid}");
+                Error::exactly(Kind::InvalidArgument, what)
+            })?;
+            groups.push(json!(gid));
+        }
         process["user"]["additionalGids"] = json!(groups);
     }
     if let Some(profile) = &arguments.apparmor {
@@ -135,8 +139,8 @@ fn change(process: &mut Value, arguments: &ExecArgs) -> Result<()> {
     if let Some(label) = &arguments.process_label {
         process["selinuxLabel"] = json!(label);
     }
-    if arguments.no_new_privs {
-        process["noNewPrivileges"] = json!(true);
+    if let Some(on) = arguments.no_new_privs {
+        process["noNewPrivileges"] = json!(on);
     }
     Ok(())
 }
@@ -153,7 +157,7 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
         parsed.filter(|&id| id != u32::MAX).ok_or_else(|| {
             Error::exactly(
                 Kind::InvalidArgument,
-                format!("parsing {part} as int for {what} failed: invalid syntax"),
+                format!("bad {what}: strconv.Atoi: parsing {part:?}: invalid syntax"),
             )
         })
     };
@@ -170,7 +174,8 @@ fn plan(container: &Container, process: oci_spec::runtime::Process, arguments: &
     let mut planned = Process::plan(&process, &host)?;
     if process.capabilities().is_none() {
         let sets = container.state.config.spec.get("capabilities").cloned().unwrap_or_default();
-        let sets = serde_json::from_value(sets)
+        let sets = serde_json::to_vec(&sets)
+            .and_then(|sets| serde_json::from_slice(&sets))
             .map_err(|error| Error::because(Kind::DataLoss, "read", "the container's capabilities", error))?;
         planned.capabilities = crate::plan::capabilities::Capabilities::plan(&sets);
     }

@@ -1,7 +1,9 @@
 //! The verbs, one file each.
 
+mod checkpoint;
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod features;
 mod kill;
@@ -19,7 +21,7 @@ use std::io::Write;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Command, Global};
 use crate::log::Log;
 
 /// A failure and the exit code that callers know it by.
@@ -37,26 +39,28 @@ impl From<Error> for Failure {
 }
 
 /// Carries a verb out; returns the exit code.
-pub fn run(cli: Cli, log: &Log) -> Result<u8, Failure> {
-    let global = &cli.global;
-    match cli.command {
-        Command::Create(arguments) => create::run(global, &arguments, log).map_err(named("create", 1)),
-        Command::Run(arguments) => run::run(global, &arguments, log).map_err(named("run", 1)),
+pub fn run(global: &Global, command: Command, log: &Log) -> Result<u8, Failure> {
+    match command {
+        Command::Checkpoint(arguments) => done(checkpoint::checkpoint(global, &arguments)),
+        Command::Create(arguments) => create::run(global, &arguments, log).map_err(named("create")),
+        Command::Delete { force, id } => done(delete::run(global, &id, force, log)),
+        Command::Events { interval, once, id } => done(events::run(global, &id, interval, once)),
         Command::Exec(arguments) => exec::run(global, &arguments, log).map_err(|error| Failure {
             error: Error::exactly(error.kind(), format!("exec failed: {error}")),
             code: 255,
         }),
+        Command::Features => done(features::run()),
+        Command::Kill(arguments) => done(kill::run(global, &arguments)),
+        Command::List { format, quiet } => done(list::run(global, &format, quiet)),
+        Command::Pause { id } => done(pause::pause(global, &id)),
+        Command::Ps { format, id, options } => done(ps::run(global, &id, &format, &options)),
+        Command::Restore(arguments) => done(checkpoint::restore(&arguments)),
+        Command::Resume { id } => done(pause::resume(global, &id)),
+        Command::Run(arguments) => run::run(global, &arguments, log).map_err(named("run")),
+        Command::Spec { bundle, rootless } => done(spec::run(bundle.as_deref(), rootless)),
         Command::Start { id } => done(start::run(global, &id)),
         Command::State { id } => done(state::run(global, &id)),
-        Command::Kill(arguments) => done(kill::run(global, &arguments)),
-        Command::Delete { force, id } => done(delete::run(global, &id, force, log)),
-        Command::List { format, quiet } => done(list::run(global, &format, quiet)),
-        Command::Ps { format, id, options } => done(ps::run(global, &id, &format, &options)),
-        Command::Pause { id } => done(pause::pause(global, &id)),
-        Command::Resume { id } => done(pause::resume(global, &id)),
         Command::Update(arguments) => done(update::run(global, &arguments, log)),
-        Command::Spec { bundle, rootless } => done(spec::run(bundle.as_deref(), rootless)),
-        Command::Features => done(features::run()),
     }
 }
 
@@ -65,11 +69,8 @@ fn done(result: Result<()>) -> Result<u8, Failure> {
 }
 
 /// Puts runc's words for a failed verb before its error.
-fn named(verb: &'static str, code: u8) -> impl Fn(Error) -> Failure {
-    move |error| Failure {
-        error: Error::exactly(error.kind(), format!("orlop {verb} failed: {error}")),
-        code,
-    }
+fn named(verb: &'static str) -> impl Fn(Error) -> Failure {
+    move |error| Error::exactly(error.kind(), format!("orlop {verb} failed: {error}")).into()
 }
 
 /// Writes to standard output.

@@ -9,83 +9,170 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use serde_json::{Map, Value, json};
 
+use crate::cli::parse::Given;
 use crate::cli::{Global, UpdateArgs};
 use crate::container::Container;
 use crate::log::Log;
 
-/// Sets the limits that are given and leaves the others.
+/// Sets the limits that are given, leaves the others, and keeps the whole in the container's state.
 pub fn run(global: &Global, arguments: &UpdateArgs, log: &Log) -> Result<()> {
-    let container = Container::open(&global.root, &arguments.id)?;
-    let json = match &arguments.resources {
+    let mut container = Container::open(&global.root, &arguments.id)?;
+    let mut wanted = match &arguments.resources {
         Some(path) => read(path)?,
-        None => from_flags(arguments)?,
+        None => from_flags(&arguments.given)?,
     };
-    let resources: LinuxResources = serde_json::from_value(json)
-        .map_err(|error| Error::because(Kind::InvalidArgument, "parse", "resources", error))?;
+    let memory = |name: &str| !wanted["memory"][name].is_null();
+    if memory("kernel") || memory("kernelTCP") {
+        log.warning("Kernel memory settings are ignored and will be removed");
+    }
+    for (flag, what) in [
+        ("l3-cache-schema", "Intel RDT/CAT: l3 cache schema is not enabled"),
+        ("mem-bw-schema", "Intel RDT/MBA: memory bandwidth schema is not enabled"),
+    ] {
+        if arguments.given.text(flag).is_some() {
+            return Err(Error::exactly(Kind::FailedPrecondition, what));
+        }
+    }
     if container.life() == Status::Stopped {
         return Err(RuncError::NotRunning.into());
     }
+    complete(&mut wanted, &container.state.config.spec["resources"]);
+    let resources = parse(&wanted)?;
     for warning in container.cgroup()?.apply(&resources, None)? {
         log.warning(warning);
     }
-    Ok(())
+    let spec = &mut container.state.config.spec;
+    if !spec.is_object() {
+        *spec = json!({});
+    }
+    merge(&mut spec["resources"], wanted);
+    container.directory.save(&container.state)
+}
+
+fn parse(json: &Value) -> Result<LinuxResources> {
+    let wrong = |error| Error::because(Kind::InvalidArgument, "parse", "resources", error);
+    // Through text: reading values would be a second copy of all this code.
+    serde_json::from_slice(&serde_json::to_vec(json).map_err(wrong)?).map_err(wrong)
 }
 
 fn read(path: &Path) -> Result<Value> {
     let text = if path == Path::new("-") {
         std::io::read_to_string(std::io::stdin()).context("read", "standard input")?
     } else {
-        std::fs::read_to_string(path).context("read", path.to_string_lossy())?
+        std::fs::read_to_string(path).context("open", path.to_string_lossy())?
     };
-    serde_json::from_str(&text)
-        .map_err(|error| Error::because(Kind::InvalidArgument, "parse", "resources", error))
+    let value: Value = serde_json::from_slice(text.as_bytes())
+        .map_err(|error| Error::because(Kind::InvalidArgument, "parse", "resources", error))?;
+    if value.is_object() {
+        return Ok(value);
+    }
+    Err(Error::because(Kind::InvalidArgument, "parse", "resources", "they are no object"))
 }
 
-fn from_flags(arguments: &UpdateArgs) -> Result<Value> {
-    let bytes = |text: &Option<String>| text.as_deref().map(bytes).transpose();
-    let section = |pairs: &[(&str, Option<Value>)]| {
-        let set = pairs.iter().filter_map(|(name, value)| Some(((*name).to_owned(), value.clone()?)));
+/// Adds what a limit needs beside it: the other half of the CPU quota, as it was last set, and what runc sets with two others.
+fn complete(wanted: &mut Value, stored: &Value) {
+    let is_set = |value: &Value| value.as_i64().is_some_and(|number| number != 0);
+    for (given, other) in [("quota", "period"), ("period", "quota")] {
+        if is_set(&wanted["cpu"][given]) && !is_set(&wanted["cpu"][other]) && is_set(&stored["cpu"][other]) {
+            wanted["cpu"][other] = stored["cpu"][other].clone();
+        }
+    }
+    if wanted["memory"]["limit"] == -1 && wanted["memory"]["swap"].is_null() {
+        wanted["memory"]["swap"] = json!(-1);
+    }
+}
+
+/// Puts what is in `newer` into `stored`, member by member.
+fn merge(stored: &mut Value, newer: Value) {
+    match (stored, newer) {
+        (_, Value::Null) => {}
+        (stored @ Value::Object(_), Value::Object(members)) => {
+            for (name, value) in members {
+                if !value.is_null() {
+                    merge(&mut stored[name.as_str()], value);
+                }
+            }
+        }
+        (stored, newer) => *stored = newer,
+    }
+}
+
+fn from_flags(given: &Given) -> Result<Value> {
+    let wrong = |name: &str, why: String| {
+        Error::exactly(Kind::InvalidArgument, format!("invalid value for {name}: {why}"))
+    };
+    let number = |name: &str, lowest: i128, highest: i128| -> Result<Option<Value>> {
+        let Some(text) = given.text(name) else { return Ok(None) };
+        let function = if lowest < 0 { "ParseInt" } else { "ParseUint" };
+        let parsed = text.parse::<i128>().ok().filter(|_| !(lowest == 0 && text.starts_with(['-', '+'])));
+        let value = parsed
+            .ok_or_else(|| wrong(name, format!("strconv.{function}: parsing {text:?}: invalid syntax")))?;
+        if !(lowest..=highest).contains(&value) {
+            return Err(wrong(name, format!("strconv.{function}: parsing {text:?}: value out of range")));
+        }
+        Ok(Some(if value < 0 { json!(value as i64) } else { json!(value as u64) }))
+    };
+    let signed = |name: &str| number(name, i128::from(i64::MIN), i128::from(i64::MAX));
+    let unsigned = |name: &str| number(name, 0, i128::from(u64::MAX));
+    let size = |name: &str| -> Result<Option<Value>> {
+        let Some(text) = given.text(name) else { return Ok(None) };
+        bytes(&text)
+            .map(|size| Some(size.into()))
+            .ok_or_else(|| wrong(name, format!("invalid size: '{text}'")))
+    };
+    let text = |name: &str| given.text(name).map(Value::from);
+    let section = |pairs: Vec<(&str, Option<Value>)>| {
+        let set = pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
         Value::Object(set.collect::<Map<_, _>>())
     };
-    let value = |number: Option<i64>| number.map(Value::from);
     Ok(json!({
-        "memory": section(&[
-            ("limit", value(bytes(&arguments.memory)?)),
-            ("reservation", value(bytes(&arguments.memory_reservation)?)),
-            ("swap", value(bytes(&arguments.memory_swap)?)),
+        "memory": section(vec![
+            ("limit", size("memory")?),
+            ("reservation", size("memory-reservation")?),
+            ("swap", size("memory-swap")?),
+            ("kernel", size("kernel-memory")?),
+            ("kernelTCP", size("kernel-memory-tcp")?),
         ]),
-        "cpu": section(&[
-            ("shares", arguments.cpu_shares.map(Value::from)),
-            ("quota", value(arguments.cpu_quota)),
-            ("burst", arguments.cpu_burst.map(Value::from)),
-            ("period", arguments.cpu_period.map(Value::from)),
-            ("realtimeRuntime", value(arguments.cpu_rt_runtime)),
-            ("realtimePeriod", arguments.cpu_rt_period.map(Value::from)),
-            ("cpus", arguments.cpuset_cpus.clone().map(Value::from)),
-            ("mems", arguments.cpuset_mems.clone().map(Value::from)),
-            ("idle", value(arguments.cpu_idle)),
+        "cpu": section(vec![
+            ("shares", unsigned("cpu-share")?),
+            ("quota", signed("cpu-quota")?),
+            ("burst", unsigned("cpu-burst")?),
+            ("period", unsigned("cpu-period")?),
+            ("realtimeRuntime", signed("cpu-rt-runtime")?),
+            ("realtimePeriod", unsigned("cpu-rt-period")?),
+            ("cpus", text("cpuset-cpus")),
+            ("mems", text("cpuset-mems")),
+            ("idle", signed("cpu-idle")?),
         ]),
-        "pids": arguments.pids_limit.map(|limit| json!({"limit": limit})),
-        "blockIO": arguments.blkio_weight.map(|weight| json!({"weight": weight})),
+        "pids": given.number("pids-limit").map(|limit| json!({"limit": limit})),
+        "blockIO": section(vec![
+            ("weight", given.number("blkio-weight").filter(|weight| *weight != 0).map(Value::from)),
+        ]),
     }))
 }
 
-/// A number of bytes, with an optional unit: `512m`, `1GiB`, `-1`.
-fn bytes(text: &str) -> Result<i64> {
-    let bad = || Error::exactly(Kind::InvalidArgument, format!("invalid size: {text:?}"));
-    let lower = text.trim().to_ascii_lowercase();
-    let end = lower.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(lower.len());
-    let (number, unit) = lower.split_at(end);
-    let number: i64 = number.trim().parse().map_err(|_| bad())?;
-    let shift = match unit.trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
+/// A number of bytes, with an optional unit that counts in 1024s: `512m`, `1.5GiB`; `-1` for no limit.
+fn bytes(text: &str) -> Option<i64> {
+    if text == "-1" {
+        return Some(-1);
+    }
+    let end = text.rfind(|c: char| c.is_ascii_digit() || c == '.')? + 1;
+    let (number, unit) = (&text[..end], text[end..].trim_start_matches(' ').to_ascii_lowercase());
+    let number: f64 = number.parse().ok().filter(|number| *number >= 0.0)?;
+    let (letter, rest) = unit.split_at(unit.len().min(1));
+    let shift = match letter {
+        "" | "b" => 0,
         "k" => 10,
         "m" => 20,
         "g" => 30,
         "t" => 40,
-        _ => return Err(bad()),
+        "p" => 50,
+        _ => return None,
     };
-    number.checked_mul(1 << shift).ok_or_else(bad)
+    let is_known =
+        if letter == "b" || letter.is_empty() { rest.is_empty() } else { matches!(rest, "" | "b" | "ib") };
+    let value = number * (1i64 << shift) as f64;
+    (is_known && value < i64::MAX as f64).then_some(value as i64)
 }
 
 #[cfg(test)]
@@ -94,12 +181,33 @@ mod tests {
 
     #[test]
     fn sizes_with_units() {
-        for (text, expected) in [("512", 512), ("1k", 1024), ("2MiB", 2 << 20), ("-1", -1), ("1gb", 1 << 30)]
-        {
-            assert_eq!(bytes(text).unwrap(), expected, "{text}");
+        for (text, expected) in [
+            ("512", 512),
+            ("1k", 1024),
+            ("2MiB", 2 << 20),
+            ("-1", -1),
+            ("1gb", 1 << 30),
+            ("1.5k", 1536),
+            ("7b", 7),
+        ] {
+            assert_eq!(bytes(text), Some(expected), "{text}");
         }
-        for bad in ["", "m", "1x", "99999999999t"] {
-            bytes(bad).unwrap_err();
+        for bad in ["", "m", "1x", "99999999999t", "-2", "1kx", "1bb", "."] {
+            assert_eq!(bytes(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn half_of_a_quota_gets_its_other_half() {
+        let mut wanted = json!({"cpu": {"quota": 5000}});
+        complete(&mut wanted, &json!({"cpu": {"period": 20000, "quota": 1}}));
+        assert_eq!(wanted["cpu"], json!({"quota": 5000, "period": 20000}));
+    }
+
+    #[test]
+    fn new_limits_go_over_the_old_ones() {
+        let mut stored = json!({"memory": {"limit": 1, "swap": 2}});
+        merge(&mut stored, json!({"memory": {"limit": 3}, "pids": {"limit": 4}, "cpu": null}));
+        assert_eq!(stored, json!({"memory": {"limit": 3, "swap": 2}, "pids": {"limit": 4}}));
     }
 }

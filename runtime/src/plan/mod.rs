@@ -200,7 +200,7 @@ trait DefaultEmpty {
 
 impl DefaultEmpty for Linux {
     fn default_empty() -> Linux {
-        serde_json::from_str("{}").expect("an empty object is a whole Linux section")
+        serde_json::from_slice(b"{}").expect("an empty object is a whole Linux section")
     }
 }
 
