@@ -99,6 +99,7 @@ bench: build ## times and sizes beside the peers, in one run (as root)
 
 fuzz: build ## mutated input for FUZZ_SECONDS (60) per target (as root)
 	$(BINARIES) ORLOP_FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(CARGO) test --locked -p orlop-tests --test fuzz -- --nocapture
+	ORLOP_FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(CARGO) test --locked -p orlop-manager unpack::fuzz -- --nocapture
 
 soak: build ## containers run and removed for SOAK_SECONDS (600), counting what is left (as root)
 	$(BINARIES) ORLOP_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p orlop-tests --test stack soak -- --nocapture

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use orlop_proto::containerd::services::containers::v1 as containers;
 use orlop_proto::containerd::services::content::v1 as content;
+use orlop_proto::containerd::services::diff::v1 as diff;
 use orlop_proto::containerd::services::images::v1 as images;
 use orlop_proto::containerd::services::leases::v1 as leases;
 use orlop_proto::containerd::services::snapshots::v1 as snapshots;
+use orlop_proto::containerd::services::tasks::v1 as tasks;
 use orlop_proto::containerd::types::{Descriptor, Mount};
+use orlop_tests::image::Blob;
 use tokio::runtime::Runtime;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint};
@@ -264,6 +267,34 @@ impl Client {
             }
             Ok(all)
         })
+    }
+
+    /// Unpacks a layer of the content store into mounts.
+    pub fn apply(&self, blob: &Blob, mounts: Vec<Mount>) -> Result<(), Status> {
+        let mut client = diff::diff_client::DiffClient::new(self.channel.clone());
+        let descriptor = Descriptor {
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+            digest: blob.digest.clone(),
+            size: blob.bytes.len() as i64,
+            ..Default::default()
+        };
+        let request = diff::ApplyRequest { diff: Some(descriptor), mounts, ..Default::default() };
+        self.runtime.block_on(client.apply(self.request(request))).map(drop)
+    }
+
+    /// Changes a task's limits to `linux.resources` of the OCI runtime specification.
+    pub fn update_task(&self, id: &str, resources: &serde_json::Value) -> Result<(), Status> {
+        let mut client = tasks::tasks_client::TasksClient::new(self.channel.clone());
+        let resources = prost_types::Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".to_owned(),
+            value: resources.to_string().into_bytes(),
+        };
+        let request = tasks::UpdateTaskRequest {
+            container_id: id.to_owned(),
+            resources: Some(resources),
+            ..Default::default()
+        };
+        self.runtime.block_on(client.update(self.request(request))).map(drop)
     }
 
     /// A call whose caller gives it no time.

@@ -3,20 +3,20 @@
 use std::fs;
 
 use nix::mount::{MsFlags, mount};
-use orlop_tests::image::digest;
-use orlop_tests::{Daemon, Orlopd, Root};
+use orlop_tests::image::{Blob, digest};
+use orlop_tests::{Daemon, Image, Layer, Orlopd, Registry, Root};
 use tonic::Code;
 
 use crate::client::{Client, Put};
 
-/// Size of the disk in bytes.
+/// Size of the disk in bytes, where little is stored.
 const DISK: usize = 6 << 20;
 
-/// A daemon whose root is a small file system of its own.
-fn on_a_small_disk(root: &Root) -> Orlopd {
+/// A daemon whose root is a file system of its own with so many bytes.
+fn on_a_small_disk(root: &Root, size: usize) -> Orlopd {
     let data = root.join("disk");
     fs::create_dir(&data).unwrap();
-    let options = format!("size={DISK}");
+    let options = format!("size={size}");
     mount(Some("tmpfs"), &data, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
     Orlopd::start_on(root, &data.join("root"))
 }
@@ -30,7 +30,7 @@ fn fill(root: &Root) {
 #[test]
 fn a_blob_that_does_not_fit_is_refused_and_the_write_goes_on_later() {
     let root = Root::new();
-    let mut daemon = on_a_small_disk(&root);
+    let mut daemon = on_a_small_disk(&root, DISK);
     let client = Client::new(daemon.address(), "one");
     let bytes = vec![3; 2 << 20];
     let name = digest(&bytes);
@@ -53,7 +53,7 @@ fn a_blob_that_does_not_fit_is_refused_and_the_write_goes_on_later() {
 #[test]
 fn a_change_that_does_not_fit_has_not_happened() {
     let root = Root::new();
-    let mut daemon = on_a_small_disk(&root);
+    let mut daemon = on_a_small_disk(&root, DISK);
     let client = Client::new(daemon.address(), "one");
     let target = digest(b"anything");
     client.create_image("before", &target, 1).unwrap();
@@ -96,4 +96,86 @@ fn a_change_that_does_not_fit_has_not_happened() {
     daemon.kill();
     daemon.restart();
     assert_eq!(names(&Client::new(daemon.address(), "one")), made);
+}
+
+/// Bytes that the layer below unpacks to.
+const LAYER: usize = 8 << 20;
+
+/// A small blob that unpacks to more than the disk has.
+fn layer() -> Blob {
+    let content: Vec<u8> = (0..LAYER / 16).flat_map(|number| format!("{number:016}").into_bytes()).collect();
+    Layer::new()
+        .file("etc/before", b"x", 0o644)
+        .file("big", &content, 0o644)
+        .file("etc/after", b"x", 0o644)
+        .finish()
+}
+
+/// What lies in the snapshotter's directory besides the directory of what is being removed.
+fn layers(daemon: &Orlopd) -> Vec<String> {
+    let entries = fs::read_dir(daemon.root().join("overlayfs")).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|entry| entry.path().join("fs").exists())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_layer_that_does_not_fit_leaves_nothing_of_itself() {
+    let root = Root::new();
+    let mut daemon = on_a_small_disk(&root, 24 << 20);
+    let image = Image::busybox().blob(layer());
+    let registry = Registry::start(&root);
+    let name = image.push(&registry, "big", "1");
+    let used =
+        || rustix::fs::statvfs(root.join("disk")).map(|disk| disk.f_blocks - disk.f_bfree).unwrap() * 4096;
+    fs::write(root.join("disk/fill"), vec![0; 18 << 20]).unwrap();
+
+    // By the daemon's own pull, and by the service with which `ctr` unpacks.
+    for pull in
+        [daemon.orlopctl(["images", "pull", &name]), daemon.ctr(["images", "pull", "--plain-http", &name])]
+    {
+        let before = used();
+        let failed = pull.run().failure();
+        let said: Vec<&str> = failed
+            .stderr
+            .lines()
+            .filter(|line| line.contains("ctl: ") || line.starts_with("ctr: "))
+            .collect();
+        assert!(matches!(said[..], [line] if line.contains("no space left on device")), "{failed}");
+        // `ctr` names the image and keeps what it has fetched, as on containerd.
+        daemon.ctr(["images", "rm", "--sync", &name]).run();
+        daemon.orlopctl(["gc"]).run().success();
+        assert_eq!(daemon.ctr(["images", "ls", "-q"]).run().success().stdout, "");
+        assert_eq!(daemon.ctr(["content", "ls", "-q"]).run().success().stdout, "");
+        assert_eq!(daemon.ctr(["snapshots", "ls"]).run().success().stdout.lines().count(), 1);
+        assert_eq!(layers(&daemon), Vec::<String>::new());
+        let grown = used().saturating_sub(before);
+        assert!(grown < 1 << 20, "{grown} bytes more than before");
+    }
+
+    // The code, as any client of the API sees it.
+    let client = Client::new(daemon.address(), daemon.namespace());
+    client.create_lease("keep").unwrap();
+    let client = client.with_lease("keep");
+    let blob = layer();
+    client
+        .put(&Put { reference: "r", expected: &blob.digest, ..Put::default() }, &blob.bytes, 1 << 20)
+        .unwrap();
+    let mounts = client.prepare("overlayfs", "big", "").unwrap();
+    let error = client.apply(&blob, mounts).unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+    client.remove("overlayfs", "big").unwrap();
+    client.delete_lease("keep").unwrap();
+
+    daemon.kill();
+    daemon.restart();
+    assert_eq!(layers(&daemon), Vec::<String>::new());
+    fs::remove_file(root.join("disk/fill")).unwrap();
+    daemon.orlopctl(["images", "pull", &name]).run().success();
+    let run = ["run", "--rm", &name, "c", "sh", "-c", "cat /etc/before /etc/after; wc -c </big"];
+    assert_eq!(daemon.ctr(run).run().success().stdout, format!("xx{LAYER}\n"));
+    daemon.stop();
 }

@@ -94,6 +94,12 @@ impl Cmd {
         self
     }
 
+    /// The program and its arguments, for a program that runs others.
+    pub fn words(&self) -> Vec<OsString> {
+        let program = std::iter::once(self.inner.get_program());
+        program.chain(self.inner.get_args()).map(OsStr::to_owned).collect()
+    }
+
     /// Runs to the end.
     ///
     /// # Panics

@@ -25,6 +25,7 @@ mod poll;
 mod proxy;
 mod registry;
 mod root;
+mod terminal;
 
 pub use bundle::{Bundle, busybox_rootfs};
 pub use command::{Cmd, Output, Process};
@@ -35,3 +36,4 @@ pub use poll::{patient, poll_for, poll_until, poll_value};
 pub use proxy::Proxy;
 pub use registry::Registry;
 pub use root::{Leaks, Root};
+pub use terminal::Terminal;

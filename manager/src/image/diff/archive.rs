@@ -47,7 +47,10 @@ impl<W: Write> LayerArchive<W> {
         let slash: &[u8] = if directory.is_empty() { b"" } else { b"/" };
         let path = [directory, slash, b".wh.", base].concat();
         let mut header = Header::new_ustar();
-        header.set_mode(0o600);
+        // As containerd writes it; strict readers refuse fields that are left empty.
+        header.set_mode(0);
+        header.set_uid(0);
+        header.set_gid(0);
         header.set_mtime(self.epoch.and_then(|epoch| u64::try_from(epoch).ok()).unwrap_or(0));
         self.append(&mut header, EntryType::Regular, &path, b"", 0, Vec::new(), io::empty())
     }

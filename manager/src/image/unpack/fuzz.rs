@@ -1,9 +1,11 @@
 //! Mutated layers: whatever the bytes are, nothing outside the root changes, nothing panics, and every failure is an
 //! error of ours that says what was wrong.
 //!
-//! The seed is fixed, so that a failure repeats. `ORLOP_FUZZ_ROUNDS` and `ORLOP_FUZZ_SEED` run more and others.
+//! The seed is fixed, so that a failure repeats. `ORLOP_FUZZ_ROUNDS` and `ORLOP_FUZZ_SEED` run more and others;
+//! `ORLOP_FUZZ_SECONDS` goes on until the time is over, as `make fuzz` does.
 
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use orlop_proto::kind::Kind;
 use tar::EntryType;
@@ -151,7 +153,13 @@ fn mutated_layers_stay_in_their_root() {
     }
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let seed = number("ORLOP_FUZZ_SEED").unwrap_or(1);
-    for round in 0..number("ORLOP_FUZZ_ROUNDS").unwrap_or(ROUNDS) {
+    let end = number("ORLOP_FUZZ_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let rounds = number("ORLOP_FUZZ_ROUNDS").unwrap_or(if end.is_some() { u64::MAX } else { ROUNDS });
+    for round in 0..rounds {
+        if end.is_some_and(|end| Instant::now() >= end) {
+            println!("unpack: {round} rounds of seed {seed}");
+            break;
+        }
         let mut chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(round) | 1);
         let whiteouts = *chance.pick(&[Whiteouts::Delete, Whiteouts::Overlay { userxattr: false }]);
         // The place itself checks, after every layer, that nothing around the root has changed.
