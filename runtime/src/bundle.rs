@@ -7,6 +7,10 @@ use orlop_proto::contract::CONFIG_FILE;
 use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::adapt::{self, Adapted};
 
 /// A loaded bundle. Its directory is the working directory of the process from then on.
 pub struct Bundle {
@@ -48,57 +52,35 @@ impl Bundle {
     }
 }
 
-/// Parses a configuration; capabilities that nobody knows are left out with a warning, as in runc, since callers list
-/// those of newer kernels.
+/// Parses a configuration; what the crate's types do not read is adapted to them, with warnings.
 pub fn parse(text: &[u8]) -> Result<(Spec, Vec<String>)> {
-    let wrong = |error: serde_json::Error| Error::because(Kind::InvalidArgument, "parse", CONFIG_FILE, error);
-    match serde_json::from_slice(text) {
-        Ok(spec) => Ok((spec, Vec::new())),
-        Err(error) => {
-            let mut value: serde_json::Value = serde_json::from_slice(text).map_err(wrong)?;
-            let warnings = leave_out_unknown_capabilities(value.pointer_mut("/process/capabilities"));
-            if warnings.is_empty() {
-                return Err(wrong(error));
-            }
-            // Through text once more, so that errors still name a line.
-            let text = serde_json::to_vec(&value).map_err(wrong)?;
-            serde_json::from_slice(&text).map(|spec| (spec, warnings)).map_err(wrong)
-        }
-    }
+    let wrong = |error| Error::because(Kind::InvalidArgument, "parse", CONFIG_FILE, error);
+    parse_adapted(text, adapt::configuration).map_err(wrong)
 }
 
 /// The same for the process of an exec.
 pub fn parse_process(text: &[u8], path: &Path) -> Result<(oci_spec::runtime::Process, Vec<String>)> {
-    let wrong = |error: serde_json::Error| {
-        Error::because(Kind::InvalidArgument, "parse", path.to_string_lossy(), error)
-    };
-    match serde_json::from_slice(text) {
-        Ok(process) => Ok((process, Vec::new())),
-        Err(error) => {
-            let mut value: serde_json::Value = serde_json::from_slice(text).map_err(wrong)?;
-            let warnings = leave_out_unknown_capabilities(value.pointer_mut("/capabilities"));
-            if warnings.is_empty() {
-                return Err(wrong(error));
-            }
-            let text = serde_json::to_vec(&value).map_err(wrong)?;
-            serde_json::from_slice(&text).map(|process| (process, warnings)).map_err(wrong)
-        }
-    }
+    let wrong = |error| Error::because(Kind::InvalidArgument, "parse", path.to_string_lossy(), error);
+    parse_adapted(text, adapt::process).map_err(wrong)
 }
 
-fn leave_out_unknown_capabilities(sets: Option<&mut serde_json::Value>) -> Vec<String> {
-    let mut unknown = std::collections::BTreeSet::new();
-    for set in sets.and_then(|sets| sets.as_object_mut()).into_iter().flat_map(|sets| sets.values_mut()) {
-        let Some(names) = set.as_array_mut() else { continue };
-        names.retain(|name| match name.as_str() {
-            Some(name) if crate::plan::capabilities::bit(name).is_err() => {
-                unknown.insert(name.to_owned());
-                false
+fn parse_adapted<T: DeserializeOwned>(
+    text: &[u8],
+    adapt: fn(&mut Value) -> Adapted,
+) -> serde_json::Result<(T, Vec<String>)> {
+    match serde_json::from_slice(text) {
+        Ok(parsed) => Ok((parsed, Vec::new())),
+        Err(error) => {
+            let mut value = serde_json::from_slice(text)?;
+            let adapted = adapt(&mut value);
+            if !adapted.changed {
+                return Err(error);
             }
-            _ => true,
-        });
+            // Through text once more, so that errors still name a line.
+            let text = serde_json::to_vec(&value)?;
+            Ok((serde_json::from_slice(&text)?, adapted.warnings))
+        }
     }
-    unknown.into_iter().map(|name| format!("unknown capability {name:?} is left out")).collect()
 }
 
 #[cfg(test)]

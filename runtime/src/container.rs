@@ -29,11 +29,16 @@ use crate::hooks;
 use crate::launch::Launched;
 use crate::log::Log;
 use crate::plan::Plan;
+use crate::plan::inherited::Inherited;
 use crate::plan::namespaces::NAMES;
 use crate::seccomp::Filter;
 
 /// The compiled seccomp filter of a container, kept for later execs: flags and program as native numbers.
 const FILTER_FILE: &str = "seccomp.bpf";
+
+/// Members of the stored configuration: what processes inherit, and that there is no process to start.
+const INHERITED: &str = "inherited";
+const NO_PROCESS: &str = "noProcess";
 
 /// How long a killed init may take to be gone; runc waits as long.
 const KILL_TIME: Duration = Duration::from_secs(10);
@@ -217,6 +222,20 @@ impl Container {
         Ok(())
     }
 
+    /// Whether its configuration has a process, without which it cannot be started (runtime-spec, "Start").
+    pub fn has_process(&self) -> bool {
+        self.state.config.spec.get(NO_PROCESS).is_none()
+    }
+
+    /// What a process that joins it inherits.
+    pub fn inherited(&self) -> Result<Inherited> {
+        let Some(stored) = self.state.config.spec.get(INHERITED) else { return Ok(Inherited::default()) };
+        // Through text: reading values would be a second copy of all this code.
+        serde_json::to_vec(stored)
+            .and_then(|text| serde_json::from_slice(&text))
+            .map_err(|error| Error::because(Kind::DataLoss, "read", "what processes inherit", error))
+    }
+
     /// The compiled seccomp filter, for an exec.
     pub fn filter(&self) -> Result<Option<Filter>> {
         let path = self.directory.path().join(FILTER_FILE);
@@ -352,6 +371,13 @@ pub fn stored(
     let mut spec = serde_json::Map::new();
     if let Some(hooks) = bundle.spec.hooks() {
         spec.insert("hooks".into(), serde_json::to_value(hooks).map_err(text)?);
+    }
+    let inherited = serde_json::to_value(Inherited::of(&bundle.spec)).map_err(text)?;
+    if inherited != serde_json::json!({}) {
+        spec.insert(INHERITED.into(), inherited);
+    }
+    if bundle.spec.process().is_none() {
+        spec.insert(NO_PROCESS.into(), true.into());
     }
     if let Some(process) = bundle.spec.process() {
         let capabilities = serde_json::to_value(process.capabilities()).map_err(text)?;

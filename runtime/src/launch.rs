@@ -79,6 +79,7 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         no_pivot: arguments.no_pivot,
         no_new_keyring: arguments.no_new_keyring,
         preserved: preserved.count,
+        starts: purpose != Purpose::Create,
     };
     let (mut plan, more) = Plan::for_container(&bundle.spec, &request, &host)?;
     plan.process.environment.extend(preserved.environment());
@@ -221,6 +222,10 @@ pub struct Launched {
 pub fn spawn(launch: Launch) -> Result<Launched> {
     let (ours, theirs) = Channel::pair()?;
     let Launch { plan, joins, entry, .. } = launch;
+    if let Some(numbers) = &plan.process.affinity.initial {
+        // The process inherits it, and the kernel fits it to the CPUs of the cgroup that it then enters.
+        sys::process::set_affinity(numbers).context("error setting", "initial CPU affinity")?;
+    }
     let cgroup = entry.unified;
     let flags = plan.namespaces.at_clone;
     let user = libc::CLONE_NEWUSER as u64;

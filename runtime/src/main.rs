@@ -1,5 +1,6 @@
 //! orlop: runs a bundle as the OCI runtime specification says, in runc's place.
 
+mod adapt;
 mod bundle;
 mod cli;
 mod commands;

@@ -292,3 +292,31 @@ fn many_containers_one_after_the_other_and_at_once() {
     });
     runtime.assert_clean();
 }
+
+#[test]
+fn a_container_without_a_process_can_be_created_and_not_started() {
+    let runtime = Runtime::new();
+    // runc refuses the creation; the specification wants a process when the container is started.
+    if runtime.is_reference() {
+        return;
+    }
+    let bundle =
+        runtime.sleeper().edit(|config| drop(config.as_object_mut().unwrap().remove("process"))).save();
+    let refused = runtime.run(&bundle).failure();
+    assert!(refused.stderr.contains("process property must not be empty"), "{refused}");
+    runtime.assert_clean();
+    runtime.create(&bundle, "c1");
+    assert_eq!(runtime.status("c1"), "created");
+    let refused = runtime.call(&["start", "c1"]).failure();
+    assert!(refused.stderr.contains("process property must not be empty"), "{refused}");
+    assert_eq!(runtime.status("c1"), "created");
+    let file = runtime.root.join("process.json");
+    std::fs::write(
+        &file,
+        r#"{"args": ["hostname"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"]}"#,
+    )
+    .unwrap();
+    let out = runtime.cmd().args(["exec", "--process"]).arg(&file).arg("c1").run().success();
+    assert_eq!(out.stdout, "orlop\n");
+    runtime.finish("c1");
+}

@@ -17,6 +17,7 @@ mod process;
 mod refusals;
 mod resources;
 mod rootless;
+mod scheduling;
 mod seccomp;
 mod support;
 mod terminal;

@@ -172,6 +172,7 @@ fn plan(container: &Container, process: oci_spec::runtime::Process, arguments: &
     let security = if labelled { orlop_host::probe::SecurityModules::detect() } else { Default::default() };
     let host = Host { security, ..Default::default() };
     let mut planned = Process::plan(&process, &host)?;
+    container.inherited()?.complete(&mut planned, &process)?;
     if process.capabilities().is_none() {
         let sets = container.state.config.spec.get("capabilities").cloned().unwrap_or_default();
         let sets = serde_json::to_vec(&sets)

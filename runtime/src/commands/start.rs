@@ -2,7 +2,8 @@
 
 use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::contract::state::Status;
-use orlop_proto::error::Result;
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
 
 use crate::cli::Global;
 use crate::container::{self, Container};
@@ -14,6 +15,9 @@ pub fn run(global: &Global, id: &str) -> Result<()> {
         Status::Created => {}
         Status::Stopped => return Err(RuncError::StartStopped.into()),
         _ => return Err(RuncError::AlreadyRunning.into()),
+    }
+    if !container.has_process() {
+        return Err(Error::exactly(Kind::FailedPrecondition, "process property must not be empty"));
     }
     let released = container::release(&container)?;
     if container.has_poststart()? {

@@ -4,8 +4,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use orlop_host::sys;
 use orlop_host::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, FsContext};
 use orlop_host::sys::path::{Resolve, open_below};
@@ -69,35 +67,30 @@ pub fn limits(init: &mut Init) -> Result<()> {
     if by_parent { Ok(()) } else { crate::launch::set_limits(0, &init.plan.process.limits) }
 }
 
-/// Personality, memory policy, scheduling and I/O priority.
+/// CPUs to run on, scheduling, I/O priority, personality and memory policy.
 pub fn scheduling(init: &mut Init) -> Result<()> {
-    if let Some(container) = &init.plan.container {
-        if let Some(persona) = container.personality {
-            sys::process::set_personality(persona).context("set", "the personality")?;
-        }
-        if let Some((mode, nodes)) = &container.memory_policy {
-            sys::process::set_memory_policy(*mode, nodes).context("set", "the memory policy")?;
-        }
-    }
     let process = &init.plan.process;
+    match (&process.affinity.initial, &process.affinity.last) {
+        (_, Some(numbers)) => {
+            sys::process::set_affinity(numbers).context("error setting", "final CPU affinity")?;
+        }
+        (Some(_), None) => {}
+        // The caller's is its own: a container has the CPUs of its cgroup. One that cannot be changed is no reason not to run.
+        (None, None) => drop(sys::process::reset_affinity()),
+    }
+    if let Some(scheduling) = process.scheduling {
+        sys::process::set_scheduling(scheduling).context("error setting", "scheduler")?;
+    }
     if let Some(priority) = process.io_priority {
         sys::process::set_io_priority(priority.0, priority.1).context("set", "the I/O priority")?;
     }
-    if let Some(scheduling) = process.scheduling {
-        sys::process::set_scheduling(scheduling).context("set", "the scheduling policy")?;
+    if let Some(persona) = process.personality {
+        sys::process::set_personality(persona).context("set", "the personality")?;
     }
-    if let Some(numbers) = process.affinity.1.as_ref().or(process.affinity.0.as_ref()) {
-        set_affinity(numbers).context("set", "the CPUs to run on")?;
+    if let Some((mode, nodes)) = &process.memory_policy {
+        sys::process::set_memory_policy(*mode, nodes).context("set", "the memory policy")?;
     }
     Ok(())
-}
-
-fn set_affinity(numbers: &[u32]) -> nix::Result<()> {
-    let mut set = CpuSet::new();
-    for &number in numbers {
-        set.set(number as usize)?;
-    }
-    sched_setaffinity(Pid::from_raw(0), &set)
 }
 
 /// A procfs that the container has not touched.

@@ -48,7 +48,8 @@ pub fn enter_directory(init: &mut Init) -> Result<()> {
 /// Finds the program as the user that will run it, and a home directory if the configuration names none.
 pub fn look_up(init: &mut Init) -> Result<()> {
     let process = &init.plan.process;
-    init.found.program = find(&process.arguments[0], &process.environment)?;
+    let Some(program) = process.arguments.first() else { return Ok(()) };
+    init.found.program = find(program, &process.environment)?;
     if variable(&process.environment, b"HOME").is_none() {
         let home = home_of(process.uid).unwrap_or_else(|| b"/".to_vec());
         init.found.home = CString::new([b"HOME=", home.as_slice()].concat()).ok();

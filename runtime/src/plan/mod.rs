@@ -4,6 +4,7 @@
 
 pub mod capabilities;
 pub mod devices;
+pub mod inherited;
 pub mod mounts;
 pub mod namespaces;
 pub mod process;
@@ -16,9 +17,10 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
 use devices::Device;
+use inherited::Inherited;
 use mounts::Mount;
 use namespaces::Namespaces;
-use process::Process;
+use process::{Affinity, Process};
 
 /// What of the host matters for a plan.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,6 +46,8 @@ pub struct Request {
     pub no_new_keyring: bool,
     /// Descriptors from 3 on that the process keeps.
     pub preserved: u32,
+    /// The same command starts the container, which then needs a process.
+    pub starts: bool,
 }
 
 /// Everything that init does for a process, and the parent around it.
@@ -102,10 +106,6 @@ pub struct Container {
     pub start_container: Vec<Hook>,
     /// There are hooks that the parent runs before the root changes.
     pub runtime_hooks: bool,
-    /// NUMA memory policy: mode with flags, nodes.
-    pub memory_policy: Option<(i32, Vec<u32>)>,
-    /// Execution domain.
-    pub personality: Option<u64>,
 }
 
 /// An `InvalidArgument` with words of its own.
@@ -133,12 +133,21 @@ impl Plan {
     pub fn for_container(spec: &Spec, request: &Request, host: &Host) -> Result<(Plan, Vec<String>)> {
         let mut warnings = Vec::new();
         check_version(spec.version())?;
-        let process = spec.process().as_ref().ok_or_else(|| refuse("process property must not be empty"))?;
         let root = spec.root().as_ref().ok_or_else(|| refuse("root must be specified"))?;
         let nothing = Linux::default_empty();
         let linux = spec.linux().as_ref().unwrap_or(&nothing);
         let namespaces = Namespaces::for_container(linux, host, &mut warnings)?;
-        let process = Process::plan(process, host)?;
+        let process = match spec.process() {
+            Some(own) => {
+                let mut process = Process::plan(own, host)?;
+                Inherited::of(spec).complete(&mut process, own)?;
+                // These are for processes that are added.
+                process.affinity = Affinity::default();
+                process
+            }
+            None if request.starts => return Err(refuse("process property must not be empty")),
+            None => Process::absent(),
+        };
         let hooks = spec.hooks().as_ref();
         check_hooks(hooks)?;
         let mounts = mounts::plan(spec, linux, &mut warnings)?;
@@ -178,8 +187,6 @@ impl Plan {
             create_container: hooks.and_then(|h| h.create_container().clone()).unwrap_or_default(),
             start_container: hooks.and_then(|h| h.start_container().clone()).unwrap_or_default(),
             runtime_hooks: crate::hooks::before_pivot(hooks).next().is_some(),
-            memory_policy: linux.memory_policy().as_ref().map(process::memory_policy).transpose()?,
-            personality: linux.personality().as_ref().map(process::personality).transpose()?,
         };
         let plan = Plan {
             id: request.id.clone(),

@@ -4,8 +4,9 @@ use std::ffi::CString;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
-    LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, PosixRlimitType, Scheduler,
+    ExecCPUAffinity, IOPriorityClass, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality,
+    LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType,
+    MemoryPolicyModeType, PosixRlimitType, Scheduler,
 };
 use orlop_host::sys::process::Scheduling;
 use orlop_proto::error::Result;
@@ -50,8 +51,21 @@ pub struct Process {
     pub scheduling: Option<Scheduling>,
     /// I/O priority: class and level.
     pub io_priority: Option<(u32, u32)>,
-    /// CPUs to run on: while the process is set up, and the program itself.
-    pub affinity: (Option<Vec<u32>>, Option<Vec<u32>>),
+    /// CPUs to run on; a container's first process has none.
+    pub affinity: Affinity,
+    /// NUMA memory policy: mode with flags, nodes. It is the container's, for each of its processes.
+    pub memory_policy: Option<(i32, Vec<u32>)>,
+    /// Execution domain. It is the container's, for each of its processes.
+    pub personality: Option<u64>,
+}
+
+/// CPUs that a process added by `exec` runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affinity {
+    /// Until it is in the container's cgroup.
+    pub initial: Option<Vec<u32>>,
+    /// From then on.
+    pub last: Option<Vec<u32>>,
 }
 
 /// A label for the next exec.
@@ -68,6 +82,32 @@ fn c_string(text: &str) -> Result<CString> {
 }
 
 impl Process {
+    /// What a container does that is created without a process: it waits, as root with no rights, and is never started.
+    pub fn absent() -> Process {
+        Process {
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            cwd: "/".into(),
+            make_cwd: false,
+            terminal: false,
+            console_size: None,
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            umask: 0o022,
+            capabilities: Capabilities::default(),
+            limits: Vec::new(),
+            no_new_privileges: true,
+            oom_score_adj: None,
+            exec_label: None,
+            scheduling: None,
+            io_priority: None,
+            affinity: Affinity::default(),
+            memory_policy: None,
+            personality: None,
+        }
+    }
+
     /// Checks a process of the configuration.
     pub fn plan(process: &oci_spec::runtime::Process, host: &Host) -> Result<Process> {
         let arguments =
@@ -101,7 +141,6 @@ impl Process {
         if let Some(score) = oom_score_adj.filter(|score| !(-1000..=1000).contains(score)) {
             return Err(refuse(format!("oomScoreAdj {score} is not between -1000 and 1000")));
         }
-        let affinity = process.exec_cpu_affinity().as_ref();
         Ok(Process {
             arguments,
             environment: environment(process.env().as_deref().unwrap_or_default())?,
@@ -119,15 +158,10 @@ impl Process {
             oom_score_adj,
             exec_label: plan_label(process, host)?,
             scheduling: process.scheduler().as_ref().map(scheduling).transpose()?,
-            io_priority: process
-                .io_priority()
-                .as_ref()
-                .map(|p| io_priority(p.class(), p.priority()))
-                .transpose()?,
-            affinity: (
-                affinity.and_then(|a| a.initial().as_deref()).map(number_list).transpose()?,
-                affinity.and_then(|a| a.cpu_affinity_final().as_deref()).map(number_list).transpose()?,
-            ),
+            io_priority: process.io_priority().as_ref().map(io_priority).transpose()?,
+            affinity: process.exec_cpu_affinity().as_ref().map(affinity).transpose()?.unwrap_or_default(),
+            memory_policy: None,
+            personality: None,
         })
     }
 }
@@ -200,7 +234,7 @@ fn resource(kind: PosixRlimitType) -> u32 {
     }
 }
 
-fn scheduling(scheduler: &Scheduler) -> Result<Scheduling> {
+pub(super) fn scheduling(scheduler: &Scheduler) -> Result<Scheduling> {
     use LinuxSchedulerPolicy::*;
     let policy = match scheduler.policy() {
         SchedOther => libc::SCHED_OTHER,
@@ -211,6 +245,21 @@ fn scheduling(scheduler: &Scheduler) -> Result<Scheduling> {
         SchedIdle => libc::SCHED_IDLE,
         SchedDeadline => libc::SCHED_DEADLINE,
     };
+    let is_for = |policies: &[libc::c_int]| policies.contains(&policy);
+    let nice = scheduler.nice().unwrap_or(0);
+    if is_for(&[libc::SCHED_OTHER, libc::SCHED_BATCH]) && !(-20..=19).contains(&nice) {
+        return Err(refuse(format!("invalid scheduler.nice: {nice}")));
+    }
+    let priority = scheduler.priority().unwrap_or(0);
+    if priority != 0 && !is_for(&[libc::SCHED_FIFO, libc::SCHED_RR]) {
+        return Err(refuse("scheduler.priority can only be specified for SchedFIFO or SchedRR policy"));
+    }
+    let times = [scheduler.runtime(), scheduler.deadline(), scheduler.period()].map(|time| time.unwrap_or(0));
+    if times != [0; 3] && !is_for(&[libc::SCHED_DEADLINE]) {
+        let why = "scheduler runtime/deadline/period can only be specified for SchedDeadline policy";
+        return Err(refuse(why));
+    }
+    let [runtime, deadline, period] = times;
     let flag = |flag: &LinuxSchedulerFlag| match flag {
         LinuxSchedulerFlag::SchedResetOnFork => 0x01,
         LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
@@ -223,17 +272,22 @@ fn scheduling(scheduler: &Scheduler) -> Result<Scheduling> {
     Ok(Scheduling {
         policy: policy as u32,
         flags: scheduler.flags().iter().flatten().fold(0, |all, one| all | flag(one)),
-        nice: scheduler.nice().unwrap_or(0),
-        priority: u32::try_from(scheduler.priority().unwrap_or(0))
-            .map_err(|_| refuse("scheduler priority is negative"))?,
-        runtime: scheduler.runtime().unwrap_or(0),
-        deadline: scheduler.deadline().unwrap_or(0),
-        period: scheduler.period().unwrap_or(0),
+        nice,
+        priority: u32::try_from(priority).map_err(|_| refuse("scheduler priority is negative"))?,
+        runtime,
+        deadline,
+        period,
     })
 }
 
-fn io_priority(class: IOPriorityClass, level: i64) -> Result<(u32, u32)> {
-    let class = match class {
+pub(super) fn affinity(configured: &ExecCPUAffinity) -> Result<Affinity> {
+    let list = |list: &Option<String>| list.as_deref().map(number_list).transpose();
+    Ok(Affinity { initial: list(configured.initial())?, last: list(configured.cpu_affinity_final())? })
+}
+
+pub(super) fn io_priority(configured: &LinuxIOPriority) -> Result<(u32, u32)> {
+    let level = configured.priority();
+    let class = match configured.class() {
         IOPriorityClass::IoprioClassRt => 1,
         IOPriorityClass::IoprioClassBe => 2,
         IOPriorityClass::IoprioClassIdle => 3,
@@ -278,6 +332,16 @@ pub(super) fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<(i32, Vec<u32>
     };
     let flags = policy.flags().iter().flatten().fold(0, |all, one| all | flag(one));
     let nodes = policy.nodes().as_deref().map(number_list).transpose()?.unwrap_or_default();
+    match policy.mode() {
+        MpolDefault | MpolLocal if !nodes.is_empty() => {
+            let why = format!("memory policy mode requires 0 nodes but got {}", nodes.len());
+            return Err(refuse(why));
+        }
+        MpolBind | MpolInterleave | MpolPreferredMany | MpolWeightedInterleave if nodes.is_empty() => {
+            return Err(refuse("memory policy mode requires at least one node but got 0"));
+        }
+        _ => {}
+    }
     Ok((mode | flags, nodes))
 }
 

@@ -42,9 +42,17 @@ fn a_small_configuration_is_accepted() {
 }
 
 #[test]
+fn only_a_container_that_is_started_at_once_needs_a_process() {
+    assert!(plan(serde_json::json!({"process": null})).unwrap().process.arguments.is_empty());
+    let spec = spec(serde_json::json!({"process": null}));
+    let request = Request { id: "x".into(), bundle: "/b".into(), starts: true, ..Default::default() };
+    let refused = Plan::for_container(&spec, &request, &Host::default()).unwrap_err();
+    assert_eq!(refused.to_string(), "process property must not be empty");
+}
+
+#[test]
 fn refusals_name_what_is_wrong() {
     let cases = [
-        (serde_json::json!({"process": null}), "process property must not be empty"),
         (serde_json::json!({"root": null}), "root must be specified"),
         (serde_json::json!({"ociVersion": "2.0.0"}), "only 1.x is"),
         (serde_json::json!({"process": {"args": []}}), "args must not be empty"),

@@ -36,6 +36,9 @@ pub struct Scheduling {
 
 /// Sets the scheduling policy of this thread.
 pub fn set_scheduling(scheduling: Scheduling) -> io::Result<()> {
+    // Its last two members came with these flags (Linux 5.3), and the kernel wants them then.
+    const UTIL_CLAMP: u64 = 0x20 | 0x40;
+    const SIZE_WITHOUT_CLAMPS: u32 = 48;
     #[repr(C)]
     struct SchedAttr {
         size: u32,
@@ -46,23 +49,63 @@ pub fn set_scheduling(scheduling: Scheduling) -> io::Result<()> {
         runtime: u64,
         deadline: u64,
         period: u64,
+        util_min: u32,
+        util_max: u32,
     }
     let Scheduling { policy, flags, nice, priority, runtime, deadline, period } = scheduling;
-    let size = std::mem::size_of::<SchedAttr>() as u32;
-    let attributes = SchedAttr { size, policy, flags, nice, priority, runtime, deadline, period };
-    // SAFETY: the structure says its true size and outlives the call.
+    let clamps = flags & UTIL_CLAMP != 0;
+    let size = if clamps { std::mem::size_of::<SchedAttr>() as u32 } else { SIZE_WITHOUT_CLAMPS };
+    let attributes = SchedAttr {
+        size,
+        policy,
+        flags,
+        nice,
+        priority,
+        runtime,
+        deadline,
+        period,
+        util_min: 0,
+        util_max: 0,
+    };
+    // SAFETY: the structure is at least as long as the size in it and outlives the call.
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) })?;
     Ok(())
+}
+
+/// Lets this thread run on these CPUs (`sched_setaffinity(2)`), of those that its cgroup has.
+pub fn set_affinity(numbers: &[u32]) -> io::Result<()> {
+    set_affinity_mask(&bit_mask(numbers))
+}
+
+/// Lets this thread run on every CPU that its cgroup has or gets.
+pub fn reset_affinity() -> io::Result<()> {
+    // More than any kernel is built for (`NR_CPUS`); the kernel cuts it.
+    set_affinity_mask(&[libc::c_ulong::MAX; 8192 / libc::c_ulong::BITS as usize])
+}
+
+fn set_affinity_mask(mask: &[libc::c_ulong]) -> io::Result<()> {
+    // SAFETY: the pointer leads to as many bytes as are told, which outlive the call.
+    check(unsafe {
+        libc::syscall(libc::SYS_sched_setaffinity, 0, std::mem::size_of_val(mask), mask.as_ptr())
+    })?;
+    Ok(())
+}
+
+/// Numbers as a mask in the kernel's form, as long as the highest takes.
+fn bit_mask(numbers: &[u32]) -> Vec<libc::c_ulong> {
+    const BITS: usize = libc::c_ulong::BITS as usize;
+    let words = numbers.iter().max().map_or(0, |&highest| highest as usize / BITS + 1);
+    let mut mask = vec![0 as libc::c_ulong; words];
+    for &number in numbers {
+        mask[number as usize / BITS] |= 1 << (number as usize % BITS);
+    }
+    mask
 }
 
 /// Sets the NUMA memory policy of this thread (`set_mempolicy(2)`): mode with flags, and the node numbers.
 pub fn set_memory_policy(mode: i32, nodes: &[u32]) -> io::Result<()> {
     const BITS: usize = libc::c_ulong::BITS as usize;
-    let words = nodes.iter().max().map_or(0, |&highest| highest as usize / BITS + 1);
-    let mut mask = vec![0 as libc::c_ulong; words];
-    for &node in nodes {
-        mask[node as usize / BITS] |= 1 << (node as usize % BITS);
-    }
+    let mask = bit_mask(nodes);
     let pointer = if mask.is_empty() { std::ptr::null() } else { mask.as_ptr() };
     // The kernel takes one bit fewer than the number that it is told.
     let bits = if mask.is_empty() { 0 } else { mask.len() * BITS + 1 };
