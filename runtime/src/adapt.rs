@@ -57,12 +57,6 @@ fn adapt_process(process: &mut Value, adapted: &mut Adapted) {
             adapted.changed = true;
         }
     }
-    let affinity = process.get_mut("execCPUAffinity").and_then(Value::as_object_mut);
-    if let Some(affinity) = affinity {
-        let before = affinity.len();
-        affinity.retain(|_, list| list.as_str() != Some(""));
-        adapted.changed |= affinity.len() != before;
-    }
 }
 
 /// A member that is null is one that is not there, as Go, in which configurations are written, has it.
@@ -103,8 +97,7 @@ mod tests {
     #[test]
     fn the_specifications_words_become_the_crates() {
         let mut document = json!({
-            "process": {"user": null, "scheduler": {"flags": ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM"]},
-                "execCPUAffinity": {"initial": "", "final": "0"}},
+            "process": {"user": null, "scheduler": {"flags": ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM"]}},
             "linux": {"resources": {"devices": [{"allow": true, "type": ""}], "pids": {"limit": null}}},
         });
         let adapted = configuration(&mut document);
@@ -112,8 +105,7 @@ mod tests {
         assert_eq!(
             document,
             json!({
-                "process": {"scheduler": {"flags": ["SCHED_RESET_ON_FORK", "SCHED_FLAG_RECLAIM"]},
-                    "execCPUAffinity": {"final": "0"}},
+                "process": {"scheduler": {"flags": ["SCHED_RESET_ON_FORK", "SCHED_FLAG_RECLAIM"]}},
                 "linux": {"resources": {"devices": [{"allow": true}], "pids": {}}},
             })
         );

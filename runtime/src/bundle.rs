@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
 use orlop_proto::contract::CONFIG_FILE;
 use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::error::{Context, Error, Result};
@@ -11,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::adapt::{self, Adapted};
+use crate::spec::{Process, Spec};
 
 /// A loaded bundle. Its directory is the working directory of the process from then on.
 pub struct Bundle {
@@ -59,7 +59,7 @@ pub fn parse(text: &[u8]) -> Result<(Spec, Vec<String>)> {
 }
 
 /// The same for the process of an exec.
-pub fn parse_process(text: &[u8], path: &Path) -> Result<(oci_spec::runtime::Process, Vec<String>)> {
+pub fn parse_process(text: &[u8], path: &Path) -> Result<(Process, Vec<String>)> {
     let wrong = |error| Error::because(Kind::InvalidArgument, "parse", path.to_string_lossy(), error);
     parse_adapted(text, adapt::process).map_err(wrong)
 }
@@ -107,6 +107,8 @@ mod tests {
         // Values of any shape may stand where the capabilities are looked for.
         for text in ["{", "5", r#"{"process": 5}"#, r#"{"process": {"capabilities": [1]}}"#] {
             parse(text.as_bytes()).unwrap_err();
+        }
+        for text in ["{", "5", r#"{"user": 5}"#, r#"{"capabilities": [1]}"#] {
             parse_process(text.as_bytes(), Path::new("process.json")).unwrap_err();
         }
     }

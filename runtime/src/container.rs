@@ -11,7 +11,7 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use oci_spec::runtime::{Hooks, Spec};
+use oci_spec::runtime::Hooks;
 use orlop_host::cgroup::{Cgroup, CgroupPaths};
 use orlop_host::probe::SecurityModules;
 use orlop_host::process::Stat;
@@ -32,6 +32,7 @@ use crate::plan::Plan;
 use crate::plan::inherited::Inherited;
 use crate::plan::namespaces::NAMES;
 use crate::seccomp::Filter;
+use crate::spec::Spec;
 
 /// The compiled seccomp filter of a container, kept for later execs: flags and program as native numbers.
 const FILTER_FILE: &str = "seccomp.bpf";

@@ -16,6 +16,7 @@ mod plan;
 mod rootless;
 mod seal;
 mod seccomp;
+mod spec;
 mod switches;
 mod sync;
 mod undo;

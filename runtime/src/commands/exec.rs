@@ -3,14 +3,12 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use oci_spec::runtime::Spec;
 use orlop_host::cgroup::{Cgroup, CgroupPaths};
 use orlop_proto::contract::CONFIG_FILE;
 use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::contract::state::Status;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
-use serde_json::{Value, json};
 
 use crate::cli::{ExecArgs, Global};
 use crate::container::Container;
@@ -21,7 +19,7 @@ use crate::plan::capabilities::bit;
 use crate::plan::namespaces::Namespaces;
 use crate::plan::process::Process;
 use crate::plan::{Host, Plan};
-use crate::{bundle, console, join};
+use crate::{bundle, console, join, spec};
 
 /// Runs the process; returns its exit code, or 0 if it is left to itself.
 pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
@@ -80,7 +78,7 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
 }
 
 /// The process of the file, or the bundle's with what the flags change.
-fn process(container: &Container, arguments: &ExecArgs) -> Result<(oci_spec::runtime::Process, Vec<String>)> {
+fn process(container: &Container, arguments: &ExecArgs) -> Result<(spec::Process, Vec<String>)> {
     if let Some(path) = &arguments.process {
         let text = std::fs::read(path).context("open", path.to_string_lossy())?;
         return bundle::parse_process(&text, path);
@@ -90,57 +88,46 @@ fn process(container: &Container, arguments: &ExecArgs) -> Result<(oci_spec::run
     }
     let path = Path::new(container.state.bundle()).join(CONFIG_FILE);
     let text = std::fs::read(&path).context("read", path.to_string_lossy())?;
-    let (spec, warnings): (Spec, _) = bundle::parse(&text)?;
-    let base = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| Error::new(Kind::InvalidArgument, "find process in", CONFIG_FILE))?;
-    let text = |error| Error::because(Kind::InvalidArgument, "read", "the process", error);
-    let mut json = serde_json::to_value(base).map_err(text)?;
-    change(&mut json, arguments)?;
-    // Through text: reading values would be a second copy of all this code.
-    let json = serde_json::to_vec(&json).map_err(text)?;
-    Ok((serde_json::from_slice(&json).map_err(text)?, warnings))
+    let (spec, warnings) = bundle::parse(&text)?;
+    let process = spec.process().clone();
+    let mut process =
+        process.ok_or_else(|| Error::exactly(Kind::InvalidArgument, "process property must not be empty"))?;
+    change(&mut process, arguments)?;
+    Ok((process, warnings))
 }
 
-/// Puts the flags into the process's JSON.
-fn change(process: &mut Value, arguments: &ExecArgs) -> Result<()> {
-    process["args"] = json!(arguments.command);
-    process["terminal"] = json!(arguments.tty);
+/// Puts the flags into the process.
+fn change(process: &mut spec::Process, arguments: &ExecArgs) -> Result<()> {
+    process.args = Some(arguments.command.clone());
+    process.terminal = Some(arguments.tty);
     if let Some(cwd) = &arguments.cwd {
-        process["cwd"] = json!(cwd);
+        process.cwd = cwd.clone();
     }
-    if !arguments.env.is_empty() {
-        let mut environment = process["env"].as_array().cloned().unwrap_or_default();
-        environment.extend(arguments.env.iter().map(|pair| json!(pair)));
-        process["env"] = json!(environment);
-    }
+    process.env.get_or_insert_default().extend(arguments.env.iter().cloned());
     if let Some(user) = &arguments.user {
         let (uid, gid) = parse_user(user)?;
-        process["user"]["uid"] = json!(uid);
+        process.user.set_uid(uid);
         if let Some(gid) = gid {
-            process["user"]["gid"] = json!(gid);
+            process.user.set_gid(gid);
         }
     }
     if !arguments.additional_gids.is_empty() {
-        let mut groups = process["user"]["additionalGids"].as_array().cloned().unwrap_or_default();
+        let groups = process.user.additional_gids_mut().get_or_insert_default();
         for &gid in &arguments.additional_gids {
-            let gid = u32::try_from(gid).map_err(|_| {
+            groups.push(u32::try_from(gid).map_err(|_| {
                 let what = format!("additional-gids must be a positive number {gid}");
                 Error::exactly(Kind::InvalidArgument, what)
-            })?;
-            groups.push(json!(gid));
+            })?);
         }
-        process["user"]["additionalGids"] = json!(groups);
     }
     if let Some(profile) = &arguments.apparmor {
-        process["apparmorProfile"] = json!(profile);
+        process.apparmor_profile = Some(profile.clone());
     }
     if let Some(label) = &arguments.process_label {
-        process["selinuxLabel"] = json!(label);
+        process.selinux_label = Some(label.clone());
     }
     if let Some(on) = arguments.no_new_privs {
-        process["noNewPrivileges"] = json!(on);
+        process.no_new_privileges = Some(on);
     }
     Ok(())
 }
@@ -167,7 +154,7 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
     }
 }
 
-fn plan(container: &Container, process: oci_spec::runtime::Process, arguments: &ExecArgs) -> Result<Plan> {
+fn plan(container: &Container, process: spec::Process, arguments: &ExecArgs) -> Result<Plan> {
     let labelled = process.apparmor_profile().is_some() || process.selinux_label().is_some();
     let security = if labelled { orlop_host::probe::SecurityModules::detect() } else { Default::default() };
     let host = Host { security, ..Default::default() };

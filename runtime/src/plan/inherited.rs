@@ -2,13 +2,12 @@
 //!
 //! Kept in the container's state, since the process of an `exec` is described without the rest of the configuration.
 
-use oci_spec::runtime::{
-    ExecCPUAffinity, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality, Scheduler, Spec,
-};
+use oci_spec::runtime::{LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality, Scheduler};
 use orlop_proto::error::Result;
 use serde::{Deserialize, Serialize};
 
 use super::process::{self, Process};
+use crate::spec::{self, ExecCPUAffinity, Spec};
 
 /// The container's part, in the specification's words.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,7 +48,7 @@ impl Inherited {
     ///
     /// # Errors
     /// `InvalidArgument` for what no kernel takes.
-    pub fn complete(&self, planned: &mut Process, own: &oci_spec::runtime::Process) -> Result<()> {
+    pub fn complete(&self, planned: &mut Process, own: &spec::Process) -> Result<()> {
         if planned.scheduling.is_none() {
             planned.scheduling = self.scheduler.as_ref().map(process::scheduling).transpose()?;
         }

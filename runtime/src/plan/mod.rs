@@ -11,7 +11,7 @@ pub mod process;
 
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Hook, Linux, Spec};
+use oci_spec::runtime::{Hook, Linux};
 use orlop_host::probe::SecurityModules;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
@@ -21,6 +21,8 @@ use inherited::Inherited;
 use mounts::Mount;
 use namespaces::Namespaces;
 use process::{Affinity, Process};
+
+use crate::spec::Spec;
 
 /// What of the host matters for a plan.
 #[derive(Clone, Copy, Debug, Default)]

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxIdMapping, Spec};
+use oci_spec::runtime::{Linux, LinuxIdMapping};
 use orlop_host::mounts::MountOptions;
 use orlop_proto::error::Result;
 
 use super::{clean, refuse};
+use crate::spec::Spec;
 
 /// A mount.
 #[derive(Debug)]

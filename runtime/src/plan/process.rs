@@ -4,15 +4,16 @@ use std::ffi::CString;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    ExecCPUAffinity, IOPriorityClass, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality,
-    LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType,
-    MemoryPolicyModeType, PosixRlimitType, Scheduler,
+    IOPriorityClass, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality, LinuxPersonalityDomain,
+    LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType, MemoryPolicyModeType, PosixRlimitType,
+    Scheduler,
 };
 use orlop_host::sys::process::Scheduling;
 use orlop_proto::error::Result;
 
 use super::capabilities::Capabilities;
 use super::{Host, clean, refuse};
+use crate::spec::{self, ExecCPUAffinity};
 
 /// A process.
 #[derive(Debug)]
@@ -109,7 +110,7 @@ impl Process {
     }
 
     /// Checks a process of the configuration.
-    pub fn plan(process: &oci_spec::runtime::Process, host: &Host) -> Result<Process> {
+    pub fn plan(process: &spec::Process, host: &Host) -> Result<Process> {
         let arguments =
             process.args().iter().flatten().map(|text| c_string(text)).collect::<Result<Vec<_>>>()?;
         if arguments.first().is_none_or(|program| program.is_empty()) {
@@ -192,7 +193,7 @@ fn environment(pairs: &[String]) -> Result<Vec<CString>> {
     Ok(kept.into_iter().map(|(_, text)| text).collect())
 }
 
-fn plan_label(process: &oci_spec::runtime::Process, host: &Host) -> Result<Option<ExecLabel>> {
+fn plan_label(process: &spec::Process, host: &Host) -> Result<Option<ExecLabel>> {
     let apparmor = process.apparmor_profile().as_deref().filter(|profile| !profile.is_empty());
     let selinux = process.selinux_label().as_deref().filter(|label| !label.is_empty());
     match (apparmor, selinux) {
@@ -281,7 +282,8 @@ pub(super) fn scheduling(scheduler: &Scheduler) -> Result<Scheduling> {
 }
 
 pub(super) fn affinity(configured: &ExecCPUAffinity) -> Result<Affinity> {
-    let list = |list: &Option<String>| list.as_deref().map(number_list).transpose();
+    let list =
+        |list: &Option<String>| list.as_deref().filter(|list| !list.is_empty()).map(number_list).transpose();
     Ok(Affinity { initial: list(configured.initial())?, last: list(configured.cpu_affinity_final())? })
 }
 
