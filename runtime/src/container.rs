@@ -31,15 +31,17 @@ use crate::log::Log;
 use crate::plan::Plan;
 use crate::plan::inherited::Inherited;
 use crate::plan::namespaces::NAMES;
+use crate::resctrl::Groups;
 use crate::seccomp::Filter;
 use crate::spec::Spec;
 
 /// The compiled seccomp filter of a container, kept for later execs: flags and program as native numbers.
 const FILTER_FILE: &str = "seccomp.bpf";
 
-/// Members of the stored configuration: what processes inherit, and that there is no process to start.
+/// Members of the stored configuration: what processes inherit, that there is no process to start, groups of resctrl.
 const INHERITED: &str = "inherited";
 const NO_PROCESS: &str = "noProcess";
+const GROUPS: &str = "intelRdtGroups";
 
 /// How long a killed init may take to be gone; runc waits as long.
 const KILL_TIME: Duration = Duration::from_secs(10);
@@ -212,6 +214,9 @@ impl Container {
             cgroup.kill()?;
         }
         cgroup.remove()?;
+        if let Some(groups) = self.groups()? {
+            groups.remove()?;
+        }
         let hooks = self.hooks();
         let state = self.hook_state(Status::Stopped);
         self.directory.remove()?;
@@ -235,6 +240,14 @@ impl Container {
         serde_json::to_vec(stored)
             .and_then(|text| serde_json::from_slice(&text))
             .map_err(|error| Error::because(Kind::DataLoss, "read", "what processes inherit", error))
+    }
+
+    /// Its groups of resctrl, if it has any.
+    pub fn groups(&self) -> Result<Option<Groups>> {
+        let Some(stored) = self.state.config.spec.get(GROUPS) else { return Ok(None) };
+        serde_json::to_vec(stored).and_then(|text| serde_json::from_slice(&text)).map(Some).map_err(|error| {
+            Error::because(Kind::DataLoss, "read", "the container's groups of resctrl", error)
+        })
     }
 
     /// The compiled seccomp filter, for an exec.
@@ -436,6 +449,14 @@ pub fn stored(
         external_descriptors: (0..=2).map(stream).collect(),
         intel_rdt_path: String::new(),
     })
+}
+
+/// Notes a container's groups of resctrl.
+pub fn store_groups(state: &mut StoredState, groups: &Groups) -> Result<()> {
+    state.intel_rdt_path = groups.class.to_string_lossy().into_owned();
+    state.config.spec[GROUPS] = serde_json::to_value(groups)
+        .map_err(|error| Error::because(Kind::Internal, "encode", "the groups of resctrl", error))?;
+    Ok(())
 }
 
 /// Looks for security modules only if the configuration has a label for one.

@@ -28,7 +28,7 @@ use crate::plan::{Host, Plan, Request};
 use crate::seccomp::{self, Filter};
 use crate::sync::{Channel, Message};
 use crate::undo::Undo;
-use crate::{console, hooks, join, rootless};
+use crate::{console, hooks, join, network, resctrl, rootless};
 
 /// A container whose init waits for its start.
 pub struct Created {
@@ -94,6 +94,13 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
     let linux = bundle.spec.linux().as_ref();
     let filter = linux.and_then(|linux| linux.seccomp().as_ref()).map(seccomp::compile).transpose()?;
     let joins = join::open_all(&plan.namespaces.join)?;
+    let network = joins.iter().find(|(_, flag)| flag & libc::CLONE_NEWNET as u64 != 0).map(|(fd, _)| fd);
+    let network =
+        network.map(|namespace| namespace.try_clone()).transpose().context("keep", "a namespace")?;
+    let net_devices = plan.container.as_ref().map(|container| &*container.net_devices).unwrap_or_default();
+    network::check(net_devices, network.as_ref().map(|namespace| namespace.as_fd()))?;
+    let rdt = linux.and_then(|linux| linux.intel_rdt().as_ref());
+    let rdt = rdt.map(|rdt| resctrl::plan(rdt, &arguments.id, resctrl::root()?)).transpose()?;
     let idmaps = open_idmaps(&plan)?;
     let cgroups_path =
         linux.and_then(|linux| linux.cgroups_path().as_ref()).map(|path| path.to_string_lossy());
@@ -160,8 +167,14 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         })?;
         let pidfd = process.pidfd.try_clone().context("keep", "the process")?;
         undo.push(move || kill_and_reap(pidfd));
+        network::give(net_devices, network, process.pid)?;
         let created = rfc3339_nano(SystemTime::now());
-        let state = container::stored(&bundle, &plan, &process, &cgroup_paths, created, global)?;
+        let mut state = container::stored(&bundle, &plan, &process, &cgroup_paths, created, global)?;
+        if let Some(rdt) = &rdt {
+            let groups = rdt.enter(process.pid)?;
+            container::store_groups(&mut state, &groups)?;
+            undo.push(move || groups.remove());
+        }
         directory.save(&state)?;
         if let Some(filter) = &filter {
             container::save_filter(&directory, filter)?;

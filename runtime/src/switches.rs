@@ -14,3 +14,15 @@ pub fn is_off(guard: &str) -> bool {
 pub const fn is_off(_guard: &str) -> bool {
     false
 }
+
+/// A directory in the place of the resctrl file system, which needs hardware: `ORLOP_TEST_RESCTRL`.
+#[cfg(feature = "test-switches")]
+pub fn resctrl() -> Option<std::path::PathBuf> {
+    std::env::var_os("ORLOP_TEST_RESCTRL").map(Into::into)
+}
+
+/// A directory in the place of the resctrl file system: none.
+#[cfg(not(feature = "test-switches"))]
+pub const fn resctrl() -> Option<std::path::PathBuf> {
+    None
+}

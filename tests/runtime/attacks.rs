@@ -16,7 +16,7 @@ use orlop_tests::{Bundle, Cmd, Output, Root, binaries, poll_until};
 use serde_json::json;
 
 /// The test build, whose guards `ORLOP_TEST_OFF` switches off: `ORLOP_SWITCHES`, or built here.
-fn switchable() -> &'static Path {
+pub(super) fn switchable() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
         if let Some(path) = std::env::var_os("ORLOP_SWITCHES") {

@@ -154,13 +154,16 @@ pub struct StoredConfig {
 impl StoredState {
     /// The bundle directory.
     pub fn bundle(&self) -> &str {
-        self.config.labels.iter().find_map(|label| label.strip_prefix("bundle=")).unwrap_or_default()
+        // The last: an annotation of this name comes before it.
+        self.config.labels.iter().rev().find_map(|label| label.strip_prefix("bundle=")).unwrap_or_default()
     }
 
     /// The annotations of the configuration.
     pub fn annotations(&self) -> BTreeMap<String, String> {
-        let pairs = self.config.labels.iter().filter_map(|label| label.split_once('='));
-        pairs.filter(|(name, _)| *name != "bundle").map(|(n, v)| (n.to_owned(), v.to_owned())).collect()
+        let own = self.config.labels.iter().rposition(|label| label.starts_with("bundle="));
+        let labels = self.config.labels.iter().enumerate().filter(|(index, _)| Some(*index) != own);
+        let pairs = labels.filter_map(|(_, label)| label.split_once('='));
+        pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
 }
 
@@ -189,7 +192,8 @@ mod tests {
 
     #[test]
     fn labels_carry_bundle_and_annotations() {
-        let config = StoredConfig { labels: vec!["a=b=c".into(), "bundle=/x".into()], ..Default::default() };
+        let labels = vec!["a=b=c".into(), "bundle=/elsewhere".into(), "bundle=/x".into()];
+        let config = StoredConfig { labels, ..Default::default() };
         let state = StoredState {
             id: "x".into(),
             init_process_pid: 1,
@@ -203,6 +207,8 @@ mod tests {
             intel_rdt_path: String::new(),
         };
         assert_eq!(state.bundle(), "/x");
-        assert_eq!(state.annotations(), BTreeMap::from([("a".to_owned(), "b=c".to_owned())]));
+        let annotations = [("a", "b=c"), ("bundle", "/elsewhere")];
+        let annotations = annotations.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(state.annotations(), BTreeMap::from(annotations));
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod mounts;
+pub mod netlink;
 pub mod probe;
 pub mod process;
 pub mod state;

@@ -53,6 +53,9 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
     })?;
     let around = Surroundings { log, state: &state, hooks: None, filter: filter.as_ref() };
     let mut started = || -> Result<()> {
+        if let Some(groups) = container.groups()? {
+            groups.enter(process.pid)?;
+        }
         process.prepare(&plan, &around)?;
         console::deliver(
             &mut process,

@@ -7,6 +7,7 @@ pub mod devices;
 pub mod inherited;
 pub mod mounts;
 pub mod namespaces;
+pub mod network;
 pub mod process;
 
 use std::path::{Component, Path, PathBuf};
@@ -20,6 +21,7 @@ use devices::Device;
 use inherited::Inherited;
 use mounts::Mount;
 use namespaces::Namespaces;
+use network::NetDevice;
 use process::{Affinity, Process};
 
 use crate::spec::Spec;
@@ -106,6 +108,8 @@ pub struct Container {
     pub create_container: Vec<Hook>,
     /// Hooks that init itself runs just before the user's program.
     pub start_container: Vec<Hook>,
+    /// Network devices that move in.
+    pub net_devices: Vec<NetDevice>,
     /// There are hooks that the parent runs before the root changes.
     pub runtime_hooks: bool,
 }
@@ -156,6 +160,7 @@ impl Plan {
         let owns_dev = !mounts.iter().any(|mount| mount.is_bind_at(Path::new("/dev")));
         let (propagation, final_propagation) = root_propagation(linux)?;
         let bind_devices = namespaces.has_user_namespace();
+        let net_devices = network::plan(linux, &namespaces, host)?;
         let sysctl = plan_sysctl(linux, &namespaces)?;
         let paths =
             |paths: &Option<Vec<String>>| paths.iter().flatten().map(|path| clean(Path::new(path))).collect();
@@ -188,6 +193,7 @@ impl Plan {
             mount_label: linux.mount_label().clone().filter(|l| !l.is_empty() && host.security.selinux),
             create_container: hooks.and_then(|h| h.create_container().clone()).unwrap_or_default(),
             start_container: hooks.and_then(|h| h.start_container().clone()).unwrap_or_default(),
+            net_devices,
             runtime_hooks: crate::hooks::before_pivot(hooks).next().is_some(),
         };
         let plan = Plan {

@@ -156,7 +156,9 @@ fn operator(operator: LinuxSeccompOperator) -> Operator {
 
 /// An action with its error number, as the kernel's `SECCOMP_RET_…`; without a number it is EPERM.
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32> {
+    let has_number = matches!(action, LinuxSeccompAction::ScmpActErrno | LinuxSeccompAction::ScmpActTrace);
     match errno {
+        Some(_) if !has_number => Err(refuse(format!("{action} does not support an errno"))),
         Some(number) if number > GREATEST_ERRNO => {
             Err(refuse(format!("errnoRet {number} is no error number")))
         }
@@ -186,6 +188,18 @@ fn flags(profile: &LinuxSeccomp, listens: bool) -> u32 {
     flags
 }
 
+/// The names of every flag, and those that this kernel takes.
+pub fn flag_names() -> (Vec<&'static str>, Vec<&'static str>) {
+    let all = [
+        ("SECCOMP_FILTER_FLAG_LOG", FLAG_LOG),
+        ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", FLAG_SPEC_ALLOW),
+        ("SECCOMP_FILTER_FLAG_TSYNC", 0),
+        ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", FLAG_WAIT_KILLABLE_RECV | FLAG_NEW_LISTENER),
+    ];
+    let supported = all.iter().filter(|(_, bits)| orlop_host::sys::creds::takes_seccomp_flags(*bits));
+    (all.iter().map(|(name, _)| *name).collect(), supported.map(|(name, _)| *name).collect())
+}
+
 /// Who is to be notified, where any rule notifies.
 fn listener(profile: &LinuxSeccomp) -> Result<Option<Listener>> {
     let notify = LinuxSeccompAction::ScmpActNotify;
@@ -202,6 +216,9 @@ fn listener(profile: &LinuxSeccomp) -> Result<Option<Listener>> {
     }
     let path = profile.listener_path().clone().filter(|path| !path.as_os_str().is_empty());
     let metadata = profile.listener_metadata().clone().unwrap_or_default();
+    if path.is_none() && !metadata.is_empty() {
+        return Err(refuse("listenerMetadata must not be set without listenerPath"));
+    }
     match (notifies, path) {
         (true, Some(path)) => Ok(Some(Listener { path, metadata })),
         (true, None) => Err(refuse("SCMP_ACT_NOTIFY needs a listenerPath")),

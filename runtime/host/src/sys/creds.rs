@@ -164,6 +164,16 @@ pub fn install_seccomp(program: &[u64], flags: u32) -> io::Result<Option<std::os
     super::check_fd(result).map(Some)
 }
 
+/// Whether the kernel takes these flags of a seccomp filter; nothing is installed (seccomp(2), "NOTES").
+pub fn takes_seccomp_flags(flags: u32) -> bool {
+    let none = std::ptr::null::<libc::sock_fprog>();
+    // SAFETY: the kernel refuses a null program, by which flags that it does not know are told from those that it does.
+    let result = check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, libc::c_ulong::from(flags), none)
+    });
+    result.is_err_and(|error| error.raw_os_error() == Some(libc::EFAULT))
+}
+
 /// Joins a new session keyring of this name and lets its owner search it, as runc does.
 pub fn join_session_keyring(name: &str) -> io::Result<()> {
     let name = super::c_text(name)?;

@@ -55,8 +55,6 @@ unsafe extern "C" {
     fn seccomp_init(default_action: u32) -> *mut c_void;
     fn seccomp_release(filter: *mut c_void);
     fn seccomp_arch_native() -> u32;
-    fn seccomp_transaction_start(filter: *mut c_void) -> c_int;
-    fn seccomp_transaction_commit(filter: *mut c_void) -> c_int;
 
     fn seccomp_arch_add(filter: *mut c_void, architecture: u32) -> c_int;
     fn seccomp_attr_set(filter: *mut c_void, attribute: Attribute, value: u32) -> c_int;
@@ -88,17 +86,6 @@ impl Filter {
     pub fn add_architecture(&mut self, architecture: u32) -> io::Result<()> {
         // SAFETY: the filter is valid until it is dropped.
         check(unsafe { seccomp_arch_add(self.0.as_ptr(), architecture) })
-    }
-
-    /// TMP
-    pub fn begin(&mut self) -> io::Result<()> {
-        // SAFETY: the filter is valid until it is dropped.
-        check(unsafe { seccomp_transaction_start(self.0.as_ptr()) })
-    }
-    /// TMP
-    pub fn commit(&mut self) -> io::Result<()> {
-        // SAFETY: the filter is valid until it is dropped.
-        check(unsafe { seccomp_transaction_commit(self.0.as_ptr()) })
     }
 
     /// Sets an attribute.
