@@ -1,6 +1,8 @@
 //! The parent's whole procedure: from a request to a process that waits for its start.
 
 use std::ffi::CString;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::SystemTime;
@@ -511,7 +513,11 @@ pub fn preserved(asked: u32) -> Result<Preserved> {
 pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}"));
-    let written =
-        std::fs::write(&temporary, pid.to_string()).and_then(|()| std::fs::rename(&temporary, path));
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&temporary)
+        .context("open", temporary.to_string_lossy())?;
+    let written = file.write_all(pid.to_string().as_bytes()).and_then(|()| std::fs::rename(&temporary, path));
     written.context("write", path.to_string_lossy())
 }

@@ -13,6 +13,8 @@ pub enum RuncError {
     ContainerNotExist,
     /// The id is taken.
     IdExists,
+    /// No id was given.
+    EmptyId,
     /// The id is not made of allowed characters.
     InvalidId,
     /// The container is not running (nor created, nor paused).
@@ -29,6 +31,8 @@ pub enum RuncError {
     AlreadyRunning,
     /// `start` of a container whose init has ended.
     StartStopped,
+    /// `start` of a container in another status that does not allow it.
+    CannotStart(String),
     /// `delete` without force of a container that is alive: id and status.
     NotStopped(String, String),
     /// A program named without a slash is in no directory of `PATH`.
@@ -56,10 +60,10 @@ impl RuncError {
                 Kind::NotFound
             }
             IdExists => Kind::AlreadyExists,
-            InvalidId | UnknownSignal(_) => Kind::InvalidArgument,
+            EmptyId | InvalidId | UnknownSignal(_) => Kind::InvalidArgument,
             ProgramDenied(_) => Kind::PermissionDenied,
             NotRunning | NotPaused | ExecStopped | ExecPaused | AlreadyRunning | StartStopped
-            | NotStopped(..) | Chdir(..) | CgroupFrozen => Kind::FailedPrecondition,
+            | CannotStart(_) | NotStopped(..) | Chdir(..) | CgroupFrozen => Kind::FailedPrecondition,
         }
     }
 
@@ -69,6 +73,7 @@ impl RuncError {
         match self {
             ContainerNotExist => "container does not exist".into(),
             IdExists => "container with given ID already exists".into(),
+            EmptyId => "container id cannot be empty".into(),
             InvalidId => "invalid container ID format".into(),
             NotRunning => "container not running".into(),
             NotPaused => "container not paused".into(),
@@ -77,6 +82,7 @@ impl RuncError {
             ExecPaused => "cannot exec in a paused container (use --ignore-paused to override)".into(),
             AlreadyRunning => "cannot start an already running container".into(),
             StartStopped => "cannot start a container that has stopped".into(),
+            CannotStart(status) => format!("cannot start a container in the {status} state"),
             NotStopped(id, status) => format!("cannot delete container {id} that is not stopped: {status}"),
             NotInPath(name) => format!("exec: {name:?}: executable file not found in $PATH"),
             NoSuchProgram(path) => format!("exec: {path:?}: stat {path}: no such file or directory"),

@@ -27,8 +27,10 @@ pub struct StateDirectory {
 /// Checks an id as runc does: letters, digits, `_+-.`, at most 1024 bytes, no `.` or `..`.
 pub fn check_id(id: &str) -> Result<()> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
-    let fits = !id.is_empty() && id.len() <= 1024;
-    if !fits || !id.bytes().all(allowed) || id == "." || id == ".." {
+    if id.is_empty() {
+        return Err(RuncError::EmptyId.into());
+    }
+    if id.len() > 1024 || !id.bytes().all(allowed) || id == "." || id == ".." {
         return Err(RuncError::InvalidId.into());
     }
     Ok(())
@@ -155,7 +157,8 @@ mod tests {
         for good in ["a", "a.b", "A-_+9", "..."] {
             check_id(good).unwrap();
         }
-        for bad in ["", ".", "..", "a/b", "a b", "ä", "a\n"] {
+        assert_eq!(check_id("").unwrap_err().to_string(), "container id cannot be empty");
+        for bad in [".", "..", "a/b", "a b", "ä", "a\n"] {
             assert_eq!(check_id(bad).unwrap_err().to_string(), "invalid container ID format");
         }
     }

@@ -380,7 +380,7 @@ pub fn command(program: &OsStr, mut words: Vec<OsString>) -> Result<Parsed<Comma
 }
 
 fn no_such_verb<T>(name: &OsStr) -> Parsed<T> {
-    let what = format!("No help topic for '{}'", name.to_string_lossy());
+    let what = format!("No help topic for '{}'\n", name.to_string_lossy());
     Parsed::Mistake(Mistake { usage: String::new(), what, code: NO_SUCH_VERB })
 }
 
@@ -541,11 +541,12 @@ mod tests {
     #[test]
     fn mistakes_have_runcs_words_and_codes() {
         for (line, what, code) in [
-            ("foo", "No help topic for 'foo'", 3),
+            ("foo", "No help topic for 'foo'\n", 3),
             ("state", "orlop: \"state\" requires exactly 1 argument(s)", 1),
             ("list x", "orlop: \"list\" requires exactly 0 argument(s)", 1),
             ("kill", "orlop: \"kill\" requires a minimum of 1 argument(s)", 1),
             ("kill a b c", "orlop: \"kill\" requires a maximum of 2 argument(s)", 1),
+            ("run -b x --bundle y c", "Cannot use two forms of the same flag: b bundle", 1),
             ("run -dt x", "flag provided but not defined: -dt", 1),
             ("run --preserve-fds a x", "invalid value \"a\" for flag -preserve-fds: parse error", 1),
         ] {

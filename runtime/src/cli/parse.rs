@@ -41,6 +41,8 @@ pub fn parse(
     order: Order,
 ) -> Result<Given, String> {
     let mut given = Given::default();
+    // How flags with two names were called.
+    let mut forms = Vec::new();
     let mut rest = arguments.into_iter();
     while let Some(argument) = rest.next() {
         if argument == "--" {
@@ -77,6 +79,13 @@ pub fn parse(
             }
         };
         given.values.push((flag.name, value));
+        if let Some(short) = flag.short {
+            let other = if name == short { flag.name } else { short };
+            if forms.contains(&other) {
+                return Err(format!("Cannot use two forms of the same flag: {short} {}", flag.name));
+            }
+            forms.push(if name == short { short } else { flag.name });
+        }
     }
     Ok(given)
 }

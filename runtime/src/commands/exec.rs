@@ -1,7 +1,8 @@
 //! `exec`: another process in a container.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use orlop_host::cgroup::{Cgroup, CgroupPaths};
 use orlop_proto::contract::CONFIG_FILE;
@@ -31,7 +32,7 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
     }
     let (process, warnings) = process(&container, arguments)?;
     warnings.iter().for_each(|warning| log.warning(warning));
-    let plan = plan(&container, process, arguments)?;
+    let plan = plan(&container, process, arguments, log)?;
     console::check(plan.process.terminal, arguments.console_socket.as_deref(), arguments.detach)?;
     let filter = container.filter()?;
     let Some(init) = container.init()? else { return Err(RuncError::ExecStopped.into()) };
@@ -152,12 +153,15 @@ fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
         })
     };
     match text.split_once(':') {
-        Some((uid, gid)) => Ok((number(uid, "uid")?, Some(number(gid, "gid")?))),
+        Some((uid, gid)) => {
+            let gid = number(gid, "gid")?;
+            Ok((number(uid, "uid")?, Some(gid)))
+        }
         None => Ok((number(text, "uid")?, None)),
     }
 }
 
-fn plan(container: &Container, process: spec::Process, arguments: &ExecArgs) -> Result<Plan> {
+fn plan(container: &Container, process: spec::Process, arguments: &ExecArgs, log: &Log) -> Result<Plan> {
     let labelled = process.apparmor_profile().is_some() || process.selinux_label().is_some();
     let security = if labelled { orlop_host::probe::SecurityModules::detect() } else { Default::default() };
     let host = Host { security, ..Default::default() };
@@ -170,10 +174,14 @@ fn plan(container: &Container, process: spec::Process, arguments: &ExecArgs) -> 
             .map_err(|error| Error::because(Kind::DataLoss, "read", "the container's capabilities", error))?;
         planned.capabilities = crate::plan::capabilities::Capabilities::plan(&sets);
     }
-    for name in &arguments.cap {
-        planned.capabilities.add(bit(name)?);
+    let (known, unknown): (Vec<_>, Vec<_>) = arguments.cap.iter().partition(|name| bit(name).is_ok());
+    for bit in known.into_iter().flat_map(|name| bit(name)) {
+        planned.capabilities.add(bit);
     }
-    planned.no_new_privileges |= container.state.config.no_new_privileges;
+    if !unknown.is_empty() {
+        let names: Vec<_> = unknown.iter().map(|name| name.as_str()).collect();
+        log.warning(format_args!("ignoring unknown or unavailable capabilities: [{}]", names.join(" ")));
+    }
     planned.make_cwd = false;
     let preserved = launch::preserved(arguments.preserve_fds)?;
     planned.environment.extend(preserved.environment());
@@ -190,31 +198,66 @@ fn plan(container: &Container, process: spec::Process, arguments: &ExecArgs) -> 
     })
 }
 
-/// The container's cgroup, or groups below it, as `[controllers:]path`.
+/// The container's cgroup, or groups below it: `path` for every controller, or several `controller[,controller…]:path`.
 fn sub_cgroup(paths: CgroupPaths, wanted: &[String]) -> Result<CgroupPaths> {
-    if wanted.is_empty() {
-        return Ok(paths);
-    }
-    let mut changed: std::collections::BTreeMap<_, _> =
+    let below = sub_paths(wanted)?;
+    let known: BTreeMap<String, PathBuf> =
         paths.iter().map(|(controller, path)| (controller.to_owned(), path.to_owned())).collect();
-    for text in wanted {
-        let (controllers, path) = text.split_once(':').unwrap_or(("", text));
-        let path = crate::plan::clean(Path::new(path));
-        let below = path.strip_prefix("/").unwrap_or(&path).to_owned();
-        for controller in controllers.split(',') {
-            let known = changed.get_mut(controller).ok_or_else(|| {
-                Error::exactly(
-                    Kind::InvalidArgument,
-                    format!("unknown controller {controller} in exec cgroup"),
-                )
-            })?;
-            *known = known.join(&below);
-            if !known.is_dir() {
-                return Err(Error::new(Kind::NotFound, "find cgroup", known.to_string_lossy()));
-            }
+    if let Some(controller) = below.keys().find(|name| !name.is_empty() && !known.contains_key(*name)) {
+        return Err(refuse(format!("unknown controller {controller} in SubCgroupPaths")));
+    }
+    let is_hybrid = known.len() > 1;
+    let mut changed = BTreeMap::new();
+    for (controller, path) in known {
+        let Some(sub) = below.get(&controller).or(below.get("")) else {
+            changed.insert(controller, path);
+            continue;
+        };
+        let sub = crate::plan::clean(Path::new(sub));
+        let inner = path.join(sub.strip_prefix("/").unwrap_or(&sub));
+        if inner.is_dir() {
+            changed.insert(controller, inner);
+        } else if is_hybrid && controller.is_empty() {
+            // Who makes groups for version 1 need not make one in a hierarchy without controllers.
+            changed.insert(controller, path);
+        } else {
+            let file = inner.join("cgroup.procs");
+            let error = std::io::Error::from_raw_os_error(libc::ENOENT);
+            let error = Error::io("open", file.to_string_lossy(), error);
+            return Err(Error::exactly(Kind::NotFound, format!("error adding process to cgroups: {error}")));
         }
     }
     Ok(changed.into_iter().collect())
+}
+
+/// The flags' paths by controller; the empty name is every controller.
+fn sub_paths(wanted: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut paths = BTreeMap::new();
+    for text in wanted {
+        let Some((controllers, path)) = text.split_once(':') else {
+            if wanted.len() > 1 {
+                let why = format!("invalid --cgroup argument: {text} (missing <controller>: prefix)");
+                return Err(refuse(why));
+            }
+            paths.insert(String::new(), text.clone());
+            continue;
+        };
+        for controller in controllers.split(',') {
+            if controller.is_empty() {
+                return Err(refuse(format!("invalid --cgroup argument: {text} (empty <controller> prefix)")));
+            }
+            if paths.insert(controller.to_owned(), path.to_owned()).is_some() {
+                return Err(refuse(format!(
+                    "invalid --cgroup argument(s): controller {controller} specified multiple times"
+                )));
+            }
+        }
+    }
+    Ok(paths)
+}
+
+fn refuse(why: String) -> Error {
+    Error::exactly(Kind::InvalidArgument, why)
 }
 
 #[cfg(test)]

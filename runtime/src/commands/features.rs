@@ -4,11 +4,11 @@ use orlop_proto::contract::OCI_VERSION;
 use orlop_proto::error::Result;
 use serde_json::json;
 
-use super::{encode, print};
+use super::{pretty, print};
 use crate::plan::capabilities;
 use crate::seccomp;
 
-/// Prints it on one line.
+/// Prints it.
 pub fn run() -> Result<()> {
     let (known_flags, supported_flags) = seccomp::flag_names();
     let features = json!({
@@ -59,7 +59,5 @@ pub fn run() -> Result<()> {
             "org.opencontainers.runc.checkpoint.enabled": "false",
         },
     });
-    let mut text = encode(&features)?;
-    text.push(b'\n');
-    print(&text)
+    print(&pretty(&features, b"    ")?)
 }

@@ -82,3 +82,15 @@ fn print(text: &[u8]) -> Result<()> {
 fn encode(value: &impl serde::Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| Error::because(Kind::Internal, "encode", "the answer", error))
 }
+
+/// JSON on several lines, with a newline at the end, as Go's encoder writes it with an indent.
+fn pretty(value: &impl serde::Serialize, indent: &[u8]) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(indent);
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+    value
+        .serialize(&mut serializer)
+        .map_err(|error| Error::because(Kind::Internal, "encode", "the answer", error))?;
+    text.push(b'\n');
+    Ok(text)
+}

@@ -20,7 +20,8 @@ pub fn run(global: &Global, id: &str, format: &str, options: &[OsString]) -> Res
     let pids = container.cgroup()?.pids()?;
     match format {
         "json" => {
-            let mut text = encode(&pids)?;
+            // Go's encoder writes a list that was never made as null.
+            let mut text = if pids.is_empty() { b"null".to_vec() } else { encode(&pids)? };
             text.push(b'\n');
             print(&text)
         }
@@ -29,8 +30,9 @@ pub fn run(global: &Global, id: &str, format: &str, options: &[OsString]) -> Res
             let options = if options.is_empty() { &default } else { options };
             let output = Command::new("ps").args(options).output().context("execute", "ps")?;
             if !output.status.success() {
-                let why = String::from_utf8_lossy(&output.stderr).into_owned();
-                return Err(Error::because(Kind::Unknown, "execute", "ps", why));
+                let said = [output.stdout, output.stderr].concat();
+                let why = format!("{}: {}", output.status, String::from_utf8_lossy(&said));
+                return Err(Error::exactly(Kind::Unknown, why.replacen("exit status: ", "exit status ", 1)));
             }
             print(pick(&String::from_utf8_lossy(&output.stdout), &pids)?.as_bytes())
         }

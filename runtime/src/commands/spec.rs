@@ -9,6 +9,8 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use orlop_proto::spec;
 
+use super::pretty;
+
 /// Writes it, unless there is one.
 pub fn run(bundle: Option<&Path>, rootless: bool) -> Result<()> {
     if let Some(path) = bundle {
@@ -20,12 +22,7 @@ pub fn run(bundle: Option<&Path>, rootless: bool) -> Result<()> {
         let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
         example = spec::rootless(example, uid.as_raw(), gid.as_raw());
     }
-    let mut text = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"\t");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
-    serde::Serialize::serialize(&example, &mut serializer)
-        .map_err(|error| Error::because(Kind::Internal, "encode", CONFIG_FILE, error))?;
-    text.push(b'\n');
+    let text = pretty(&example, b"\t")?;
     let opened = OpenOptions::new().write(true).create_new(true).open(CONFIG_FILE);
     match opened {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {

@@ -14,7 +14,10 @@ pub fn run(global: &Global, id: &str) -> Result<()> {
     match container.life() {
         Status::Created => {}
         Status::Stopped => return Err(RuncError::StartStopped.into()),
-        _ => return Err(RuncError::AlreadyRunning.into()),
+        _ => match container.status()? {
+            Status::Running => return Err(RuncError::AlreadyRunning.into()),
+            status => return Err(RuncError::CannotStart(status.to_string()).into()),
+        },
     }
     if !container.has_process() {
         return Err(Error::exactly(Kind::FailedPrecondition, "process property must not be empty"));

@@ -21,10 +21,6 @@ pub fn run(global: &Global, arguments: &UpdateArgs, log: &Log) -> Result<()> {
         Some(path) => read(path)?,
         None => from_flags(&arguments.given)?,
     };
-    let memory = |name: &str| !wanted["memory"][name].is_null();
-    if memory("kernel") || memory("kernelTCP") {
-        log.warning("Kernel memory settings are ignored and will be removed");
-    }
     for (flag, what) in [
         ("l3-cache-schema", "Intel RDT/CAT: l3 cache schema is not enabled"),
         ("mem-bw-schema", "Intel RDT/MBA: memory bandwidth schema is not enabled"),
