@@ -68,13 +68,15 @@ else
 endif
 
 # In the guest nothing is built: it gets by path the test programs, and the runtime whose guards can be switched off.
+# What the suites mount, and what CRIU asks of the network.
+VM_MODULES := loop crc32c_generic nf_tables veth tun unix_diag inet_diag tcp_diag udp_diag raw_diag netlink_diag af_packet_diag
 VM_SUITES := test --no-run --locked -p orlop-host -p orlop-tests --lib --test runtime --test shim
 
 test-vm: build-static ## the runtime's and the shim's suites in a virtual machine with cgroup v2, AppArmor and PSI (as root)
 	@tests/vm/setup
 	$(CARGO) build --quiet --locked -p orlop --features test-switches --target-dir target/test-switches
 	$(CARGO) $(VM_SUITES)
-	@$(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800 --modules loop -- \
+	@$(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800 --modules "$(VM_MODULES)" -- \
 		tests/vm/suites $$($(CARGO) $(VM_SUITES) 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p')
 
 lint: ## formatting, clippy, licences and bans

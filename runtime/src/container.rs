@@ -26,7 +26,6 @@ use orlop_proto::kind::Kind;
 use crate::bundle::Bundle;
 use crate::cli::Global;
 use crate::hooks;
-use crate::launch::Launched;
 use crate::log::Log;
 use crate::plan::Plan;
 use crate::plan::inherited::Inherited;
@@ -370,12 +369,11 @@ pub fn hook_state(bundle: &Bundle, id: &str) -> HookState {
 pub fn stored(
     bundle: &Bundle,
     plan: &Plan,
-    process: &Launched,
+    pid: i32,
     cgroup_paths: &CgroupPaths,
     created: String,
     global: &Global,
 ) -> Result<StoredState> {
-    let pid = process.pid;
     let container = plan.container.as_ref();
     let mut labels: Vec<String> =
         bundle.spec.annotations().iter().flatten().map(|(name, value)| format!("{name}={value}")).collect();

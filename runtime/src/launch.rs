@@ -10,8 +10,8 @@ use std::time::SystemTime;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use oci_spec::runtime::{Hooks, LinuxResources};
-use orlop_host::cgroup::{Cgroup, CgroupPaths, Entry, Hierarchies, Mode as Layout, default_device_rules};
+use oci_spec::runtime::Hooks;
+use orlop_host::cgroup::{CgroupPaths, Entry, Hierarchies};
 use orlop_host::state::StateDirectory;
 use orlop_host::sys;
 use orlop_host::sys::clone::{CloneRequest, Cloned, clone3};
@@ -21,16 +21,16 @@ use orlop_proto::contract::time::rfc3339_nano;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
-use crate::bundle::Bundle;
 use crate::cli::{CreateArgs, Global};
 use crate::container::{self, Container};
+use crate::decision::Decision;
 use crate::init::{self, Init, Stage};
 use crate::log::Log;
-use crate::plan::{Host, Plan, Request};
-use crate::seccomp::{self, Filter};
+use crate::plan::Plan;
+use crate::seccomp::Filter;
 use crate::sync::{Channel, Message};
 use crate::undo::Undo;
-use crate::{console, hooks, join, network, resctrl, rootless};
+use crate::{console, hooks, network, rootless};
 
 /// A container whose init waits for its start.
 pub struct Created {
@@ -65,59 +65,9 @@ pub struct Surroundings<'a> {
 
 /// Creates a container: decides everything, then does it; what was done is undone if a later step fails.
 pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &Log) -> Result<Created> {
-    let (bundle, warnings) = Bundle::load(arguments.bundle.as_deref())?;
-    orlop_host::state::check_id(&arguments.id)?;
-    let without_cgroup = global.rootless()?;
-    let hierarchies = Hierarchies::detect()?;
-    let host = Host {
-        unified: hierarchies.mode() == Layout::Unified,
-        user: rootless::is_user(),
-        security: container::security_modules_for(&bundle.spec),
-    };
-    let preserved = preserved(arguments.preserve_fds)?;
-    let request = Request {
-        id: arguments.id.clone(),
-        bundle: bundle.path.clone(),
-        no_pivot: arguments.no_pivot,
-        no_new_keyring: arguments.no_new_keyring,
-        preserved: preserved.count,
-        starts: purpose != Purpose::Create,
-    };
-    let (mut plan, more) = Plan::for_container(&bundle.spec, &request, &host)?;
-    plan.process.environment.extend(preserved.environment());
-    warnings.iter().chain(&more).for_each(|warning| log.warning(warning));
-    let rootfs = bundle.rootfs()?;
-    plan.container.as_mut().expect("a container's plan has this part").rootfs = rootfs;
-    console::check(
-        plan.process.terminal,
-        arguments.console_socket.as_deref(),
-        purpose != Purpose::RunForeground,
-    )?;
-    let linux = bundle.spec.linux().as_ref();
-    let filter = linux.and_then(|linux| linux.seccomp().as_ref()).map(seccomp::compile).transpose()?;
-    let joins = join::open_all(&plan.namespaces.join)?;
-    let network = joins.iter().find(|(_, flag)| flag & libc::CLONE_NEWNET as u64 != 0).map(|(fd, _)| fd);
-    let network =
-        network.map(|namespace| namespace.try_clone()).transpose().context("keep", "a namespace")?;
-    let net_devices = plan.container.as_ref().map(|container| &*container.net_devices).unwrap_or_default();
-    network::check(net_devices, network.as_ref().map(|namespace| namespace.as_fd()))?;
-    let rdt = linux.and_then(|linux| linux.intel_rdt().as_ref());
-    let rdt = rdt.map(|rdt| resctrl::plan(rdt, &arguments.id, resctrl::root()?)).transpose()?;
-    let idmaps = open_idmaps(&plan)?;
-    let cgroups_path =
-        linux.and_then(|linux| linux.cgroups_path().as_ref()).map(|path| path.to_string_lossy());
-    let cgroup_paths =
-        Cgroup::plan(&hierarchies, cgroups_path.as_deref(), &arguments.id, global.systemd_cgroup)?;
-    let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_else(no_resources);
-
-    let own_devices: Vec<_> =
-        linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten().collect();
-    let device_rules = default_device_rules(|path| own_devices.iter().any(|device| device.path() == path));
-
-    let is_forbidden = |error: &Error| {
-        error.kind() == Kind::PermissionDenied && rootless::does_without_cgroup(without_cgroup)
-    };
-
+    let mut decision = Decision::new(global, arguments, purpose, log)?;
+    let (joins, idmaps) = (std::mem::take(&mut decision.joins), std::mem::take(&mut decision.idmaps));
+    let network = decision.network.take();
     let mut undo = Undo::default();
     let effects = || -> Result<Created> {
         let directory = StateDirectory::reserve(&global.root, &arguments.id)?;
@@ -132,35 +82,20 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
                 None
             }
         };
-        let cgroup = match Cgroup::create(&hierarchies, &cgroup_paths) {
-            // Somebody who named no cgroup gets what there is.
-            Err(error) if cgroups_path.is_none() && is_forbidden(&error) => {
-                log.debug(error);
-                Cgroup::create_permitted(&hierarchies, &cgroup_paths)?
-            }
-            cgroup => cgroup?,
-        };
-        let cgroup_paths = cgroup.paths();
-        let cgroup = std::rc::Rc::new(cgroup);
+        let cgroup = std::rc::Rc::new(decision.make_cgroup(log)?);
         undo.push({
             let cgroup = cgroup.clone();
             move || cgroup.undo()
         });
-        let applied = match cgroup.apply(&resources, Some(&device_rules)) {
-            // A user may set no device rules, and needs none: the devices that it can open are its own anyhow.
-            Err(error) if is_forbidden(&error) => {
-                log.debug(error);
-                cgroup.apply(&resources, None)
-            }
-            applied => applied,
-        };
-        applied?.into_iter().for_each(|warning| log.warning(warning));
-        let mut hook_state = container::hook_state(&bundle, &arguments.id);
+        decision.limit(&cgroup, log)?;
+        let cgroup_paths = cgroup.paths();
+        let Decision { bundle, plan, hierarchies, filter, rdt, .. } = &decision;
+        let mut hook_state = container::hook_state(bundle, &arguments.id);
         let mut process = spawn(Launch {
-            plan: &plan,
+            plan,
             joins,
             entry: cgroup.entry()?,
-            hierarchies: Some(&hierarchies),
+            hierarchies: Some(hierarchies),
             cgroup_paths: &cgroup_paths,
             fifo,
             filter: filter.as_ref(),
@@ -169,21 +104,21 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         })?;
         let pidfd = process.pidfd.try_clone().context("keep", "the process")?;
         undo.push(move || kill_and_reap(pidfd));
-        network::give(net_devices, network, process.pid)?;
+        network::give(plan.net_devices(), network, process.pid)?;
         let created = rfc3339_nano(SystemTime::now());
-        let mut state = container::stored(&bundle, &plan, &process, &cgroup_paths, created, global)?;
-        if let Some(rdt) = &rdt {
+        let mut state = container::stored(bundle, plan, process.pid, &cgroup_paths, created, global)?;
+        if let Some(rdt) = rdt {
             let groups = rdt.enter(process.pid)?;
             container::store_groups(&mut state, &groups)?;
             undo.push(move || groups.remove());
         }
         directory.save(&state)?;
-        if let Some(filter) = &filter {
+        if let Some(filter) = filter {
             container::save_filter(&directory, filter)?;
         }
         hook_state.pid = process.pid;
         let hooks = bundle.spec.hooks().as_ref();
-        process.prepare(&plan, &Surroundings { log, state: &hook_state, hooks, filter: filter.as_ref() })?;
+        process.prepare(plan, &Surroundings { log, state: &hook_state, hooks, filter: filter.as_ref() })?;
         console::deliver(
             &mut process,
             arguments.console_socket.as_deref(),
@@ -443,7 +378,7 @@ pub fn set_limits(pid: i32, limits: &[(u32, u64, u64)]) -> Result<()> {
 }
 
 /// Kills a process of ours and waits until it is gone.
-fn kill_and_reap(pidfd: OwnedFd) -> Result<()> {
+pub fn kill_and_reap(pidfd: OwnedFd) -> Result<()> {
     match sys::pid::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
         Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
             Err(Error::io("kill", "the new process", error))
@@ -460,17 +395,6 @@ fn reap(pidfd: &OwnedFd) -> Result<()> {
             Err(error) => return Err(Error::io("wait for", "the new process", error.into())),
         }
     }
-}
-
-fn open_idmaps(plan: &Plan) -> Result<Vec<Option<OwnedFd>>> {
-    let mounts = plan.container.iter().flat_map(|container| &container.mounts);
-    mounts
-        .map(|mount| mount.mappings.as_ref().map(|(uid, gid)| join::user_namespace(uid, gid)).transpose())
-        .collect()
-}
-
-fn no_resources() -> LinuxResources {
-    serde_json::from_slice(b"{}").expect("an empty object is a whole resources section")
 }
 
 /// How many descriptors from 3 on a process keeps.

@@ -2,10 +2,12 @@
 
 mod adapt;
 mod bundle;
+mod checkpoint;
 mod cli;
 mod commands;
 mod console;
 mod container;
+mod decision;
 mod foreground;
 mod hooks;
 mod init;

@@ -119,34 +119,39 @@ impl Channel {
     /// Waits for a message; `None` when the other side has ended or executed its program.
     pub fn receive(&self) -> Result<Option<(Message, Option<OwnedFd>)>> {
         let mut buffer = [0u8; MAX_TEXT + 5];
-        let mut control = nix::cmsg_space!(std::os::fd::RawFd);
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        let (length, descriptor) = loop {
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            match recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut control), flags) {
-                Err(nix::Error::EINTR) => continue,
-                // The other side ended without reading all that we sent.
-                Err(nix::Error::ECONNRESET) => return Ok(None),
-                Err(error) => return Err(error).context("hear", "the other process"),
-                Ok(received) => {
-                    let mut descriptor = None;
-                    for message in received.cmsgs().context("hear", "the other process")? {
-                        if let ControlMessageOwned::ScmRights(numbers) = message {
-                            for number in numbers {
-                                descriptor = Some(sys::fd::adopt(number).context("receive", "a descriptor")?);
-                            }
-                        }
-                    }
-                    break (received.bytes, descriptor);
-                }
-            }
-        };
+        let (length, descriptor) = receive_descriptor(self.0.as_fd(), &mut buffer)?;
         if length == 0 {
             return Ok(None);
         }
         let message = Message::decode(&buffer[..length])
             .ok_or_else(|| Error::new(Kind::Internal, "hear", "the other process"))?;
         Ok(Some((message, descriptor)))
+    }
+}
+
+/// Waits for bytes and a descriptor over a unix socket; no bytes when the other side has ended.
+pub fn receive_descriptor(socket: BorrowedFd, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
+    let mut control = nix::cmsg_space!(std::os::fd::RawFd);
+    let mut parts = [IoSliceMut::new(buffer)];
+    loop {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
+            Err(nix::Error::EINTR) => continue,
+            // The other side ended without reading all that we sent.
+            Err(nix::Error::ECONNRESET) => return Ok((0, None)),
+            Err(error) => return Err(error).context("hear", "the other process"),
+            Ok(received) => {
+                let mut descriptor = None;
+                for message in received.cmsgs().context("hear", "the other process")? {
+                    if let ControlMessageOwned::ScmRights(numbers) = message {
+                        for number in numbers {
+                            descriptor = Some(sys::fd::adopt(number).context("receive", "a descriptor")?);
+                        }
+                    }
+                }
+                return Ok((received.bytes, descriptor));
+            }
+        }
     }
 }
 

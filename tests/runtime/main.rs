@@ -4,6 +4,7 @@
 //! that a red test means us. What we promise beyond runc stands in tests that say so.
 
 mod apparmor;
+mod checkpoint;
 mod command_line;
 mod descriptors;
 mod devices;

@@ -302,6 +302,9 @@ impl Delegated {
             }
         }
         for caller in delegated.callers() {
+            // Who lends a group hands controllers down to it; a hybrid host has none to hand.
+            let parent = caller.ancestors().nth(2).unwrap();
+            let _ = fs::write(parent.join("cgroup.subtree_control"), "+pids");
             fs::create_dir(&caller).unwrap();
             chown(caller.join("cgroup.procs"), Some(USER), Some(USER)).unwrap();
         }

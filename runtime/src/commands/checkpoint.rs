@@ -1,60 +1,61 @@
-//! `checkpoint` and `restore`: the command lines and their checks are runc's; what they ask for is refused.
+//! `checkpoint` and `restore`: a container saved to files, and brought back.
 
-use std::path::Path;
+use std::os::fd::AsFd;
 
+use orlop_host::sys;
 use orlop_proto::contract::state::Status;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
-use crate::cli::parse::Given;
+use crate::checkpoint::{self, Options};
 use crate::cli::{CheckpointArgs, Global, RestoreArgs};
 use crate::container::Container;
+use crate::foreground::{self, Signals};
+use crate::launch::Purpose;
+use crate::log::Log;
+use crate::rootless;
 
-/// Checks what is asked for, and refuses it.
-pub fn checkpoint(global: &Global, arguments: &CheckpointArgs) -> Result<()> {
-    let status = Container::open(&global.root, &arguments.id)?.status()?;
+/// Saves the container, and deletes it unless it is to go on.
+pub fn checkpoint(global: &Global, arguments: &CheckpointArgs, log: &Log) -> Result<()> {
+    warn_users("checkpoint", log);
+    let container = Container::open(&global.root, &arguments.id)?;
+    let status = container.status()?;
     if matches!(status, Status::Created | Status::Stopped) {
         let why = format!("Container cannot be checkpointed in {status} state");
         return Err(Error::exactly(Kind::FailedPrecondition, why));
     }
-    check(&arguments.given)?;
-    Err(unsupported("checkpoint"))
+    let options = Options::new(&arguments.given)?;
+    checkpoint::dump(&container, &options, log)?;
+    if !options.leave_running
+        && !options.pre_dump
+        && let Err(error) = container.destroy(log)
+    {
+        log.warning(error);
+    }
+    Ok(())
 }
 
-/// Checks what is asked for, and refuses it.
-pub fn restore(arguments: &RestoreArgs) -> Result<()> {
-    check(&arguments.given)?;
-    orlop_host::state::check_id(&arguments.run.create.id)?;
-    Err(unsupported("restore"))
+/// Brings the container back; returns its exit code, or 0 if it is left to itself.
+pub fn restore(global: &Global, arguments: &RestoreArgs, log: &Log) -> Result<u8> {
+    warn_users("restore", log);
+    let options = Options::new(&arguments.given)?;
+    let create = &arguments.run.create;
+    if arguments.run.detach {
+        checkpoint::restore(global, create, &options, Purpose::RunDetached, log)?;
+        return Ok(0);
+    }
+    let signals = Signals::hold()?;
+    if !arguments.run.no_subreaper {
+        sys::creds::set_child_subreaper().context("become", "the parent of orphans")?;
+    }
+    let restored = checkpoint::restore(global, create, &options, Purpose::RunForeground, log)?;
+    let code = foreground::wait(&signals, restored.pidfd.as_fd(), restored.pid, restored.console)?;
+    restored.container.destroy(log)?;
+    Ok(code)
 }
 
-/// The checks that runc makes before it calls CRIU.
-fn check(given: &Given) -> Result<()> {
-    let refuse = |why: String| Err(Error::exactly(Kind::InvalidArgument, why));
-    if let Some(parent) = given.path("parent-path") {
-        if parent.is_absolute() {
-            return refuse("--parent-path must be relative".to_owned());
-        }
-        let images = given.path("image-path").unwrap_or_else(|| Path::new("checkpoint").to_owned());
-        let parent = images.join(parent);
-        std::fs::metadata(&parent).context("invalid --parent-path: stat", parent.to_string_lossy())?;
+fn warn_users(verb: &str, log: &Log) {
+    if rootless::is_user() || rootless::is_in_user_namespace() {
+        log.warning(format!("orlop {verb} is untested with rootless containers"));
     }
-    if let Some(server) = given.text("page-server") {
-        match server.rsplit_once(':') {
-            Some((address, port)) if !address.is_empty() && !port.is_empty() => {
-                if port.parse::<u16>().is_err() {
-                    return refuse("Invalid port number".to_owned());
-                }
-            }
-            _ => return refuse("Use --page-server ADDRESS:PORT to specify page server".to_owned()),
-        }
-    }
-    match given.texts("empty-ns").into_iter().find(|name| name != "network") {
-        Some(name) => refuse(format!("namespace {name:?} is not supported")),
-        None => Ok(()),
-    }
-}
-
-fn unsupported(verb: &str) -> Error {
-    Error::exactly(Kind::Unimplemented, format!("orlop {verb} is not supported"))
 }

@@ -56,7 +56,7 @@ pub fn run() -> Result<()> {
         // None that is acted on can do more than the rest of a configuration.
         "potentiallyUnsafeConfigAnnotations": [],
         "annotations": {
-            "org.opencontainers.runc.checkpoint.enabled": "false",
+            "org.opencontainers.runc.checkpoint.enabled": "true",
         },
     });
     print(&pretty(&features, b"    ")?)

@@ -41,7 +41,7 @@ impl From<Error> for Failure {
 /// Carries a verb out; returns the exit code.
 pub fn run(global: &Global, command: Command, log: &Log) -> Result<u8, Failure> {
     match command {
-        Command::Checkpoint(arguments) => done(checkpoint::checkpoint(global, &arguments)),
+        Command::Checkpoint(arguments) => done(checkpoint::checkpoint(global, &arguments, log)),
         Command::Create(arguments) => create::run(global, &arguments, log).map_err(named("create")),
         Command::Delete { force, id } => done(delete::run(global, &id, force, log)),
         Command::Events { interval, once, id } => done(events::run(global, &id, interval, once)),
@@ -54,7 +54,7 @@ pub fn run(global: &Global, command: Command, log: &Log) -> Result<u8, Failure> 
         Command::List { format, quiet } => done(list::run(global, &format, quiet)),
         Command::Pause { id } => done(pause::pause(global, &id)),
         Command::Ps { format, id, options } => done(ps::run(global, &id, &format, &options)),
-        Command::Restore(arguments) => done(checkpoint::restore(&arguments)),
+        Command::Restore(arguments) => Ok(checkpoint::restore(global, &arguments, log)?),
         Command::Resume { id } => done(pause::resume(global, &id)),
         Command::Run(arguments) => run::run(global, &arguments, log).map_err(named("run")),
         Command::Spec { bundle, rootless } => done(spec::run(bundle.as_deref(), rootless)),

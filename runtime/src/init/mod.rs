@@ -9,7 +9,7 @@ mod devices;
 mod machine;
 mod mounts;
 mod namespaces;
-mod paths;
+pub mod paths;
 mod privileges;
 mod program;
 mod rootfs;

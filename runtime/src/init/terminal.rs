@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
@@ -22,7 +22,7 @@ const DEVPTS: i64 = 0x1cd1;
 /// Opens a terminal, makes it the standard streams and the controlling terminal, and sends its master to the parent.
 pub fn open(init: &mut Init) -> Result<()> {
     if !init.plan.process.terminal {
-        return Ok(());
+        return own_null(init);
     }
     let root = open_root()?;
     let found = open_path(root.as_fd(), Path::new("/dev/pts/ptmx"))
@@ -63,6 +63,43 @@ pub fn open(init: &mut Init) -> Result<()> {
     sys::tty::set_controlling(terminal.as_fd()).context("take", "the terminal")?;
     for number in 0..=2 {
         sys::fd::put_at_standard(terminal.as_fd(), number).context("set", "the standard streams")?;
+    }
+    Ok(())
+}
+
+/// Standard streams that are the host's null device become the container's: a checkpoint knows nothing outside of it, and the
+/// program could not open the host's again. What is no true null device in the container is left alone.
+fn own_null(init: &Init) -> Result<()> {
+    if !init.plan.container.as_ref().is_some_and(|container| container.owns_dev) {
+        return Ok(());
+    }
+    let is_null = |descriptor: BorrowedFd| {
+        fstat(descriptor).is_ok_and(|stat| {
+            stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == libc::makedev(1, 3)
+        })
+    };
+    let streams = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let mut own = None;
+    for (number, stream) in [streams.0.as_fd(), streams.1.as_fd(), streams.2.as_fd()].into_iter().enumerate()
+    {
+        if !is_null(stream) {
+            continue;
+        }
+        if own.is_none() {
+            let resolve = sys::path::Resolve::InRoot;
+            let path = Path::new("/dev/null");
+            let Ok(found) = sys::path::open_below(open_root()?.as_fd(), path, libc::O_RDWR, 0, resolve)
+            else {
+                return Ok(());
+            };
+            if !is_null(found.as_fd()) {
+                return Ok(());
+            }
+            own = Some(found);
+        }
+        if let Some(own) = &own {
+            sys::fd::put_at_standard(own.as_fd(), number as i32).context("set", "the standard streams")?;
+        }
     }
     Ok(())
 }

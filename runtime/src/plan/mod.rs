@@ -135,6 +135,11 @@ pub fn clean(path: &Path) -> PathBuf {
 }
 
 impl Plan {
+    /// Network devices that go into the container; none for a process that enters an existing one.
+    pub fn net_devices(&self) -> &[NetDevice] {
+        self.container.as_ref().map(|container| &*container.net_devices).unwrap_or_default()
+    }
+
     /// The plan for a new container.
     pub fn for_container(spec: &Spec, request: &Request, host: &Host) -> Result<(Plan, Vec<String>)> {
         let mut warnings = Vec::new();

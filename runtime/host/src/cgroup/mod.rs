@@ -153,6 +153,11 @@ impl Cgroup {
         Ok(entry)
     }
 
+    /// Moves another process in, which waits for a lock of the kernel's and is for those that cannot enter by themselves.
+    pub fn admit(&self, pid: i32) -> Result<()> {
+        self.groups.iter().try_for_each(|group| group.write("cgroup.procs", &pid.to_string()))
+    }
+
     /// Sets limits and, unless `devices` is `None`, device rules: those of the resources and then `devices`, which for a new
     /// container are [`default_device_rules`]. Returns warnings for the caller to show.
     ///

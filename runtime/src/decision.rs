@@ -1,0 +1,145 @@
+//! Everything about a new container that is decided, opened and checked before anything is changed.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
+use orlop_host::cgroup::{Cgroup, CgroupPaths, Hierarchies, Mode, default_device_rules};
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
+
+use crate::bundle::Bundle;
+use crate::cli::{CreateArgs, Global};
+use crate::launch::{Purpose, preserved};
+use crate::log::Log;
+use crate::plan::{Host, Plan, Request};
+use crate::seccomp::{self, Filter};
+use crate::{console, container, join, network, resctrl, rootless};
+
+/// A container that can be made.
+pub struct Decision {
+    /// Its bundle.
+    pub bundle: Bundle,
+    /// What its init does.
+    pub plan: Plan,
+    /// The host's cgroups.
+    pub hierarchies: Hierarchies,
+    /// Its seccomp filter.
+    pub filter: Option<Filter>,
+    /// Namespaces to join, each with its `CLONE_NEW…` flags.
+    pub joins: Vec<(OwnedFd, u64)>,
+    /// The network namespace among them, which gets its devices.
+    pub network: Option<OwnedFd>,
+    /// Its Intel RDT groups.
+    pub rdt: Option<resctrl::Plan>,
+    /// User namespaces for id-mapped mounts, one for each mount.
+    pub idmaps: Vec<Option<OwnedFd>>,
+    cgroup_paths: CgroupPaths,
+    resources: LinuxResources,
+    device_rules: Vec<LinuxDeviceCgroup>,
+    /// The configuration names a cgroup, which is to be had or the container is not made.
+    cgroup_is_named: bool,
+    /// What `--rootless` said.
+    rootless: Option<bool>,
+}
+
+impl Decision {
+    /// Decides. Warnings go to the log; nothing is changed but the working directory, which is the bundle from now on.
+    pub fn new(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &Log) -> Result<Decision> {
+        let (bundle, warnings) = Bundle::load(arguments.bundle.as_deref())?;
+        orlop_host::state::check_id(&arguments.id)?;
+        let rootless = global.rootless()?;
+        let hierarchies = Hierarchies::detect()?;
+        let host = Host {
+            unified: hierarchies.mode() == Mode::Unified,
+            user: rootless::is_user(),
+            security: container::security_modules_for(&bundle.spec),
+        };
+        let preserved = preserved(arguments.preserve_fds)?;
+        let request = Request {
+            id: arguments.id.clone(),
+            bundle: bundle.path.clone(),
+            no_pivot: arguments.no_pivot,
+            no_new_keyring: arguments.no_new_keyring,
+            preserved: preserved.count,
+            starts: purpose != Purpose::Create,
+        };
+        let (mut plan, more) = Plan::for_container(&bundle.spec, &request, &host)?;
+        plan.process.environment.extend(preserved.environment());
+        warnings.iter().chain(&more).for_each(|warning| log.warning(warning));
+        let rootfs = bundle.rootfs()?;
+        plan.container.as_mut().expect("a container's plan has this part").rootfs = rootfs;
+        console::check(
+            plan.process.terminal,
+            arguments.console_socket.as_deref(),
+            purpose != Purpose::RunForeground,
+        )?;
+        let linux = bundle.spec.linux().as_ref();
+        let filter = linux.and_then(|linux| linux.seccomp().as_ref()).map(seccomp::compile).transpose()?;
+        let joins = join::open_all(&plan.namespaces.join)?;
+        let network = joins.iter().find(|(_, flag)| flag & libc::CLONE_NEWNET as u64 != 0).map(|(fd, _)| fd);
+        let network =
+            network.map(|namespace| namespace.try_clone()).transpose().context("keep", "a namespace")?;
+        network::check(plan.net_devices(), network.as_ref().map(|namespace| namespace.as_fd()))?;
+        let rdt = linux.and_then(|linux| linux.intel_rdt().as_ref());
+        let rdt = rdt.map(|rdt| resctrl::plan(rdt, &arguments.id, resctrl::root()?)).transpose()?;
+        let idmaps = join::idmaps(&plan)?;
+        let cgroups_path =
+            linux.and_then(|linux| linux.cgroups_path().as_ref()).map(|path| path.to_string_lossy());
+        let cgroup_paths =
+            Cgroup::plan(&hierarchies, cgroups_path.as_deref(), &arguments.id, global.systemd_cgroup)?;
+        let cgroup_is_named = cgroups_path.is_some();
+        let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_else(no_resources);
+        let own_devices: Vec<_> =
+            linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten().collect();
+        let device_rules =
+            default_device_rules(|path| own_devices.iter().any(|device| device.path() == path));
+        Ok(Decision {
+            plan,
+            hierarchies,
+            filter,
+            joins,
+            network,
+            rdt,
+            idmaps,
+            cgroup_paths,
+            resources,
+            device_rules,
+            cgroup_is_named,
+            rootless,
+            bundle,
+        })
+    }
+
+    /// Makes the cgroup. Somebody who named none gets what of it can be had.
+    pub fn make_cgroup(&self, log: &Log) -> Result<Cgroup> {
+        match Cgroup::create(&self.hierarchies, &self.cgroup_paths) {
+            Err(error) if !self.cgroup_is_named && self.can_do_without(&error) => {
+                log.debug(error);
+                Cgroup::create_permitted(&self.hierarchies, &self.cgroup_paths)
+            }
+            cgroup => cgroup,
+        }
+    }
+
+    /// Gives the cgroup its limits and device rules.
+    pub fn limit(&self, cgroup: &Cgroup, log: &Log) -> Result<()> {
+        let warnings = match cgroup.apply(&self.resources, Some(&self.device_rules)) {
+            // A user may set no device rules, and needs none: the devices that it can open are its own anyhow.
+            Err(error) if self.can_do_without(&error) => {
+                log.debug(error);
+                cgroup.apply(&self.resources, None)
+            }
+            applied => applied,
+        };
+        warnings?.into_iter().for_each(|warning| log.warning(warning));
+        Ok(())
+    }
+
+    fn can_do_without(&self, error: &Error) -> bool {
+        error.kind() == Kind::PermissionDenied && rootless::does_without_cgroup(self.rootless)
+    }
+}
+
+fn no_resources() -> LinuxResources {
+    serde_json::from_slice(b"{}").expect("an empty object is a whole resources section")
+}

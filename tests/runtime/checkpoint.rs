@@ -1,0 +1,215 @@
+//! Containers saved to files and brought back by CRIU. Where CRIU does not run, as on kernels newer than it, what is asked for is
+//! refused and the container goes on; `make test-vm` has a kernel on which it runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use orlop_tests::{Bundle, Cmd, Output, binaries, poll_until, poll_value};
+use serde_json::json;
+
+use crate::support::{PATIENCE, Runtime};
+
+/// Counts in memory, and shows how far it is; ends once it is told to.
+const COUNTER: &str = "echo kept > /run/file; n=0; trap 'exit 9' TERM
+                       while [ ! -e /data/end ]; do n=$((n+1)); echo $n > /data/new; mv /data/new /data/count; sleep 0.05; done; exit 7";
+
+/// Whether CRIU says that it can work with this kernel.
+fn criu_works() -> bool {
+    binaries::find("criu").is_some_and(|criu| Cmd::new(criu).arg("check").run().status.success())
+}
+
+struct Saved {
+    runtime: Runtime,
+    bundle: Bundle,
+    data: PathBuf,
+    images: PathBuf,
+}
+
+impl Saved {
+    /// A container that counts, in the network of the host, since CRIU 3.17 fails on the network namespaces of newer kernels.
+    fn new() -> Saved {
+        let runtime = Runtime::new();
+        let data = runtime.root.join("data");
+        fs::create_dir(&data).unwrap();
+        let bundle = runtime
+            .sh(COUNTER)
+            .mount(json!({"destination": "/data", "type": "bind", "source": data, "options": ["rbind"]}))
+            .mount(json!({"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]}))
+            .edit(|config| {
+                let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+                namespaces.retain(|namespace| namespace["type"] != "network");
+            })
+            .save();
+        let images = runtime.root.join("images");
+        Saved { runtime, bundle, data, images }
+    }
+
+    fn count(&self) -> u32 {
+        poll_value(PATIENCE, "the container counts", || {
+            fs::read_to_string(self.data.join("count")).ok()?.trim().parse().ok()
+        })
+    }
+
+    fn wait_for_more_than(&self, count: u32) {
+        poll_until(PATIENCE, "the container goes on counting", || self.count() > count);
+    }
+
+    /// Starts it with streams that are the host's null device: CRIU takes no file of the host.
+    fn start(&self) {
+        let command = "exec \"$0\" --root \"$1\" run --detach --bundle \"$2\" c1 </dev/null >/dev/null 2>&1";
+        self.shell(command, &[self.bundle.path()]).success();
+        self.wait_for_more_than(2);
+    }
+
+    fn shell(&self, command: &str, arguments: &[&Path]) -> Output {
+        Cmd::new("/bin/sh")
+            .args(["-c", command])
+            .arg(binaries::orlop())
+            .arg(self.runtime.state_dir())
+            .args(arguments)
+            .run()
+    }
+
+    fn checkpoint(&self, arguments: &[&str]) -> Output {
+        self.runtime
+            .cmd()
+            .args(["checkpoint", "--image-path"])
+            .arg(&self.images)
+            .args(arguments)
+            .arg("c1")
+            .run()
+    }
+
+    fn restore(&self, flags: &str) -> Output {
+        let command = format!(
+            "exec \"$0\" --root \"$1\" restore {flags} --bundle \"$2\" --image-path \"$3\" c1 </dev/null >/dev/null 2>\"$4\""
+        );
+        let errors = self.runtime.root.join("errors");
+        let mut out = self.shell(&command, &[self.bundle.path(), &self.images, &errors]);
+        out.stderr = fs::read_to_string(errors).unwrap_or_default();
+        out
+    }
+}
+
+/// Processes, their memory and the container's own file systems come back; `exec`, `kill` and `delete` work as before.
+#[test]
+fn a_container_goes_on_where_it_was() {
+    if !criu_works() {
+        return refuses();
+    }
+    let saved = Saved::new();
+    saved.start();
+    saved.checkpoint(&[]).success();
+    assert_eq!(saved.runtime.call(&["list", "--quiet"]).success().stdout, "");
+    saved.runtime.assert_clean();
+    let before = saved.count();
+    let pid_file = saved.runtime.root.join("pid");
+    saved.restore(&format!("--detach --pid-file {}", pid_file.display())).success();
+    assert_eq!(saved.runtime.status("c1"), "running");
+    assert_eq!(fs::read_to_string(&pid_file).unwrap(), saved.runtime.pid("c1").to_string());
+    saved.wait_for_more_than(before);
+    assert!(saved.count() < before + 1000, "it started from the beginning, or runs twice");
+    let out = saved.runtime.exec("c1", &["sh", "-c", "cat /run/file; hostname; cat /proc/1/comm"]).success();
+    assert_eq!(out.stdout, "kept\norlop\nsh\n");
+    saved.runtime.call(&["kill", "c1", "TERM"]).success();
+    saved.runtime.wait_for("c1", "stopped");
+    saved.runtime.finish("c1");
+}
+
+/// What the host cannot do is said, and neither harms the container nor leaves anything.
+fn refuses() {
+    let saved = Saved::new();
+    saved.start();
+    let out = saved.checkpoint(&[]);
+    assert_eq!(out.code(), 1, "{out}");
+    assert!(out.stderr.contains("criu"), "{out}");
+    let before = saved.count();
+    saved.wait_for_more_than(before);
+    saved.runtime.finish("c1");
+    let out = saved.restore("--detach");
+    assert_eq!(out.code(), 1, "{out}");
+    saved.runtime.assert_clean();
+}
+
+/// A restore that stays ends with the container's exit code and deletes it.
+#[test]
+fn a_restore_in_the_foreground_ends_with_the_container() {
+    if !criu_works() {
+        return;
+    }
+    let saved = Saved::new();
+    saved.start();
+    saved.checkpoint(&[]).success();
+    fs::write(saved.data.join("end"), "").unwrap();
+    let out = saved.restore("");
+    assert_eq!(out.code(), 7, "{out}");
+    saved.runtime.assert_clean();
+}
+
+/// Memory is saved while the container runs, and only the rest of it after it was stopped; a copy can be left running.
+#[test]
+fn memory_is_saved_in_advance() {
+    if !criu_works() {
+        return;
+    }
+    let mut saved = Saved::new();
+    saved.start();
+    let parent = saved.runtime.root.join("parent");
+    let images = std::mem::replace(&mut saved.images, parent);
+    saved.checkpoint(&["--pre-dump"]).success();
+    assert_eq!(saved.runtime.status("c1"), "running");
+    saved.images = images;
+    saved.checkpoint(&["--parent-path", "../parent", "--leave-running"]).success();
+    let before = saved.count();
+    saved.wait_for_more_than(before);
+    saved.runtime.finish("c1");
+    saved.restore("--detach").success();
+    saved.wait_for_more_than(before);
+    saved.runtime.finish("c1");
+}
+
+/// Damaged images: one error with what CRIU's log says, and neither state, cgroup, mount nor process is left.
+#[test]
+fn damaged_images_leave_nothing() {
+    if !criu_works() {
+        return;
+    }
+    let saved = Saved::new();
+    saved.start();
+    saved.checkpoint(&["--work-path", saved.runtime.root.join("work").to_str().unwrap()]).success();
+    assert!(saved.runtime.root.join("work/dump.log").exists());
+    fs::write(saved.images.join("pstree.img"), "nothing of use").unwrap();
+    let out = saved.restore("--detach");
+    assert_eq!(out.code(), 1, "{out}");
+    assert!(out.stderr.contains("criu failed: type RESTORE"), "{out}");
+    saved.runtime.assert_clean();
+    fs::remove_file(saved.images.join("descriptors.json")).unwrap();
+    let out = saved.restore("--detach");
+    assert!(out.stderr.contains("descriptors.json"), "{out}");
+    saved.runtime.assert_clean();
+}
+
+/// What cannot be saved, and what makes no sense, is refused with runc's words.
+#[test]
+fn refusals() {
+    let saved = Saved::new();
+    saved.runtime.create(&saved.bundle, "c1");
+    let out = saved.checkpoint(&[]);
+    assert!(out.stderr.contains("Container cannot be checkpointed in created state"), "{out}");
+    saved.runtime.finish("c1");
+    saved.start();
+    for (arguments, why) in [
+        (&["--parent-path", "/tmp"][..], "--parent-path must be relative"),
+        (&["--page-server", "here"], "Use --page-server ADDRESS:PORT to specify page server"),
+        (&["--page-server", "here:x"], "Invalid port number"),
+        (&["--empty-ns", "mount"], "namespace \\\"mount\\\" is not supported"),
+        (&["--manage-cgroups-mode", "some"], "invalid manage-cgroups-mode value"),
+        (&["--status-fd", "77"], "invalid --status-fd argument 77"),
+    ] {
+        let out = saved.checkpoint(arguments);
+        assert_eq!(out.code(), 1, "{out}");
+        assert!(out.stderr.contains(why), "{out}");
+    }
+    assert!(!saved.images.exists());
+    saved.runtime.finish("c1");
+}
