@@ -67,21 +67,25 @@ else
 	@echo "not run without root: the suites runtime, shim, manager, faults, stack, conformance and fuzz"
 endif
 
-# In the guest nothing is built: it gets by path the test programs, and the runtime whose guards can be switched off.
+# In the guest nothing is built: it gets by path the test programs, and the runtime whose guards can be switched off. Two guests,
+# one after the other: a bare one with the suites that hold anywhere, and one whose process 1 is systemd.
 # What the suites mount, and what CRIU asks of the network.
 VM_MODULES := loop crc32c_generic nf_tables veth tun unix_diag inet_diag tcp_diag udp_diag raw_diag netlink_diag af_packet_diag
-VM_SUITES := test --no-run --locked -p orlop-host -p orlop-tests --lib --test runtime --test shim
+VM_SUITES := -p orlop-host -p orlop-tests --lib --test runtime --test shim
+VM_RUN := $(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800
+VM_PROGRAMS = $$($(CARGO) test --no-run --locked $(1) 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p')
 
-test-vm: build-static ## the runtime's and the shim's suites in a virtual machine with cgroup v2, AppArmor and PSI (as root)
+test-vm: build-static ## the runtime's and the shim's suites in virtual machines with cgroup v2, AppArmor, PSI, systemd (as root)
 	@tests/vm/setup
 	$(CARGO) build --quiet --locked -p orlop --features test-switches --target-dir target/test-switches
-	$(CARGO) $(VM_SUITES)
-	@$(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800 --modules "$(VM_MODULES)" -- \
-		tests/vm/suites $$($(CARGO) $(VM_SUITES) 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p')
+	$(CARGO) test --no-run --locked $(VM_SUITES) --test vm
+	@$(VM_RUN) --modules "$(VM_MODULES)" -- tests/vm/suites $(call VM_PROGRAMS,$(VM_SUITES))
+	@$(VM_RUN) --systemd -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test vm)
 
 lint: ## formatting, clippy, licences and bans
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p orlop-tests --test vm -- -D warnings
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --log-level error check bans licenses sources; \
 	else echo "cargo-deny is not installed: its licences, bans and sources are checked by tests/project"; fi
 

@@ -25,7 +25,6 @@ use orlop_proto::kind::Kind;
 
 use crate::bundle::Bundle;
 use crate::cli::Global;
-use crate::hooks;
 use crate::log::Log;
 use crate::plan::Plan;
 use crate::plan::inherited::Inherited;
@@ -33,6 +32,7 @@ use crate::plan::namespaces::NAMES;
 use crate::resctrl::Groups;
 use crate::seccomp::Filter;
 use crate::spec::Spec;
+use crate::{hooks, rootless};
 
 /// The compiled seccomp filter of a container, kept for later execs: flags and program as native numbers.
 const FILTER_FILE: &str = "seccomp.bpf";
@@ -89,7 +89,11 @@ impl Container {
 
     /// Its cgroup.
     pub fn cgroup(&self) -> Result<Cgroup> {
-        Cgroup::open(&self.cgroup_paths())
+        let cgroup = Cgroup::open(&self.cgroup_paths())?;
+        if !self.state.config.systemd_cgroup {
+            return Ok(cgroup);
+        }
+        Ok(cgroup.as_unit(rootless::is_user() || rootless::is_in_user_namespace()))
     }
 
     /// The directories of its cgroup.

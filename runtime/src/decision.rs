@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
-use orlop_host::cgroup::{Cgroup, CgroupPaths, Hierarchies, Mode, default_device_rules};
+use orlop_host::cgroup::{Cgroup, CgroupPaths, Hierarchies, Mode, Unit, default_device_rules};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -33,6 +33,8 @@ pub struct Decision {
     pub rdt: Option<resctrl::Plan>,
     /// User namespaces for id-mapped mounts, one for each mount.
     pub idmaps: Vec<Option<OwnedFd>>,
+    /// The unit that the cgroup is, with the systemd driver.
+    unit: Option<Unit>,
     cgroup_paths: CgroupPaths,
     resources: LinuxResources,
     device_rules: Vec<LinuxDeviceCgroup>,
@@ -85,8 +87,13 @@ impl Decision {
         let idmaps = join::idmaps(&plan)?;
         let cgroups_path =
             linux.and_then(|linux| linux.cgroups_path().as_ref()).map(|path| path.to_string_lossy());
-        let cgroup_paths =
-            Cgroup::plan(&hierarchies, cgroups_path.as_deref(), &arguments.id, global.systemd_cgroup)?;
+        let (unit, cgroup_paths) = if global.systemd_cgroup {
+            let is_users = rootless::is_user() || rootless::is_in_user_namespace();
+            let planned = Cgroup::plan_unit(&hierarchies, cgroups_path.as_deref(), &arguments.id, is_users)?;
+            (Some(planned.0), planned.1)
+        } else {
+            (None, Cgroup::plan(&hierarchies, cgroups_path.as_deref(), &arguments.id))
+        };
         let cgroup_is_named = cgroups_path.is_some();
         let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_else(no_resources);
         let own_devices: Vec<_> =
@@ -101,6 +108,7 @@ impl Decision {
             network,
             rdt,
             idmaps,
+            unit,
             cgroup_paths,
             resources,
             device_rules,
@@ -112,6 +120,9 @@ impl Decision {
 
     /// Makes the cgroup. Somebody who named none gets what of it can be had.
     pub fn make_cgroup(&self, log: &Log) -> Result<Cgroup> {
+        if let Some(unit) = &self.unit {
+            return Cgroup::create_unit(&self.hierarchies, &self.cgroup_paths, unit, &self.plan.id);
+        }
         match Cgroup::create(&self.hierarchies, &self.cgroup_paths) {
             Err(error) if !self.cgroup_is_named && self.can_do_without(&error) => {
                 log.debug(error);

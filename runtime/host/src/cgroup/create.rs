@@ -44,17 +44,19 @@ pub(super) enum Forbidden {
     LeftOut,
 }
 
-/// Makes the directories; what was made is pushed to `made`, parents first, even if a later one fails.
+/// Makes the directories; what was made is pushed to `made`, parents first, even if a later one fails. The process `inside`
+/// is ours and may be there already.
 pub(super) fn create(
     hierarchies: &Hierarchies,
     paths: &CgroupPaths,
     forbidden: Forbidden,
+    inside: Option<i32>,
     made: &mut Vec<PathBuf>,
 ) -> Result<Vec<Group>> {
     let mut groups = Vec::new();
     for (controllers, path) in by_directory(paths) {
         let before = made.len();
-        match create_one(hierarchies, controllers, path, made) {
+        match create_one(hierarchies, controllers, path, inside, made) {
             Err(error) if forbidden == Forbidden::LeftOut && error.kind() == Kind::PermissionDenied => {
                 remove(made[before..].iter().rev().map(PathBuf::as_path))?;
                 made.truncate(before);
@@ -70,6 +72,7 @@ fn create_one(
     hierarchies: &Hierarchies,
     controllers: Vec<String>,
     path: &Path,
+    inside: Option<i32>,
     made: &mut Vec<PathBuf>,
 ) -> Result<Group> {
     let name = controllers.first().map(String::as_str).unwrap_or_default();
@@ -87,7 +90,7 @@ fn create_one(
     }
     refuse_frozen(&group, is_new)?;
     if !is_new && (group.has("devices") || hierarchies.legacy.is_empty()) {
-        refuse_processes(&group)?;
+        refuse_processes(&group, inside)?;
     }
     Ok(group)
 }
@@ -187,8 +190,9 @@ fn refuse_frozen(group: &Group, is_new: bool) -> Result<()> {
 }
 
 /// Refuses a group that somebody else's processes are in.
-fn refuse_processes(group: &Group) -> Result<()> {
-    let count = group.read("cgroup.procs")?.lines().count();
+fn refuse_processes(group: &Group, inside: Option<i32>) -> Result<()> {
+    let text = group.read("cgroup.procs")?;
+    let count = text.lines().filter(|line| line.parse().ok() != inside).count();
     if count == 0 {
         return Ok(());
     }

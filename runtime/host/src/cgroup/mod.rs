@@ -15,9 +15,10 @@ mod limits;
 mod oom;
 mod paths;
 pub mod stats;
+mod systemd;
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -29,11 +30,13 @@ pub use hierarchies::{Hierarchies, Hierarchy, Mode};
 pub use oom::OomWatch;
 pub use paths::CgroupPaths;
 pub use stats::Stats;
+pub use systemd::Unit;
 
 use crate::sys::bpf;
 use create::Forbidden;
 use group::Group;
 use limits::{Limits, Missing, Setting};
+use systemd::{Managed, Manager, properties};
 
 /// A container's cgroup: its directory in every hierarchy.
 #[derive(Debug)]
@@ -41,6 +44,8 @@ pub struct Cgroup {
     groups: Vec<Group>,
     /// The directories that this value has made, parents first.
     made: Vec<PathBuf>,
+    /// The unit that it is, with the systemd driver.
+    managed: Option<Managed>,
 }
 
 /// How a new process gets into a cgroup without anybody moving it.
@@ -60,18 +65,26 @@ impl Cgroup {
     /// An absolute path counts from each hierarchy's mount point, a relative one from the caller's own cgroup (version 1) or
     /// that cgroup's parent (version 2, where a group with processes cannot hand controllers down); without a path
     /// the container's name is a relative one. This is what runc does.
+    pub fn plan(hierarchies: &Hierarchies, cgroups_path: Option<&str>, id: &str) -> CgroupPaths {
+        paths::plan(hierarchies, cgroups_path, id)
+    }
+
+    /// Decides the unit of container `id` from `linux.cgroupsPath`, for the systemd driver, and asks its manager where it
+    /// will lie: the system's manager, or a user's.
     ///
     /// # Errors
-    /// With `systemd`: `InvalidArgument` for a path not of the form `slice:prefix:name`, `FailedPrecondition` where systemd
-    /// does not run, else `Unimplemented`.
-    pub fn plan(
+    /// `InvalidArgument` for a path not of the form `slice:prefix:name`, `FailedPrecondition` where systemd does not run.
+    pub fn plan_unit(
         hierarchies: &Hierarchies,
         cgroups_path: Option<&str>,
         id: &str,
-        systemd: bool,
-    ) -> Result<CgroupPaths> {
-        let systemd_runs = systemd && Path::new("/run/systemd/system").is_dir();
-        paths::plan(hierarchies, cgroups_path, id, systemd, systemd_runs)
+        is_users: bool,
+    ) -> Result<(Unit, CgroupPaths)> {
+        let unit = Unit::plan(cgroups_path.unwrap_or_default(), id, is_users)?;
+        let directory = unit.directory()?;
+        let mut manager = Manager::of(&unit)?;
+        let above = if is_users { manager.own_group()? } else { PathBuf::new() };
+        Ok((unit, paths::below_mount_points(hierarchies, &above, &directory)))
     }
 
     /// Makes the directories and readies them for processes: cpusets inherit on version 1, controllers are handed down
@@ -80,22 +93,44 @@ impl Cgroup {
     /// # Errors
     /// `FailedPrecondition` for a group that is frozen or holds processes; what was made is removed again.
     pub fn create(hierarchies: &Hierarchies, paths: &CgroupPaths) -> Result<Cgroup> {
-        Cgroup::make(hierarchies, paths, Forbidden::Refused)
+        Cgroup::make(hierarchies, paths, Forbidden::Refused, None)
     }
 
     /// Like [`Cgroup::create`], but leaves out directories that the caller may not make: what a rootless container gets
     /// where nobody delegated a cgroup to its user. [`Cgroup::paths`] tells what there is.
     pub fn create_permitted(hierarchies: &Hierarchies, paths: &CgroupPaths) -> Result<Cgroup> {
-        Cgroup::make(hierarchies, paths, Forbidden::LeftOut)
+        Cgroup::make(hierarchies, paths, Forbidden::LeftOut, None)
     }
 
-    fn make(hierarchies: &Hierarchies, paths: &CgroupPaths, forbidden: Forbidden) -> Result<Cgroup> {
+    /// Like [`Cgroup::create`], with the directories of [`Cgroup::plan_unit`], which systemd makes with the unit.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a unit that is in use; systemd's refusal.
+    pub fn create_unit(
+        hierarchies: &Hierarchies,
+        paths: &CgroupPaths,
+        unit: &Unit,
+        id: &str,
+    ) -> Result<Cgroup> {
+        let placeholder = Manager::of(unit)?.start(unit, id)?;
+        let managed = Managed { unit: unit.clone(), placeholder };
+        Cgroup::make(hierarchies, paths, Forbidden::Refused, Some(managed))
+    }
+
+    fn make(
+        hierarchies: &Hierarchies,
+        paths: &CgroupPaths,
+        forbidden: Forbidden,
+        managed: Option<Managed>,
+    ) -> Result<Cgroup> {
         let mut made = Vec::new();
-        match create::create(hierarchies, paths, forbidden, &mut made) {
-            Ok(groups) => Ok(Cgroup { groups, made }),
+        let inside =
+            managed.as_ref().and_then(|managed| managed.placeholder.as_ref()).map(|process| process.pid);
+        match create::create(hierarchies, paths, forbidden, inside, &mut made) {
+            Ok(groups) => Ok(Cgroup { groups, made, managed }),
             Err(error) => {
                 // The first error is the one to tell: what cannot be removed now was not wanted in the first place.
-                let _ = create::remove(made.iter().rev().map(PathBuf::as_path));
+                let _ = Cgroup { groups: Vec::new(), made, managed }.undo();
                 Err(error)
             }
         }
@@ -110,7 +145,16 @@ impl Cgroup {
                 group => groups.push(group?),
             }
         }
-        Ok(Cgroup { groups, made: Vec::new() })
+        Ok(Cgroup { groups, made: Vec::new(), managed: None })
+    }
+
+    /// The same cgroup as the unit of systemd's that it is, if the driver made it one: limits are then told to systemd too,
+    /// and removal stops the unit. `is_users` says whether a user's manager has it.
+    pub fn as_unit(mut self, is_users: bool) -> Cgroup {
+        let mut groups = self.groups.iter();
+        let unit = groups.find_map(|group| Unit::of_directory(&group.path, is_users));
+        self.managed = unit.map(|unit| Managed { unit, placeholder: None });
+        self
     }
 
     /// Opens the cgroup that a process is in, for containers of a runtime whose state is not known.
@@ -183,6 +227,14 @@ impl Cgroup {
             }
             None => None,
         };
+        if let Some(Managed { unit, .. }) = &self.managed {
+            let mut told = properties::of_settings(limits.legacy.iter().chain(&limits.unified).flatten());
+            // Devices are the machine's and not a user's to forbid.
+            told.extend(policy.iter().filter(|_| !unit.is_users()).flat_map(properties::of_devices));
+            if !told.is_empty() {
+                Manager::of(unit)?.set(unit, &told)?;
+            }
+        }
         let Limits { legacy, unified, warnings } = limits;
         for together in legacy {
             self.write_together(together)?;
@@ -248,12 +300,23 @@ impl Cgroup {
 
     /// Removes the cgroup and those below it. Waits for killed processes to leave, up to two seconds.
     pub fn remove(&self) -> Result<()> {
+        self.stop_unit()?;
         create::remove(self.groups.iter().map(|group| group.path.as_path()))
     }
 
     /// Undoes [`Cgroup::create`]: removes the directories that it made, parents included.
     pub fn undo(&self) -> Result<()> {
+        self.stop_unit()?;
         create::remove(self.made.iter().rev().map(PathBuf::as_path))
+    }
+
+    /// Stops the unit, with the systemd driver: it ends with its last process, but systemd may not have noticed yet.
+    fn stop_unit(&self) -> Result<()> {
+        let Some(Managed { unit, placeholder }) = &self.managed else { return Ok(()) };
+        if let Some(placeholder) = placeholder {
+            placeholder.end();
+        }
+        Manager::of(unit)?.stop(unit)
     }
 
     /// The version 1 group of a controller.

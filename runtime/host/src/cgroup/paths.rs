@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use orlop_proto::error::{Error, Result};
-use orlop_proto::kind::Kind;
 use serde::{Deserialize, Serialize};
 
 use super::hierarchies::Hierarchies;
@@ -44,20 +42,7 @@ impl FromIterator<(String, PathBuf)> for CgroupPaths {
 /// An absolute path counts from each hierarchy's mount point, a relative one from the caller's own cgroup (version 1) or
 /// that cgroup's parent (version 2, where a group with processes cannot hand controllers down); without a path
 /// the container's name is a relative one. This is what runc does.
-///
-/// # Errors
-/// `InvalidArgument` for a path that is not of the systemd form `slice:prefix:name` when `systemd` is asked for;
-/// `FailedPrecondition` where systemd does not run; `Unimplemented` for the systemd driver itself.
-pub(super) fn plan(
-    hierarchies: &Hierarchies,
-    cgroups_path: Option<&str>,
-    id: &str,
-    systemd: bool,
-    systemd_runs: bool,
-) -> Result<CgroupPaths> {
-    if systemd {
-        return Err(refuse_systemd(cgroups_path.unwrap_or_default(), systemd_runs));
-    }
+pub(super) fn plan(hierarchies: &Hierarchies, cgroups_path: Option<&str>, id: &str) -> CgroupPaths {
     let inner = match cgroups_path {
         Some(path) if !path.is_empty() => clean(path),
         _ => clean(id),
@@ -80,7 +65,13 @@ pub(super) fn plan(
         };
         paths.insert(String::new(), directory);
     }
-    Ok(CgroupPaths(paths))
+    CgroupPaths(paths)
+}
+
+/// The directories of a unit: `directory` below `above`, which counts from each hierarchy's mount point.
+pub(super) fn below_mount_points(hierarchies: &Hierarchies, above: &Path, directory: &Path) -> CgroupPaths {
+    let path = Path::new("/").join(above).join(directory);
+    plan(hierarchies, Some(&path.to_string_lossy()), "")
 }
 
 /// The parent of the caller's own cgroup, or the mount point when it is there already.
@@ -89,33 +80,6 @@ fn parent_within(unified: &super::hierarchies::Hierarchy) -> &Path {
         Some(parent) if unified.own != unified.mountpoint => parent,
         _ => &unified.mountpoint,
     }
-}
-
-fn refuse_systemd(path: &str, systemd_runs: bool) -> Error {
-    if !path.is_empty() && path.split(':').count() != 3 {
-        return Error::because(
-            Kind::InvalidArgument,
-            "read",
-            "linux.cgroupsPath",
-            format!(
-                "expected cgroupsPath to be of format \"slice:prefix:name\" for systemd cgroups, got {path:?} instead"
-            ),
-        );
-    }
-    if !systemd_runs {
-        return Error::because(
-            Kind::FailedPrecondition,
-            "choose",
-            "the cgroup driver",
-            "systemd not running on this host, cannot use systemd cgroups manager",
-        );
-    }
-    Error::because(
-        Kind::Unimplemented,
-        "choose",
-        "the cgroup driver",
-        "the systemd driver is not supported, leave out --systemd-cgroup",
-    )
 }
 
 /// Resolves `.` and `..` in the text alone, never above the top, and keeps a relative path relative.
@@ -163,7 +127,7 @@ mod tests {
 
     #[test]
     fn an_absolute_path_counts_from_the_mount_points() {
-        let paths = plan(&hybrid(), Some("/pod/./x/../a"), "id", false, false).unwrap();
+        let paths = plan(&hybrid(), Some("/pod/./x/../a"), "id");
         assert_eq!(paths.get("cpuacct"), Some(Path::new("/cg/cpu,cpuacct/pod/a")));
         assert_eq!(paths.get("memory"), Some(Path::new("/cg/memory/pod/a")));
         assert_eq!(paths.get(""), Some(Path::new("/cg/unified/pod/a")));
@@ -173,7 +137,7 @@ mod tests {
     #[test]
     fn a_relative_path_and_the_default_count_from_the_own_cgroup() {
         for (path, name) in [(Some("a/b"), "a/b"), (None, "id"), (Some(""), "id"), (Some("../../id"), "id")] {
-            let paths = plan(&hybrid(), path, "id", false, false).unwrap();
+            let paths = plan(&hybrid(), path, "id");
             assert_eq!(paths.get("memory"), Some(Path::new("/cg/memory/box").join(name).as_path()));
             assert_eq!(paths.get(""), Some(Path::new("/cg/unified/user").join(name).as_path()));
         }
@@ -181,33 +145,35 @@ mod tests {
 
     #[test]
     fn on_version_2_a_relative_path_counts_from_the_parent() {
-        let paths = plan(&unified("/cg/user/shell"), None, "id", false, false).unwrap();
+        let paths = plan(&unified("/cg/user/shell"), None, "id");
         assert_eq!(paths.get(""), Some(Path::new("/cg/user/id")));
-        let paths = plan(&unified("/cg"), None, "id", false, false).unwrap();
+        let paths = plan(&unified("/cg"), None, "id");
         assert_eq!(paths.get(""), Some(Path::new("/cg/id")));
     }
 
     #[test]
     fn no_path_leads_out_of_the_hierarchy() {
-        let paths = plan(&hybrid(), Some("/../../../etc"), "id", false, false).unwrap();
+        let paths = plan(&hybrid(), Some("/../../../etc"), "id");
         assert_eq!(paths.get("memory"), Some(Path::new("/cg/memory/etc")));
-        let paths = plan(&hybrid(), Some("../../../etc"), "id", false, false).unwrap();
+        let paths = plan(&hybrid(), Some("../../../etc"), "id");
         assert_eq!(paths.get("memory"), Some(Path::new("/cg/memory/box/etc")));
     }
 
     #[test]
-    fn systemd_is_refused_in_plain_words() {
-        let refusal = |path, runs| plan(&hybrid(), path, "id", true, runs).unwrap_err();
-        assert!(refusal(Some("/a/b"), true).to_string().contains("slice:prefix:name"));
-        assert_eq!(refusal(Some("/a/b"), false).kind(), Kind::InvalidArgument);
-        assert_eq!(refusal(Some("a:b:c"), false).kind(), Kind::FailedPrecondition);
-        assert!(refusal(None, false).to_string().contains("systemd not running on this host"));
-        assert_eq!(refusal(Some("a:b:c"), true).kind(), Kind::Unimplemented);
+    fn a_unit_lies_below_its_manager_in_every_hierarchy() {
+        let manager = Path::new("/user.slice/user@1.service");
+        let paths = below_mount_points(&hybrid(), manager, Path::new("user.slice/p-n.scope"));
+        assert_eq!(
+            paths.get(""),
+            Some(Path::new("/cg/unified/user.slice/user@1.service/user.slice/p-n.scope"))
+        );
+        let paths = below_mount_points(&unified("/cg/x"), Path::new(""), Path::new("a.slice/p-n.scope"));
+        assert_eq!(paths.get(""), Some(Path::new("/cg/a.slice/p-n.scope")));
     }
 
     #[test]
     fn state_is_an_object_of_paths() {
-        let paths = plan(&unified("/cg"), Some("/a"), "id", false, false).unwrap();
+        let paths = plan(&unified("/cg"), Some("/a"), "id");
         let text = serde_json::to_string(&paths).unwrap();
         assert_eq!(text, r#"{"":"/cg/a"}"#);
         assert_eq!(serde_json::from_str::<CgroupPaths>(&text).unwrap(), paths);

@@ -26,8 +26,8 @@ impl Fixture {
         let hierarchies = Hierarchies::detect().unwrap();
         let top = format!("/orlop-unit-{}-{name}", std::process::id());
         let path = format!("{top}/inner");
-        let paths = Cgroup::plan(&hierarchies, Some(&path), "x", false).unwrap();
-        let top = Cgroup::plan(&hierarchies, Some(&top), "x", false).unwrap();
+        let paths = Cgroup::plan(&hierarchies, Some(&path), "x");
+        let top = Cgroup::plan(&hierarchies, Some(&top), "x");
         Some(Fixture { hierarchies, paths, top })
     }
 

@@ -6,4 +6,4 @@ mod rules;
 
 pub(super) use program::program;
 pub use rules::default_rules;
-pub(super) use rules::{Policy, legacy_writes};
+pub(super) use rules::{Devices, Policy, Type, legacy_writes};

@@ -47,7 +47,8 @@ impl Access {
         self.0 == Access::MAKE_NODE | Access::READ | Access::WRITE
     }
 
-    fn letters(self) -> String {
+    /// As control files and systemd write it.
+    pub(in crate::cgroup) fn letters(self) -> String {
         [('r', Access::READ), ('w', Access::WRITE), ('m', Access::MAKE_NODE)]
             .into_iter()
             .filter(|(_, bit)| self.0 & bit != 0)

@@ -49,7 +49,7 @@ fn version_1() {
     ];
     let names = ["pids", "cpuacct", "cpu", "memory", "blkio", "hugetlb"];
     let (group, _cleanup) = group("v1", &names, &files);
-    let stats = read(&Cgroup { groups: vec![group], made: Vec::new() }).unwrap();
+    let stats = read(&Cgroup { groups: vec![group], made: Vec::new(), managed: None }).unwrap();
     assert!(!stats.is_unified);
     assert_eq!(stats.pids, Some(Pids { current: 3, limit: None }));
     let cpu = stats.cpu.unwrap();
@@ -96,7 +96,7 @@ fn version_2() {
         ("rdma.max", "mlx4_0 hca_handle=9 hca_object=max\n"),
     ];
     let (group, _cleanup) = group("v2", &[], &files);
-    let stats = read(&Cgroup { groups: vec![group], made: Vec::new() }).unwrap();
+    let stats = read(&Cgroup { groups: vec![group], made: Vec::new(), managed: None }).unwrap();
     assert!(stats.is_unified);
     assert_eq!(stats.pids, Some(Pids { current: 3, limit: Some(7) }));
     let cpu = stats.cpu.unwrap();
@@ -116,6 +116,6 @@ fn version_2() {
 #[test]
 fn a_group_without_controllers_has_no_figures() {
     let (group, _cleanup) = group("none", &[], &[]);
-    let stats = read(&Cgroup { groups: vec![group], made: Vec::new() }).unwrap();
+    let stats = read(&Cgroup { groups: vec![group], made: Vec::new(), managed: None }).unwrap();
     assert_eq!(stats, Stats { is_unified: true, ..Stats::default() });
 }
