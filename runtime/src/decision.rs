@@ -9,6 +9,7 @@ use orlop_proto::kind::Kind;
 
 use crate::bundle::Bundle;
 use crate::cli::{CreateArgs, Global};
+use crate::idmap::{self, Idmap};
 use crate::launch::{Purpose, preserved};
 use crate::log::Log;
 use crate::plan::{Host, Plan, Request};
@@ -31,8 +32,8 @@ pub struct Decision {
     pub network: Option<OwnedFd>,
     /// Its Intel RDT groups.
     pub rdt: Option<resctrl::Plan>,
-    /// User namespaces for id-mapped mounts, one for each mount.
-    pub idmaps: Vec<Option<OwnedFd>>,
+    /// What was prepared for id-mapped mounts, one for each mount.
+    pub idmaps: Vec<Option<Idmap>>,
     /// The unit that the cgroup is, with the systemd driver.
     unit: Option<Unit>,
     cgroup_paths: CgroupPaths,
@@ -84,7 +85,7 @@ impl Decision {
         network::check(plan.net_devices(), network.as_ref().map(|namespace| namespace.as_fd()))?;
         let rdt = linux.and_then(|linux| linux.intel_rdt().as_ref());
         let rdt = rdt.map(|rdt| resctrl::plan(rdt, &arguments.id, resctrl::root()?)).transpose()?;
-        let idmaps = join::idmaps(&plan)?;
+        let idmaps = idmap::prepare(&plan, &joins)?;
         let cgroups_path =
             linux.and_then(|linux| linux.cgroups_path().as_ref()).map(|path| path.to_string_lossy());
         let (unit, cgroup_paths) = if global.systemd_cgroup {

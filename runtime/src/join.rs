@@ -10,7 +10,6 @@ use orlop_host::sys::clone::{CloneRequest, Cloned, clone3};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
-use crate::plan::Plan;
 use crate::plan::namespaces::NAMES;
 use crate::rootless;
 
@@ -57,16 +56,8 @@ pub fn different(pid: i32, wanted: u64) -> u64 {
     flags
 }
 
-/// A user namespace for each mount of the plan that maps owners.
-pub fn idmaps(plan: &Plan) -> Result<Vec<Option<OwnedFd>>> {
-    let mounts = plan.container.iter().flat_map(|container| &container.mounts);
-    mounts
-        .map(|mount| mount.mappings.as_ref().map(|(uid, gid)| user_namespace(uid, gid)).transpose())
-        .collect()
-}
-
 /// A user namespace with these mappings and nobody in it, for id-mapped mounts.
-fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
+pub fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
     let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("create", "a pipe")?;
     let request = CloneRequest { flags: libc::CLONE_NEWUSER as u64, cgroup: None };
     let (pid, pidfd) = match clone3(request).context("create", "a user namespace")? {

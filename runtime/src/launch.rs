@@ -24,6 +24,7 @@ use orlop_proto::kind::Kind;
 use crate::cli::{CreateArgs, Global};
 use crate::container::{self, Container};
 use crate::decision::Decision;
+use crate::idmap::Idmap;
 use crate::init::{self, Init, Stage};
 use crate::log::Log;
 use crate::plan::Plan;
@@ -151,8 +152,8 @@ pub struct Launch<'a> {
     pub fifo: Option<OwnedFd>,
     /// Its seccomp filter.
     pub filter: Option<&'a Filter>,
-    /// User namespaces for id-mapped mounts.
-    pub idmaps: Vec<Option<OwnedFd>>,
+    /// What was prepared for id-mapped mounts.
+    pub idmaps: Vec<Option<Idmap>>,
     /// For the hooks that it runs itself.
     pub hook_state: HookState,
 }

@@ -10,6 +10,7 @@ mod container;
 mod decision;
 mod foreground;
 mod hooks;
+mod idmap;
 mod init;
 mod join;
 mod launch;

@@ -13,6 +13,7 @@ mod hooks;
 mod lifecycle;
 mod limits;
 mod listing;
+mod mount_options;
 mod mounts;
 mod namespaces;
 mod netdevices;

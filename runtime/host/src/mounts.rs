@@ -16,6 +16,8 @@ pub struct MountOptions {
     pub recursive_set: u64,
     /// Bits to clear on the mount and everything below it (`rrw`, …).
     pub recursive_clear: u64,
+    /// Options of the file system as a whole that every file system takes, such as `sync`.
+    pub superblock: Vec<&'static str>,
     /// Options without value that the file system itself understands, such as `newinstance`.
     pub flags: Vec<String>,
     /// Options with value that the file system itself understands, such as `size=64m`.
@@ -57,7 +59,7 @@ const ATTRIBUTES: &[(&str, u64, u64)] = &[
 ];
 
 /// Words for the file system as a whole, which the kernel takes under these names (`fs_context`).
-const SUPERBLOCK: &[(&str, Option<&str>)] = &[
+const SUPERBLOCK: &[(&str, Option<&'static str>)] = &[
     ("sync", Some("sync")),
     ("async", Some("async")),
     ("dirsync", Some("dirsync")),
@@ -65,10 +67,9 @@ const SUPERBLOCK: &[(&str, Option<&str>)] = &[
     ("nolazytime", Some("nolazytime")),
     ("mand", Some("mand")),
     ("nomand", None),
-    ("iversion", Some("iversion")),
+    // A file system that counts changes of inodes does so anyhow; the kernel has no name for it here.
+    ("iversion", None),
     ("noiversion", None),
-    ("acl", Some("acl")),
-    ("noacl", Some("noacl")),
     ("silent", None),
     ("loud", None),
 ];
@@ -126,7 +127,7 @@ impl MountOptions {
                 } else if let Some(change) = propagation(word) {
                     self.propagation.push(change);
                 } else if let Some((_, name)) = SUPERBLOCK.iter().find(|(known, _)| *known == word) {
-                    self.flags.extend(name.map(str::to_owned));
+                    self.superblock.extend(*name);
                 } else if let Some((name, value)) = word.split_once('=') {
                     self.data.push((name.to_owned(), value.to_owned()));
                 } else {
@@ -186,7 +187,8 @@ mod tests {
 
     #[test]
     fn unknown_words_go_to_the_file_system() {
-        let options = MountOptions::parse(&["lowerdir=/a:/b", "userxattr", "idmap", "nomand"]);
+        let options = MountOptions::parse(&["lowerdir=/a:/b", "userxattr", "idmap", "nomand", "sync"]);
+        assert_eq!(options.superblock, ["sync"]);
         assert_eq!(options.data, [("lowerdir".to_owned(), "/a:/b".to_owned())]);
         assert_eq!(options.flags, ["userxattr"]);
         assert_eq!(options.idmap, Some(false));

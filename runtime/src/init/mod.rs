@@ -22,6 +22,7 @@ use orlop_host::cgroup::{CgroupPaths, Hierarchies};
 use orlop_proto::contract::state::HookState;
 use orlop_proto::error::Result;
 
+use crate::idmap::Idmap;
 use crate::plan::{Container, Plan};
 use crate::seccomp::Filter;
 use crate::sync::{Channel, Message};
@@ -44,8 +45,8 @@ pub struct Init<'a> {
     pub fifo: Option<OwnedFd>,
     /// The seccomp filter.
     pub filter: Option<&'a Filter>,
-    /// User namespaces that id-mapped mounts take their mappings from; one for each mount.
-    pub idmaps: Vec<Option<OwnedFd>>,
+    /// What was prepared for id-mapped mounts; one for each mount.
+    pub idmaps: Vec<Option<Idmap>>,
     /// For the hooks that init runs.
     pub hook_state: HookState,
     /// What the stages leave for one another.

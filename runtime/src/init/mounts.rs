@@ -15,27 +15,33 @@ use orlop_proto::kind::Kind as ErrorKind;
 use super::Init;
 use super::cgroup::mount_cgroup;
 use super::copy_up::copy_up;
-use super::paths::{Kind, ensure};
+use super::paths::{Kind, ensure, open_path};
 use super::rootfs::is_directory;
+use crate::idmap::Idmap;
 use crate::plan::mounts::{Mount, Source};
 use crate::switches::is_off;
 
-/// Opens the sources of bind mounts while the caller's rights are still there.
+/// Opens the sources of bind mounts while the caller's rights are still there; but one in the container's own root may be what an
+/// earlier mount puts there.
 pub fn open_sources(init: &mut Init) -> Result<()> {
     let mut sources = Vec::new();
-    for mount in &init.container().mounts {
+    let rootfs = &init.container().rootfs;
+    for (mount, idmap) in init.container().mounts.iter().zip(&init.idmaps) {
         sources.push(match &mount.source {
-            Source::Bind(path) => {
-                let opened = open(path.as_path(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
-                Some(opened.map_err(|error| {
-                    failed(mount, Error::io("stat", path.to_string_lossy(), error.into()))
-                })?)
+            Source::Bind(_) if mount.options.remount || matches!(idmap, Some(Idmap::Tree(_))) => None,
+            Source::Bind(path) if std::path::absolute(path).is_ok_and(|path| path.starts_with(rootfs)) => {
+                None
             }
+            Source::Bind(path) => Some(open_source(path).map_err(|error| failed(mount, error))?),
             _ => None,
         });
     }
     init.found.sources = sources;
     Ok(())
+}
+
+fn open_source(path: &Path) -> Result<OwnedFd> {
+    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).context("stat", path.to_string_lossy())
 }
 
 /// Names the mount that failed, in runc's words.
@@ -55,11 +61,15 @@ pub fn mount_all(init: &mut Init) -> Result<()> {
     let mut late = Vec::new();
     let idmaps = std::mem::take(&mut init.idmaps);
     for ((mount, source), idmap) in init.container().mounts.iter().zip(sources).zip(idmaps) {
-        let made = match (&mount.source, source) {
-            (Source::Bind(_), Some(source)) => bind(init, mount, &source, idmap),
-            (Source::FileSystem(kind, name), _) => new_file_system(init, mount, kind, name, &mut late),
-            (Source::Cgroup, _) => mount_cgroup(init, mount),
-            (Source::Bind(_), None) => Err(Error::new(ErrorKind::Internal, "find", "the mount's source")),
+        let made = match (&mount.source, source, idmap) {
+            _ if mount.options.remount => remount(init, mount),
+            (Source::Bind(_), _, Some(Idmap::Tree(tree))) => bind_tree(init, mount, tree),
+            (Source::Bind(_), Some(source), idmap) => bind(init, mount, &source, idmap),
+            (Source::Bind(path), None, idmap) => {
+                open_source(path).and_then(|source| bind(init, mount, &source, idmap))
+            }
+            (Source::FileSystem(kind, name), ..) => new_file_system(init, mount, kind, name, &mut late),
+            (Source::Cgroup, ..) => mount_cgroup(init, mount),
         };
         made.map_err(|error| failed(mount, error))?;
     }
@@ -67,17 +77,22 @@ pub fn mount_all(init: &mut Init) -> Result<()> {
     Ok(())
 }
 
-fn bind(init: &Init, mount: &Mount, source: &OwnedFd, idmap: Option<OwnedFd>) -> Result<()> {
-    let kind = if is_directory(source)? { Kind::Directory } else { Kind::File };
-    if mount.is_bind_at(Path::new("/proc")) && !is_procfs(source)? {
-        let why = "it cannot be mounted at /proc because it is not of type proc";
-        return Err(Error::exactly(ErrorKind::InvalidArgument, why));
-    }
+fn bind(init: &Init, mount: &Mount, source: &OwnedFd, idmap: Option<Idmap>) -> Result<()> {
     let options = &mount.options;
     let tree = sys::mount::clone_tree_of(source.as_fd(), options.recursive_bind).context("bind", "it")?;
-    if let Some(namespace) = idmap {
+    if let Some(Idmap::Namespace(namespace)) = idmap {
         let recursive = options.idmap == Some(true);
         sys::mount::set_idmap(tree.as_fd(), recursive, namespace.as_fd()).context("map owners of", "it")?;
+    }
+    bind_tree(init, mount, tree)
+}
+
+fn bind_tree(init: &Init, mount: &Mount, tree: OwnedFd) -> Result<()> {
+    let options = &mount.options;
+    let kind = if is_directory(&tree)? { Kind::Directory } else { Kind::File };
+    if mount.is_bind_at(Path::new("/proc")) && !is_procfs(&tree)? {
+        let why = "it cannot be mounted at /proc because it is not of type proc";
+        return Err(Error::exactly(ErrorKind::InvalidArgument, why));
     }
     apply_options(tree.as_fd(), options)?;
     let shows_cgroups = Path::new("/sys/fs/cgroup").starts_with(&mount.destination);
@@ -90,6 +105,23 @@ fn bind(init: &Init, mount: &Mount, source: &OwnedFd, idmap: Option<OwnedFd>) ->
     }
     let target = ensure(init.root(), &mount.destination, kind)?;
     attach(tree, target.as_fd(), options)
+}
+
+/// Changes a mount that is there already: the file system, unless only the mount of it is meant, and the mount.
+fn remount(init: &Init, mount: &Mount) -> Result<()> {
+    let options = &mount.options;
+    let target = open_path(init.root(), &mount.destination).context("find", "the mount to change")?;
+    let is_whole = !matches!(mount.source, Source::Bind(_));
+    if is_whole && !(options.superblock.is_empty() && options.flags.is_empty() && options.data.is_empty()) {
+        let change = || -> io::Result<()> {
+            let context = FsContext::pick(target.as_fd())?;
+            configure(&context, options)?;
+            context.reconfigure()
+        };
+        change().context("change the file system of", "it")?;
+    }
+    apply_options(target.as_fd(), options)?;
+    set_propagation(target.as_fd(), options)
 }
 
 fn is_procfs(source: &OwnedFd) -> Result<bool> {
@@ -126,10 +158,13 @@ fn set_attributes(tree: BorrowedFd, recursive: bool, attributes: Attributes) -> 
 /// Puts a detached mount in its place; its propagation is set there, since a detached mount has no peers.
 pub fn attach(tree: OwnedFd, target: BorrowedFd, options: &MountOptions) -> Result<()> {
     sys::mount::attach(tree.as_fd(), target).context("attach", "it")?;
+    set_propagation(tree.as_fd(), options)
+}
+
+fn set_propagation(mount: BorrowedFd, options: &MountOptions) -> Result<()> {
     for &(propagation, recursive) in &options.propagation {
         let attributes = Attributes { propagation, ..Default::default() };
-        sys::mount::set_attributes(tree.as_fd(), recursive, attributes)
-            .context("set propagation of", "it")?;
+        sys::mount::set_attributes(mount, recursive, attributes).context("set propagation of", "it")?;
     }
     Ok(())
 }
@@ -141,17 +176,18 @@ fn new_file_system(
     source: &str,
     late: &mut Vec<OwnedFd>,
 ) -> Result<()> {
+    let is_tmpfs = kind == "tmpfs";
+    let mode = if is_tmpfs { covered_mode(init, mount) } else { None };
     let target = if mount.is_kernel_interface() {
         ordinary_directory(init, mount)?
     } else {
         ensure(init.root(), &mount.destination, Kind::Directory)?
     };
     // A tmpfs is filled before it becomes read-only: with mount points, device nodes, what the image had there.
-    let is_tmpfs = kind == "tmpfs";
     let late_read_only = is_tmpfs && mount.options.set & ATTR_RDONLY != 0;
     let attributes = if late_read_only { mount.options.set & !ATTR_RDONLY } else { mount.options.set };
     let label = init.container().mount_label.as_deref();
-    let tree = make_file_system(kind, source, &mount.options, attributes, label)?;
+    let tree = make_file_system(kind, source, &mount.options, mode, attributes, label)?;
     let recursive =
         Attributes { set: mount.options.recursive_set, clear: mount.options.recursive_clear, propagation: 0 };
     if recursive.set | recursive.clear != 0 {
@@ -165,6 +201,16 @@ fn new_file_system(
         late.push(tree.try_clone().context("keep", "it")?);
     }
     attach(tree, target.as_fd(), &mount.options)
+}
+
+/// The mode of the directory that a tmpfs covers, which it takes over unless it is told another one, as with runc.
+fn covered_mode(init: &Init, mount: &Mount) -> Option<String> {
+    if mount.options.data.iter().any(|(name, _)| name == "mode") {
+        return None;
+    }
+    let covered = open_path(init.root(), &mount.destination).ok()?;
+    let stat = nix::sys::stat::fstat(&covered).ok()?;
+    Some(format!("{:o}", stat.st_mode & 0o7777))
 }
 
 /// procfs and sysfs go on a real directory of that very path, never through a link, which would put them where later
@@ -185,11 +231,19 @@ fn ordinary_directory(init: &Init, mount: &Mount) -> Result<OwnedFd> {
     })
 }
 
+/// Gives a file system the options that are its own to understand.
+fn configure(context: &FsContext, options: &MountOptions) -> io::Result<()> {
+    let own = options.flags.iter().map(String::as_str);
+    options.superblock.iter().copied().chain(own).try_for_each(|flag| context.flag(flag))?;
+    options.data.iter().try_for_each(|(name, value)| context.string(name, value))
+}
+
 /// A detached mount of a new file system.
 fn make_file_system(
     kind: &str,
     source: &str,
     options: &MountOptions,
+    mode: Option<String>,
     attributes: u64,
     label: Option<&str>,
 ) -> Result<OwnedFd> {
@@ -199,15 +253,13 @@ fn make_file_system(
         }
         _ => Error::io("open file system", kind, error),
     })?;
-    let configure = || -> io::Result<()> {
+    let prepare = || -> io::Result<()> {
         if !source.is_empty() {
             context.string("source", source)?;
         }
-        for flag in &options.flags {
-            context.flag(flag)?;
-        }
-        for (name, value) in &options.data {
-            context.string(name, value)?;
+        configure(&context, options)?;
+        if let Some(mode) = &mode {
+            context.string("mode", mode)?;
         }
         if let Some(label) = label {
             context.string("context", label)?;
@@ -219,7 +271,7 @@ fn make_file_system(
         }
         Ok(())
     };
-    configure().and_then(|()| context.mount(attributes)).map_err(|error| match &*context.explanation() {
+    prepare().and_then(|()| context.mount(attributes)).map_err(|error| match &*context.explanation() {
         "" => Error::io("mount file system", kind, error),
         words => {
             let kind_of_error = ErrorKind::from_io(&error);

@@ -30,10 +30,12 @@ pub fn propagation(init: &mut Init) -> Result<()> {
     }
     let container = init.container();
     change_propagation(Path::new("/"), container.propagation)?;
-    if container.propagation.0 == libc::MS_SHARED {
+    let (flag, tree) = container.propagation;
+    if flag == libc::MS_SHARED || !tree {
         // pivot_root refuses a root whose parent mount is shared.
         let parent = mount_of(&container.rootfs)?;
-        change_propagation(&parent, (libc::MS_PRIVATE, false))?;
+        let flag = if flag == libc::MS_SLAVE { flag } else { libc::MS_PRIVATE };
+        change_propagation(&parent, (flag, false))?;
     }
     Ok(())
 }
@@ -86,7 +88,8 @@ pub fn pivot(init: &mut Init) -> Result<()> {
     // The old root goes on top of the new one, from where it is taken away: no directory for it is needed.
     pivot_root(".", ".").context("pivot_root to", "rootfs")?;
     fchdir(&old).context("enter", "the old root")?;
-    if container.propagation.0 != libc::MS_SLAVE && container.propagation.0 != libc::MS_PRIVATE {
+    let is_apart = matches!(container.propagation, (libc::MS_SLAVE | libc::MS_PRIVATE, true));
+    if !is_apart {
         // Unmounting must not travel to the host.
         let flags = MsFlags::MS_SLAVE | MsFlags::MS_REC;
         mount(None::<&str>, ".", None::<&str>, flags, None::<&str>)

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Linux, LinuxIdMapping};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 use orlop_host::mounts::MountOptions;
 use orlop_proto::error::Result;
 
@@ -18,8 +18,17 @@ pub struct Mount {
     pub source: Source,
     /// Its options.
     pub options: MountOptions,
-    /// Owner mappings for an id-mapped mount: uid, gid lines as the kernel's files take them.
-    pub mappings: Option<(String, String)>,
+    /// How owners are mapped, if they are.
+    pub mapping: Option<Mapping>,
+}
+
+/// How the owners of an id-mapped mount are mapped.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// By these lines, as the kernel's files take them: uid, gid.
+    Lines(String, String),
+    /// By the user namespace that the container joins.
+    Container,
 }
 
 /// What is mounted.
@@ -66,15 +75,21 @@ pub(super) fn plan(spec: &Spec, linux: &Linux, warnings: &mut Vec<String>) -> Re
             Source::Bind(path)
         } else if kind == "cgroup" || kind == "cgroup2" {
             Source::Cgroup
-        } else if kind.is_empty() {
+        } else if kind.is_empty() && !options.remount {
             return Err(refuse(format!("mount at {shown} has no type")));
         } else {
             Source::FileSystem(kind.to_owned(), path.to_string_lossy().into_owned())
         };
-        let mappings = plan_mappings(mount, &source, &options, linux)?;
+        let is_bind = matches!(source, Source::Bind(_));
+        if is_bind && !options.remount && !(options.flags.is_empty() && options.data.is_empty()) {
+            // The kernel would pass over them in silence.
+            let why = "bind mounts cannot have any filesystem-specific options applied";
+            return Err(refuse(format!("invalid mount at {shown}: {why}")));
+        }
+        let mapping = plan_mapping(mount, &source, &options, linux)?;
         let destination = clean(mount.destination());
         check_procfs(&destination, &source)?;
-        planned.push(Mount { destination, source, options, mappings });
+        planned.push(Mount { destination, source, options, mapping });
     }
     Ok(planned)
 }
@@ -115,12 +130,12 @@ fn check_procfs(destination: &Path, source: &Source) -> Result<()> {
     Ok(())
 }
 
-fn plan_mappings(
+fn plan_mapping(
     mount: &oci_spec::runtime::Mount,
     source: &Source,
     options: &MountOptions,
     linux: &Linux,
-) -> Result<Option<(String, String)>> {
+) -> Result<Option<Mapping>> {
     let shown = mount.destination().display();
     let own = match (mount.uid_mappings(), mount.gid_mappings()) {
         (None, None) => None,
@@ -134,6 +149,12 @@ fn plan_mappings(
     if !matches!(source, Source::Bind(_)) {
         return Err(refuse(format!("mount at {shown}: only a bind mount can be id-mapped")));
     }
+    let user = linux.namespaces().iter().flatten().find(|one| one.typ() == LinuxNamespaceType::User);
+    let is_joined =
+        user.and_then(|user| user.path().as_ref()).is_some_and(|path| !path.as_os_str().is_empty());
+    if own.is_none() && is_joined {
+        return Ok(Some(Mapping::Container));
+    }
     let mappings = match (own, linux.uid_mappings(), linux.gid_mappings()) {
         (Some(own), ..) => own,
         (None, Some(uid), Some(gid)) => (uid, gid),
@@ -144,7 +165,7 @@ fn plan_mappings(
             |map: &LinuxIdMapping| format!("{} {} {}\n", map.container_id(), map.host_id(), map.size());
         maps.iter().map(line).collect()
     };
-    Ok(Some((lines(mappings.0), lines(mappings.1))))
+    Ok(Some(Mapping::Lines(lines(mappings.0), lines(mappings.1))))
 }
 
 #[cfg(test)]

@@ -39,6 +39,9 @@ const FSCONFIG_SET_FLAG: libc::c_uint = 0;
 const FSCONFIG_SET_STRING: libc::c_uint = 1;
 const FSCONFIG_SET_FD: libc::c_uint = 5;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+const FSCONFIG_CMD_RECONFIGURE: libc::c_uint = 7;
+const FSPICK_CLOEXEC: libc::c_uint = 0x1;
+const FSPICK_EMPTY_PATH: libc::c_uint = 0x8;
 
 /// A file system that is being configured (`fsopen(2)`).
 pub struct FsContext(OwnedFd);
@@ -50,6 +53,20 @@ impl FsContext {
         // SAFETY: `kind` is a NUL-terminated string that outlives the call.
         let fd = check_fd(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) })?;
         Ok(FsContext(fd))
+    }
+
+    /// Starts with the file system that is mounted at what `target` refers to (`fspick(2)`).
+    pub fn pick(target: BorrowedFd) -> io::Result<FsContext> {
+        let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
+        // SAFETY: the path is the static empty string.
+        let fd =
+            check_fd(unsafe { libc::syscall(libc::SYS_fspick, target.as_raw_fd(), c"".as_ptr(), flags) })?;
+        Ok(FsContext(fd))
+    }
+
+    /// Changes a file system that was picked.
+    pub fn reconfigure(&self) -> io::Result<()> {
+        self.config(FSCONFIG_CMD_RECONFIGURE, None, None)
     }
 
     fn config(&self, command: libc::c_uint, key: Option<&str>, value: Option<&str>) -> io::Result<()> {
