@@ -24,7 +24,7 @@ TOP := $(CURDIR)
 BINARIES := ORLOP=$(TOP)/$(STATIC_DIR)/orlop ORLOP_SHIM=$(TOP)/$(STATIC_DIR)/containerd-shim-orlop-v1 \
 	ORLOPD=$(TOP)/$(DYNAMIC_DIR)/orlopd ORLOPCTL=$(TOP)/$(DYNAMIC_DIR)/orlopctl
 
-.PHONY: help setup build build-static demo run-demo test test-vm run-tests lint unit integration conformance bench fuzz soak proto install clean
+.PHONY: help setup build build-static demo run-demo test test-vm run-tests lint unit integration conformance bench fuzz fuzz-coverage soak proto install clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -107,7 +107,12 @@ fuzz: build ## mutated input for FUZZ_SECONDS (60) per target (as root)
 	$(BINARIES) ORLOP_FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(CARGO) test --locked -p orlop-tests --test fuzz -- --nocapture
 	ORLOP_FUZZ_SECONDS=$${FUZZ_SECONDS:-60} $(CARGO) test --locked -p orlop-manager unpack::fuzz -- --nocapture
 
-soak: build ## containers run and removed for SOAK_SECONDS (600), counting what is left (as root)
+fuzz-coverage: ## which lines of the runtime's parsers its fuzz targets reach; red below 80 %
+	@tests/fuzz/coverage
+
+soak: build ## a million inputs for each parser, and containers run and removed for SOAK_SECONDS (600) (as root)
+	ORLOP_FUZZ_RUNS=$${FUZZ_RUNS:-1000000} CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
+		$(CARGO) test --release --locked -p orlop --target-dir target/soak -- fuzz:: --nocapture
 	$(BINARIES) ORLOP_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p orlop-tests --test stack soak -- --nocapture
 
 proto: ## generate the protocol code again from proto/schema

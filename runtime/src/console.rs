@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -27,14 +28,23 @@ pub fn check(terminal: bool, socket: Option<&Path>, detached: bool) -> Result<()
 
 /// Sends the terminal and the process to those who asked for them.
 pub fn deliver(process: &mut Launched, console: Option<&Path>, pidfd: Option<&Path>) -> Result<()> {
-    if let (Some(path), Some(master)) = (console, process.console.as_ref()) {
+    match (console, &process.console) {
         // The name that runc sends along; receivers only show it.
-        send_to(path, b"/dev/ptmx", master.as_fd())?;
+        (Some(path), Some(master)) => send_to(path, b"/dev/ptmx", master.as_fd())?,
+        (None, Some(master)) => keep_line_ends(master.as_fd())?,
+        (_, None) => {}
     }
     if let Some(path) = pidfd {
         send_to(path, b"pidfd", process.pidfd.as_fd())?;
     }
     Ok(())
+}
+
+/// What the program writes is shown on our own terminal, which turns line ends round; twice would be once too often.
+fn keep_line_ends(master: BorrowedFd) -> Result<()> {
+    let mut modes = tcgetattr(master).context("look at", "the terminal")?;
+    modes.output_flags.remove(OutputFlags::ONLCR);
+    tcsetattr(master, SetArg::TCSANOW, &modes).context("set modes of", "the terminal")
 }
 
 /// Sends a descriptor to whoever listens on a unix socket.

@@ -93,7 +93,7 @@ impl Decision {
             let planned = Cgroup::plan_unit(&hierarchies, cgroups_path.as_deref(), &arguments.id, is_users)?;
             (Some(planned.0), planned.1)
         } else {
-            (None, Cgroup::plan(&hierarchies, cgroups_path.as_deref(), &arguments.id))
+            (None, Cgroup::plan(&hierarchies, cgroups_path.as_deref(), &arguments.id)?)
         };
         let cgroup_is_named = cgroups_path.is_some();
         let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_else(no_resources);

@@ -9,6 +9,8 @@ mod console;
 mod container;
 mod decision;
 mod foreground;
+#[cfg(test)]
+mod fuzz;
 mod hooks;
 mod idmap;
 mod init;

@@ -47,7 +47,8 @@ pub enum Message {
 }
 
 impl Message {
-    fn encode(&self) -> Vec<u8> {
+    /// The bytes of a message; a long text is cut.
+    pub fn encode(&self) -> Vec<u8> {
         let (tag, number, text) = match self {
             Message::Go => (0, 0, ""),
             Message::Child(pid) => (1, *pid, ""),
@@ -67,7 +68,8 @@ impl Message {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Message> {
+    /// The message that bytes mean, if any.
+    pub fn decode(bytes: &[u8]) -> Option<Message> {
         let (&tag, rest) = bytes.split_first()?;
         let (number, text) = rest.split_first_chunk::<4>()?;
         let number = i32::from_ne_bytes(*number);

@@ -1,11 +1,15 @@
 //! Black-box suite: the whole stack under real programs.
 
 mod bad_input;
+mod buildah;
+mod callers;
 mod counts;
 mod crash;
 mod ctr;
+mod dockerd;
 mod harness;
 mod matrix;
 mod podman;
+mod podman_lines;
 mod soak;
 mod workload;

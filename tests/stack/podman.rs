@@ -151,14 +151,13 @@ fn check(runtime: &Path) {
     );
 
     podman.call(&["rmi", "localhost/bb:1"]).success();
-    unmount_storage(&root);
+    unmount_storage(&root.join("podman/root/overlay"));
     root.assert_clean();
 }
 
-/// podman keeps its overlay storage mounted on itself for good; two podmans that start at once mount it twice.
-fn unmount_storage(root: &Root) {
-    let storage = root.join("podman/root/overlay");
-    while nix::mount::umount2(&storage, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+/// podman and buildah keep their overlay storage mounted on itself for good; two that start at once mount it twice.
+pub fn unmount_storage(storage: &Path) {
+    while nix::mount::umount2(storage, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
 }
 
 #[test]

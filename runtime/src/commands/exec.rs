@@ -19,6 +19,7 @@ use crate::log::Log;
 use crate::plan::capabilities::bit;
 use crate::plan::namespaces::Namespaces;
 use crate::plan::process::Process;
+use crate::plan::user;
 use crate::plan::{Host, Plan};
 use crate::{bundle, console, join, spec};
 
@@ -109,7 +110,7 @@ fn change(process: &mut spec::Process, arguments: &ExecArgs) -> Result<()> {
     }
     process.env.get_or_insert_default().extend(arguments.env.iter().cloned());
     if let Some(user) = &arguments.user {
-        let (uid, gid) = parse_user(user)?;
+        let (uid, gid) = user::parse(user)?;
         process.user.set_uid(uid);
         if let Some(gid) = gid {
             process.user.set_gid(gid);
@@ -134,31 +135,6 @@ fn change(process: &mut spec::Process, arguments: &ExecArgs) -> Result<()> {
         process.no_new_privileges = Some(on);
     }
     Ok(())
-}
-
-/// `UID[:GID]`, digits only: anything that could be read as another user is refused (CVE-2026-30892 of another runtime).
-fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
-    let number = |part: &str, what: &str| {
-        let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        if !digits && crate::switches::is_off("user-digits") {
-            return Ok(0);
-        }
-        let parsed = digits.then(|| part.parse::<u32>().ok()).flatten();
-        // The highest number means "no change" to the kernel.
-        parsed.filter(|&id| id != u32::MAX).ok_or_else(|| {
-            Error::exactly(
-                Kind::InvalidArgument,
-                format!("bad {what}: strconv.Atoi: parsing {part:?}: invalid syntax"),
-            )
-        })
-    };
-    match text.split_once(':') {
-        Some((uid, gid)) => {
-            let gid = number(gid, "gid")?;
-            Ok((number(uid, "uid")?, Some(gid)))
-        }
-        None => Ok((number(text, "uid")?, None)),
-    }
 }
 
 fn plan(container: &Container, process: spec::Process, arguments: &ExecArgs, log: &Log) -> Result<Plan> {
@@ -258,18 +234,4 @@ fn sub_paths(wanted: &[String]) -> Result<BTreeMap<String, String>> {
 
 fn refuse(why: String) -> Error {
     Error::exactly(Kind::InvalidArgument, why)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn users_are_numbers_only() {
-        assert_eq!(parse_user("7").unwrap(), (7, None));
-        assert_eq!(parse_user("7:8").unwrap(), (7, Some(8)));
-        for bad in ["", "root", "7:", ":7", "+7", " 7", "-1", "4294967295", "4294967296", "7:8:9", "1x"] {
-            parse_user(bad).unwrap_err();
-        }
-    }
 }

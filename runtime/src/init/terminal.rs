@@ -6,7 +6,6 @@ use std::path::Path;
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, fstat, fstatat};
 use nix::sys::statfs::{FsType, fstatfs};
-use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
 use orlop_host::sys;
 use orlop_proto::error::{Context, Error, Result};
@@ -110,10 +109,6 @@ fn open_root() -> Result<std::os::fd::OwnedFd> {
 }
 
 fn prepare(init: &Init, terminal: BorrowedFd) -> Result<()> {
-    let mut modes = tcgetattr(terminal).context("look at", "the terminal")?;
-    // Whoever reads the other end wants lines as the program writes them, as from runc.
-    modes.output_flags.remove(OutputFlags::ONLCR);
-    tcsetattr(terminal, SetArg::TCSANOW, &modes).context("set modes of", "the terminal")?;
     let process = &init.plan.process;
     if let Some((rows, columns)) = process.console_size {
         sys::tty::set_size(terminal, rows, columns).context("set size of", "the terminal")?;

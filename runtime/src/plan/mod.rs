@@ -9,6 +9,7 @@ pub mod mounts;
 pub mod namespaces;
 pub mod network;
 pub mod process;
+pub mod user;
 
 use std::path::{Component, Path, PathBuf};
 

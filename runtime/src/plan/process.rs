@@ -308,7 +308,8 @@ pub fn number_list(text: &str) -> Result<Vec<u32>> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let first: u32 = first.parse().map_err(|_| bad())?;
         let last: u32 = last.parse().map_err(|_| bad())?;
-        if last < first || last > 65_535 {
+        // A list in which everything is named twice, and longer, is a mistake or an attempt on our memory.
+        if last < first || last > 65_535 || numbers.len() > 65_536 {
             return Err(bad());
         }
         numbers.extend(first..=last);
@@ -374,7 +375,7 @@ mod tests {
     fn lists_of_numbers() {
         assert_eq!(number_list("0-2,7").unwrap(), [0, 1, 2, 7]);
         assert!(number_list("").unwrap().is_empty());
-        for bad in ["a", "2-1", "0-99999999", "-1"] {
+        for bad in ["a", "2-1", "0-99999999", "-1", &"0-65535,".repeat(9)] {
             number_list(bad).unwrap_err();
         }
     }

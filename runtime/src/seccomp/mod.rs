@@ -231,6 +231,6 @@ fn refuse(why: impl Into<String>) -> Error {
 }
 
 #[cfg(test)]
-mod machine;
+pub mod machine;
 #[cfg(test)]
 mod tests;

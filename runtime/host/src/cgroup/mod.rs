@@ -65,8 +65,12 @@ impl Cgroup {
     /// An absolute path counts from each hierarchy's mount point, a relative one from the caller's own cgroup (version 1) or
     /// that cgroup's parent (version 2, where a group with processes cannot hand controllers down); without a path
     /// the container's name is a relative one. This is what runc does.
-    pub fn plan(hierarchies: &Hierarchies, cgroups_path: Option<&str>, id: &str) -> CgroupPaths {
-        paths::plan(hierarchies, cgroups_path, id)
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a path to the top of a hierarchy or to the caller's own cgroup.
+    pub fn plan(hierarchies: &Hierarchies, cgroups_path: Option<&str>, id: &str) -> Result<CgroupPaths> {
+        paths::check(cgroups_path.filter(|path| !path.is_empty()).unwrap_or(id))?;
+        Ok(paths::plan(hierarchies, cgroups_path, id))
     }
 
     /// Decides the unit of container `id` from `linux.cgroupsPath`, for the systemd driver, and asks its manager where it

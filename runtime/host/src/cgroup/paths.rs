@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
 use serde::{Deserialize, Serialize};
 
 use super::hierarchies::Hierarchies;
@@ -35,6 +37,19 @@ impl FromIterator<(String, PathBuf)> for CgroupPaths {
     fn from_iter<T: IntoIterator<Item = (String, PathBuf)>>(pairs: T) -> Self {
         CgroupPaths(pairs.into_iter().collect())
     }
+}
+
+/// Refuses a path to the top of a hierarchy or to the caller's own cgroup.
+///
+/// # Errors
+/// `InvalidArgument`, with the reason.
+pub(super) fn check(path: &str) -> Result<()> {
+    let inner = clean(path);
+    if inner.components().any(|part| matches!(part, Component::Normal(_))) {
+        return Ok(());
+    }
+    let why = "it names no group of the container's own, and the end of the container would be that of all others in it";
+    Err(Error::because(Kind::InvalidArgument, "use", format!("cgroupsPath {path:?}"), why))
 }
 
 /// Decides the directories of container `id`.
@@ -157,6 +172,16 @@ mod tests {
         assert_eq!(paths.get("memory"), Some(Path::new("/cg/memory/etc")));
         let paths = plan(&hybrid(), Some("../../../etc"), "id");
         assert_eq!(paths.get("memory"), Some(Path::new("/cg/memory/box/etc")));
+    }
+
+    #[test]
+    fn a_group_that_is_not_the_containers_own_is_refused() {
+        for path in ["/", ".", "..", "/../..", "a/..", "/a/../.."] {
+            assert_eq!(check(path).unwrap_err().kind(), Kind::InvalidArgument, "{path}");
+        }
+        for path in ["/a", "a", "../a", "id"] {
+            check(path).unwrap();
+        }
     }
 
     #[test]

@@ -26,8 +26,8 @@ impl Fixture {
         let hierarchies = Hierarchies::detect().unwrap();
         let top = format!("/orlop-unit-{}-{name}", std::process::id());
         let path = format!("{top}/inner");
-        let paths = Cgroup::plan(&hierarchies, Some(&path), "x");
-        let top = Cgroup::plan(&hierarchies, Some(&top), "x");
+        let paths = Cgroup::plan(&hierarchies, Some(&path), "x").expect("a path of the test's own");
+        let top = Cgroup::plan(&hierarchies, Some(&top), "x").expect("a path of the test's own");
         Some(Fixture { hierarchies, paths, top })
     }
 

@@ -1,0 +1,107 @@
+//! What callers of a runtime do, as tables of shell lines: each is run on runc and on orlop, and must say and do the same.
+
+use std::path::PathBuf;
+
+use orlop_tests::{Cmd, Output, Root, binaries, busybox_rootfs};
+
+/// A line of a table: the exit code that it must have, and what the shell is given. It finds the variables of its caller, and
+/// `ours` is true on orlop.
+pub type Line = (i32, &'static str);
+
+/// What a line did, in words that do not depend on the runtime.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// The runtimes that a table is run on.
+pub struct Side {
+    /// `orlop` or `runc`.
+    pub name: &'static str,
+    /// Its directory below the test's root.
+    pub root: Root,
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Side {
+    /// A runtime with a root of its own.
+    pub fn new(name: &'static str) -> Side {
+        let root = Root::new();
+        let variables = vec![("tag", root.tag().to_owned()), ("dir", root.path().display().to_string())];
+        Side { name, root, variables }
+    }
+
+    /// The runtime's binary.
+    pub fn binary(&self) -> PathBuf {
+        if self.name == "orlop" { binaries::orlop() } else { binaries::system(self.name) }
+    }
+
+    /// Adds a variable that the lines find.
+    pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.variables.push((name, value.into()));
+    }
+
+    /// Runs a line.
+    pub fn run(&self, line: &str) -> Output {
+        let mut call = Cmd::new("/bin/sh").args(["-c", line]);
+        for (name, value) in &self.variables {
+            call = call.env(name, value);
+        }
+        call.run()
+    }
+
+    /// Makes an archive of a small root file system.
+    pub fn archive(&self) -> PathBuf {
+        let (rootfs, archive) = (self.root.join("rootfs"), self.root.join("rootfs.tar"));
+        busybox_rootfs(&rootfs);
+        let mut tar = tar::Builder::new(std::fs::File::create(&archive).expect("an archive"));
+        tar.follow_symlinks(false);
+        tar.append_dir_all(".", &rootfs).expect("the root file system in the archive");
+        tar.finish().expect("the archive's end");
+        archive
+    }
+
+    fn answer(&self, line: &str) -> Answer {
+        let out = self.run(line);
+        let plain = |text: &str| {
+            let binary = self.binary();
+            let text = text.replace(&*binary.to_string_lossy(), "RUNTIME").replace(self.root.tag(), "TAG");
+            text.replace(&format!("{} create failed", self.name), "create failed")
+        };
+        // Times differ.
+        let stderr = plain(&out.stderr);
+        let words = stderr.split_inclusive([' ', '\n']).filter(|word| !word.starts_with("time="));
+        Answer { code: out.code(), stdout: plain(&out.stdout), stderr: words.collect() }
+    }
+}
+
+/// How often a container that leaves nothing behind is run again after a difference. A container that writes and ends before
+/// conmon has accepted its caller's connection has written for nobody: on a busy machine, the quicker the runtime the likelier.
+const AGAIN: usize = 2;
+
+/// Runs the lines on both sides, side by side in time too, and compares.
+///
+/// # Panics
+/// With every line that differs, or that ends with another code than the table says.
+pub fn compare(ours: &Side, reference: &Side, table: &[Line]) {
+    let all = |side: &Side| table.iter().map(|(_, line)| side.answer(line)).collect::<Vec<_>>();
+    let (first, other) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| all(reference));
+        (all(ours), other.join().expect("the reference's side"))
+    });
+    let mut wrong = Vec::new();
+    for (((code, line), mut answer), mut expected) in table.iter().zip(first).zip(other) {
+        let differs = |one: &Answer, other: &Answer| one != other || one.code != *code;
+        for _ in 0..AGAIN {
+            if line.starts_with("$run --rm") && differs(&answer, &expected) {
+                (answer, expected) = (ours.answer(line), reference.answer(line));
+            }
+        }
+        if differs(&answer, &expected) {
+            wrong.push(format!("{line}\n  expected code {code}\n  orlop {answer:?}\n  runc  {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
