@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path};
 
-use orlop_host::cgroup::{Cgroup, Hierarchies, Hierarchy};
+use orlop_host::cgroup::{Cgroup, Hierarchies, Hierarchy, Unit};
 use orlop_host::mounts::MountOptions;
 use orlop_host::probe::SecurityModules;
 use orlop_host::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY};
@@ -33,7 +33,7 @@ fn is_clean(path: &Path) -> bool {
 }
 
 fn check_process(process: &Process) {
-    assert!(!process.arguments[0].is_empty());
+    assert!(process.arguments.first().is_none_or(|program| !program.is_empty()));
     assert!(process.cwd.is_absolute() && !process.cwd.components().any(|part| part == Component::ParentDir));
     let names = process.environment.iter().map(|pair| pair.to_bytes().split(|&byte| byte == b'=').next());
     let names: std::collections::BTreeSet<_> = names.collect();
@@ -152,6 +152,11 @@ fn cgroup_paths() {
         Hierarchies { legacy: Vec::new(), unified },
     ];
     let attempt = |text: &String| {
+        for is_users in [false, true] {
+            let directory = Unit::plan(text, "id", is_users).and_then(|unit| unit.directory());
+            let is_below = |path: &Path| path.components().all(|part| matches!(part, Component::Normal(_)));
+            assert!(directory.is_err() || directory.is_ok_and(|path| is_below(&path)), "{text:?}");
+        }
         for hierarchies in &hosts {
             for (path, id) in [(Some(text.as_str()), "id"), (None, text)] {
                 let Ok(paths) = Cgroup::plan(hierarchies, path, id) else { continue };

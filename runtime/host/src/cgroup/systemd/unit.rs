@@ -21,7 +21,7 @@ impl Unit {
     ///
     /// # Errors
     /// `InvalidArgument` for another form, with runc's words.
-    pub(in crate::cgroup) fn plan(path: &str, id: &str, is_users: bool) -> Result<Unit> {
+    pub fn plan(path: &str, id: &str, is_users: bool) -> Result<Unit> {
         let parts: Vec<&str> = match path {
             "" => vec!["", "orlop", id],
             path => path.split(':').collect(),
@@ -79,7 +79,7 @@ impl Unit {
     }
 
     /// Where its cgroup is below that of its manager.
-    pub(in crate::cgroup) fn directory(&self) -> Result<PathBuf> {
+    pub fn directory(&self) -> Result<PathBuf> {
         // A slice's place follows from its own name alone.
         if self.is_slice() { expand(&self.name) } else { Ok(expand(&self.slice)?.join(&self.name)) }
     }
