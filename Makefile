@@ -18,13 +18,16 @@ endif
 DYNAMIC_DIR := target/release
 DAEMON := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_PANIC=unwind
 
+# Every container pays for its shim's pages as long as it lives (docs/decisions/0302-shim-size.md).
+SHIM := CARGO_PROFILE_RELEASE_OPT_LEVEL=z
+
 ROOT := $(filter 0,$(shell id -u))
 TOP := $(CURDIR)
 # The suites run the release binaries, whatever else has been built since.
 BINARIES := ORLOP=$(TOP)/$(STATIC_DIR)/orlop ORLOP_SHIM=$(TOP)/$(STATIC_DIR)/containerd-shim-orlop-v1 \
 	ORLOPD=$(TOP)/$(DYNAMIC_DIR)/orlopd ORLOPCTL=$(TOP)/$(DYNAMIC_DIR)/orlopctl
 
-.PHONY: help setup build build-static demo run-demo test test-vm run-tests lint unit integration conformance bench fuzz fuzz-coverage soak proto install clean
+.PHONY: help setup build build-static demo run-demo test test-vm run-tests lint unit integration conformance newest bench fuzz fuzz-coverage soak proto install clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -42,7 +45,7 @@ ifeq ($(STATIC_FLAGS),)
 	@echo "no $(STATIC_TARGET) in this toolchain: runtime and shim are linked dynamically" >&2
 endif
 	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop
-	$(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop-shim
+	$(SHIM) $(CARGO) build --release --locked $(STATIC_FLAGS) -p orlop-shim
 
 # Set-up may add the static target, which is looked for when a Makefile is read: hence the second make.
 demo: ## the whole stack at work, on a machine with nothing but git and Rust (as root)
@@ -99,6 +102,9 @@ conformance: ## a foreign suite on orlop, runc and crun side by side; needs Go a
 	@.ci/setup
 	@$(MAKE) --no-print-directory build-static
 	$(BINARIES) ORLOP_CONFORMANCE=1 $(CARGO) test --locked -p orlop-tests --test conformance -- --nocapture
+
+newest: build ## the newest containerd 2.x with its shim and ctr, beside ours; needs Go and ten minutes (as root)
+	$(BINARIES) ORLOP_NEWEST=1 $(CARGO) test --locked -p orlop-tests --test stack newest -- --nocapture
 
 bench: build ## times and sizes beside the peers, in one run (as root)
 	$(BINARIES) $(CARGO) bench --locked -p orlop-tests --bench perf

@@ -329,3 +329,16 @@ impl ::prost::Name for SandboxMetricsResponse {
         "/containerd.runtime.sandbox.v1.SandboxMetricsResponse".into()
     }
 }
+/// Full service name and method names of the ttrpc service.
+pub mod sandbox_ttrpc {
+    pub const SERVICE: &str = "containerd.runtime.sandbox.v1.Sandbox";
+    pub const CREATE_SANDBOX: &str = "CreateSandbox";
+    pub const START_SANDBOX: &str = "StartSandbox";
+    pub const PLATFORM: &str = "Platform";
+    pub const STOP_SANDBOX: &str = "StopSandbox";
+    pub const WAIT_SANDBOX: &str = "WaitSandbox";
+    pub const SANDBOX_STATUS: &str = "SandboxStatus";
+    pub const PING_SANDBOX: &str = "PingSandbox";
+    pub const SHUTDOWN_SANDBOX: &str = "ShutdownSandbox";
+    pub const SANDBOX_METRICS: &str = "SandboxMetrics";
+}

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use prost_build::{Service, ServiceGenerator};
 
 /// Packages whose services travel over ttrpc: they get a table of names instead of gRPC stubs.
-const TTRPC_PACKAGES: &[&str] =
-    &["containerd.task.v2", "containerd.task.v3", "containerd.services.events.ttrpc.v1"];
-
-/// Packages of which only the messages are used.
-const MESSAGES_ONLY: &[&str] = &["containerd.runtime.sandbox.v1"];
+const TTRPC_PACKAGES: &[&str] = &[
+    "containerd.task.v2",
+    "containerd.task.v3",
+    "containerd.runtime.sandbox.v1",
+    "containerd.services.events.ttrpc.v1",
+];
 
 struct Services {
     grpc: Box<dyn ServiceGenerator>,
@@ -38,7 +39,7 @@ impl ServiceGenerator for Services {
                 ));
             }
             buffer.push_str("}\n");
-        } else if !MESSAGES_ONLY.contains(&service.package.as_str()) {
+        } else {
             self.grpc.generate(service, buffer);
         }
     }

@@ -25,6 +25,7 @@ use crate::events::{self, Subject};
 use crate::jobs::{self, Running};
 use crate::log;
 use crate::mounts;
+use crate::options;
 use crate::poll::{Interest, Token};
 use crate::runtime::{self, Ended, Runtime, Spec, Verb};
 use crate::serve::Shim;
@@ -121,7 +122,7 @@ impl Shim {
             let text = "the bundle's path is not absolute";
             return Err(Error::because(Kind::InvalidArgument, "create", request.id, text));
         }
-        let options = service::options(request.options.as_ref())?;
+        let options = options::read(request.options.as_ref())?;
         let runtime = Runtime::new(&options, &self.namespace, bundle)?;
         let stdio = Stdio {
             stdin: request.stdin,

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -26,6 +26,7 @@ use crate::jobs::Running;
 use crate::log;
 use crate::poll::{Interest, Poller, Token};
 use crate::reaper::Reaper;
+use crate::sandbox::{self, Sandbox};
 use crate::service::{self, Request};
 use crate::stdio::Copies;
 use crate::task::{Call, Input};
@@ -47,6 +48,7 @@ pub struct Shim {
     pub copies: Copies,
     pub publisher: Publisher,
     pub reaper: Reaper,
+    sandbox: Sandbox,
     connections: BTreeMap<u64, Connection>,
     /// Numbers for jobs, containers and connections, none of which is used twice.
     numbers: u64,
@@ -129,6 +131,7 @@ impl Shim {
             copies: Copies::default(),
             publisher: Publisher::new(manager, namespace),
             reaper: Reaper::default(),
+            sandbox: Sandbox::default(),
             connections: BTreeMap::new(),
             numbers: 0,
             ending: None,
@@ -268,6 +271,15 @@ impl Shim {
                 }
                 self.answer(call, Ok(Vec::new()));
             }
+            Request::Sandbox(command) => {
+                let ends = command == sandbox::Command::Shutdown;
+                for (call, reply) in self.sandbox.step(call, command, SystemTime::now()) {
+                    self.answer(call, reply);
+                }
+                if ends && self.containers.is_empty() {
+                    self.end();
+                }
+            }
         }
     }
 
@@ -302,6 +314,7 @@ impl Shim {
         if let Some(connection) = self.connections.remove(&number) {
             self.poller.remove(connection.stream());
         }
+        self.sandbox.forget(number);
         for id in self.containers.keys() {
             self.inputs.push_back((id.clone(), Input::Disconnected(number)));
         }

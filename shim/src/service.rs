@@ -1,8 +1,7 @@
 //! ttrpc requests into commands and replies into responses: the Task service in its packages v2 and v3, whose messages
-//! are the same on the wire.
+//! are the same on the wire, and the Sandbox service.
 
-use orlop_proto::any;
-use orlop_proto::containerd::runc::v1::Options;
+use orlop_proto::containerd::runtime::sandbox::v1::sandbox_ttrpc;
 use orlop_proto::containerd::task::v2 as api;
 use orlop_proto::containerd::task::v2::task_ttrpc as method;
 use orlop_proto::containerd::task::v3::task_ttrpc as v3;
@@ -11,9 +10,9 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use orlop_proto::ttrpc;
 use prost::Message;
-use prost_types::Any;
 use serde_json::Value;
 
+use crate::sandbox;
 use crate::task::{Command, Reply, State, Stdio};
 
 /// What a client asks the shim for.
@@ -34,10 +33,15 @@ pub enum Request {
     },
     /// End, if no container is left.
     Shutdown,
+    /// Something about the pod that the shim's containers make.
+    Sandbox(sandbox::Command),
 }
 
 /// Reads a request.
 pub fn decode(request: &ttrpc::Request) -> Result<Request> {
+    if request.service == sandbox_ttrpc::SERVICE {
+        return sandbox::decode(&request.method, &request.payload).map(Request::Sandbox);
+    }
     if request.service != method::SERVICE && request.service != v3::SERVICE {
         let text = format!("service {}", request.service);
         return Err(Error::new(Kind::Unimplemented, text, ""));
@@ -96,7 +100,8 @@ pub fn decode(request: &ttrpc::Request) -> Result<Request> {
     Ok(Request::Task { id, command })
 }
 
-fn message<M: Message + Default>(payload: &[u8]) -> Result<M> {
+/// Decodes a request's message.
+pub fn message<M: Message + Default>(payload: &[u8]) -> Result<M> {
     M::decode(payload).map_err(|e| Error::because(Kind::InvalidArgument, "decode request", "", e))
 }
 
@@ -129,14 +134,6 @@ pub fn check_name(what: &'static str, name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::because(Kind::InvalidArgument, what, format!("{name:?}"), "not a valid identifier"))
-}
-
-/// The runtime's options, which may be absent; options of other runtimes mean the defaults.
-pub fn options(any: Option<&Any>) -> Result<Options> {
-    match any {
-        Some(any) if any::is::<Options>(any) => any::unpack(any),
-        _ => Ok(Options::default()),
-    }
 }
 
 /// A reply's bytes on the wire.
@@ -178,6 +175,9 @@ pub fn encode(reply: Reply) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use orlop_proto::any;
+    use prost_types::Any;
+
     use super::*;
 
     fn request(service: &str, method: &str, payload: Vec<u8>) -> ttrpc::Request {
@@ -231,14 +231,5 @@ mod tests {
             assert_eq!(check_name("id", name).unwrap_err().kind(), Kind::InvalidArgument, "{name:?}");
         }
         assert!(check_name("id", "a.b_c-d").is_ok());
-    }
-
-    #[test]
-    fn options_of_other_runtimes_mean_the_defaults() {
-        let ours = any::pack(&Options { binary_name: "crun".into(), ..Default::default() });
-        assert_eq!(options(Some(&ours)).unwrap().binary_name, "crun");
-        let other = Any { type_url: "runtimeoptions.v1.Options".into(), value: vec![1, 2] };
-        assert_eq!(options(Some(&other)).unwrap(), Options::default());
-        assert_eq!(options(None).unwrap(), Options::default());
     }
 }

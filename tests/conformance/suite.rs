@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use orlop_tests::{Cmd, binaries};
+use orlop_tests::{Cmd, binaries, go};
 
 const MODULE: &str = "github.com/opencontainers/runtime-tools";
 const VERSION: &str = "v0.9.1-0.20251205004911-5e639034dcdc";
@@ -33,16 +32,6 @@ pub fn build() -> PathBuf {
         return directory;
     }
     fs::create_dir_all(&programs).unwrap();
-    let go = |cwd: &Path| {
-        let go = binaries::find("go")
-            .or_else(|| Some("/usr/local/go/bin/go".into()).filter(|path: &PathBuf| path.exists()));
-        let go = go.expect("Go is not installed; the foreign suites are built with it (https://go.dev/dl)");
-        Cmd::new(go)
-            .env("GOFLAGS", "-mod=mod -buildvcs=false")
-            .env("CGO_ENABLED", "0")
-            .cwd(cwd)
-            .deadline(Duration::from_secs(900))
-    };
     let module = format!("{MODULE}@{VERSION}");
     let answer = go(&directory).args(["mod", "download", "-json", &module]).run().success();
     let answer: serde_json::Value = serde_json::from_str(&answer.stdout).expect("JSON from go");

@@ -9,4 +9,5 @@ mod faults;
 mod fixture;
 mod lifecycle;
 mod memory;
+mod pods;
 mod streams;

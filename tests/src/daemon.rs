@@ -23,13 +23,12 @@ pub trait Daemon {
     /// The namespace that [`Daemon::ctr`] and [`Daemon::orlopctl`] use: the root's tag, so that cgroups carry it.
     fn namespace(&self) -> &str;
 
-    /// Debian's `ctr` on this daemon, in its namespace.
+    /// The `ctr` that [`Daemon::ctr`] calls.
+    fn client(&self) -> PathBuf;
+
+    /// Debian's `ctr` on this daemon, in its namespace; another one if the daemon's [`Variant`] says so.
     fn ctr<A: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Cmd {
-        Cmd::new(binaries::system("ctr"))
-            .arg("-a")
-            .arg(self.address())
-            .args(["-n", self.namespace()])
-            .args(args)
+        Cmd::new(self.client()).arg("-a").arg(self.address()).args(["-n", self.namespace()]).args(args)
     }
 
     /// Our own client on this daemon, in its namespace.
@@ -53,6 +52,7 @@ struct Launch {
     address: PathBuf,
     namespace: String,
     env: Vec<(String, String)>,
+    client: PathBuf,
     /// Hide the unified hierarchy of a hybrid host, which crun refuses.
     hide_unified: bool,
 }
@@ -70,6 +70,7 @@ impl Launch {
             address: dir.join("s"),
             namespace: root.tag().to_owned(),
             env: Vec::new(),
+            client: binaries::find("ctr").unwrap_or_default(),
             hide_unified: false,
             dir,
         };
@@ -139,12 +140,19 @@ pub struct Variant {
     pub hide_unified: bool,
     /// Where our manager keeps its state, instead of its own directory.
     pub state: Option<PathBuf>,
+    /// The `containerd` to start, instead of Debian's.
+    pub containerd: Option<PathBuf>,
+    /// The `ctr` with which the daemon is called, instead of Debian's.
+    pub client: Option<PathBuf>,
 }
 
 impl Variant {
     fn apply(&self, launch: &mut Launch) {
         launch.env.clone_from(&self.env);
         launch.hide_unified = self.hide_unified;
+        if let Some(client) = &self.client {
+            launch.client.clone_from(client);
+        }
         for (program, name) in &self.links {
             launch.link(program, name);
         }
@@ -167,12 +175,14 @@ impl Containerd {
 
     /// Starts one below `root` that differs from the usual.
     pub fn start_as(root: &Root, variant: &Variant) -> Containerd {
-        let mut launch = Launch::new(root, "containerd", binaries::system("containerd"));
+        let program = variant.containerd.clone().unwrap_or_else(|| binaries::system("containerd"));
+        let mut launch = Launch::new(root, "containerd", program);
         variant.apply(&mut launch);
         let config = launch.dir.join("config.toml");
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\noom_score = 0\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
+             \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\", \"io.containerd.internal.v1.opt\", \
              \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.btrfs\", \
              \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\"]\n\
              [grpc]\naddress = {:?}\n",
@@ -218,6 +228,10 @@ impl Daemon for Containerd {
 
     fn namespace(&self) -> &str {
         &self.launch.namespace
+    }
+
+    fn client(&self) -> PathBuf {
+        self.launch.client.clone()
     }
 }
 
@@ -320,5 +334,9 @@ impl Daemon for Orlopd {
 
     fn namespace(&self) -> &str {
         &self.launch.namespace
+    }
+
+    fn client(&self) -> PathBuf {
+        self.launch.client.clone()
     }
 }

@@ -9,6 +9,7 @@ mod ctr;
 mod dockerd;
 mod harness;
 mod matrix;
+mod newest;
 mod podman;
 mod podman_lines;
 mod soak;

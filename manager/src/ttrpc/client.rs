@@ -27,7 +27,7 @@ pub struct Client {
 struct Shared {
     namespace: String,
     calls: Mutex<Calls>,
-    requests: mpsc::Sender<Vec<u8>>,
+    requests: mpsc::Sender<(u32, Request)>,
     /// Becomes true when the connection has ended.
     ended: watch::Receiver<bool>,
 }
@@ -92,8 +92,8 @@ impl Client {
             return Err(Error::because(Kind::ResourceExhausted, method.to_owned(), "", reason));
         }
         let answer = match deadline {
-            None => self.exchange(&request).await?,
-            Some(left) => tokio::time::timeout(left, self.exchange(&request)).await.map_err(|_| {
+            None => self.exchange(request).await?,
+            Some(left) => tokio::time::timeout(left, self.exchange(request)).await.map_err(|_| {
                 let reason = format!("the shim did not answer within {left:?}");
                 Error::because(Kind::DeadlineExceeded, method.to_owned(), "", reason)
             })??,
@@ -103,12 +103,11 @@ impl Client {
             .map_err(|error| Error::because(Kind::Internal, "decode answer to", method, error))
     }
 
-    async fn exchange(&self, request: &Request) -> Result<Response> {
+    async fn exchange(&self, request: Request) -> Result<Response> {
         let (answer, answered) = oneshot::channel();
-        let stream = self.shared.register(answer)?;
+        let place = self.shared.requests.reserve().await.map_err(|_| closed())?;
+        let stream = self.shared.register(answer, request, place)?;
         let _forget = Forget { shared: &self.shared, stream };
-        let bytes = frame(stream, FrameType::Request, request);
-        self.shared.requests.send(bytes).await.map_err(|_| closed())?;
         answered.await.map_err(|_| closed())
     }
 
@@ -129,8 +128,14 @@ impl Shared {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a call its stream; clients use the odd ones.
-    fn register(&self, answer: oneshot::Sender<Response>) -> Result<u32> {
+    /// Gives a call its stream and queues its request; clients use the odd ones. Streams are queued in the order of their
+    /// numbers, without which containerd's server ends the connection.
+    fn register(
+        &self,
+        answer: oneshot::Sender<Response>,
+        request: Request,
+        place: mpsc::Permit<'_, (u32, Request)>,
+    ) -> Result<u32> {
         let mut calls = self.calls();
         if calls.ended {
             return Err(closed());
@@ -138,6 +143,7 @@ impl Shared {
         let stream = calls.made.wrapping_mul(2) | 1;
         calls.made = calls.made.wrapping_add(1);
         calls.waiting.insert(stream, answer);
+        place.send((stream, request));
         Ok(stream)
     }
 }
@@ -175,8 +181,9 @@ async fn read_answers(reader: OwnedReadHalf, shared: std::sync::Weak<Shared>, en
 }
 
 /// Writes whole requests one after the other, so that a caller that gives up leaves no torn frame.
-async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
-    while let Some(bytes) = queue.recv().await {
+async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<(u32, Request)>) {
+    while let Some((stream, request)) = queue.recv().await {
+        let bytes = frame(stream, FrameType::Request, &request);
         if writer.write_all(&bytes).await.is_err() {
             // The reader sees the end of the connection and tells the callers.
             return;

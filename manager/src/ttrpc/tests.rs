@@ -24,6 +24,36 @@ async fn call(client: &Client, topic: &str, deadline: Option<Duration>) -> Resul
     client.call("service", "Method", &envelope(topic), deadline).await
 }
 
+/// containerd's server ends a connection whose streams do not begin in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn streams_begin_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let (listener, address) = listener(directory.path());
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut last, mut ordered) = (0, true);
+        while let Ok(Some((header, _))) = read_frame(&mut stream).await {
+            ordered &= header.stream_id > last;
+            last = header.stream_id;
+            let answer = frame(header.stream_id, FrameType::Response, &Response::default());
+            stream.write_all(&answer).await.unwrap();
+        }
+        ordered
+    });
+    let client = Client::connect(&address, "ns").await.unwrap();
+    let calls: Vec<_> = (0..2000)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { call(&client, "x", None).await.unwrap() })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+    drop(client);
+    assert!(server.await.unwrap());
+}
+
 #[tokio::test]
 async fn many_calls_at_once_and_errors_in_their_own_words() {
     let directory = tempfile::tempdir().unwrap();

@@ -4,8 +4,6 @@ use std::ffi::CString;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 
-use orlop_proto::any;
-use orlop_proto::containerd::runc::v1::Options;
 use orlop_proto::containerd::types::{RuntimeInfo, RuntimeVersion};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
@@ -13,7 +11,7 @@ use prost::Message;
 use prost_types::Any;
 
 use super::params::read_stdin;
-use crate::runtime;
+use crate::{options, runtime};
 
 /// URL of a runtime's features, whose value is JSON.
 const FEATURES_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
@@ -21,14 +19,15 @@ const FEATURES_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/fe
 /// Reads options from stdin and prints a RuntimeInfo.
 pub fn info() -> Result<()> {
     let input = read_stdin()?;
-    let options = match input.as_slice() {
+    let given = match input.as_slice() {
         [] => None,
         bytes => {
             let invalid = |e| Error::because(Kind::InvalidArgument, "decode", "the options", e);
-            Some(any::unpack::<Options>(&Any::decode(bytes).map_err(invalid)?)?)
+            Some(Any::decode(bytes).map_err(invalid)?)
         }
     };
-    let name = options.as_ref().map(|options| options.binary_name.as_str()).unwrap_or_default();
+    let options = options::read(given.as_ref())?;
+    let name = options.binary_name.as_str();
     let program = runtime::find(name)?;
     let word = |bytes: &[u8]| CString::new(bytes).map_err(|_| Error::new(Kind::InvalidArgument, "run", name));
     // Runtimes that do not know the command have no features to tell.
@@ -39,7 +38,7 @@ pub fn info() -> Result<()> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: String::new(),
         }),
-        options: options.as_ref().map(any::pack),
+        options: given,
         features: features.map(|value| Any { type_url: FEATURES_URL.to_owned(), value }),
         ..RuntimeInfo::default()
     };

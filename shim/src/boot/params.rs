@@ -4,7 +4,6 @@
 use std::io::Read;
 use std::path::PathBuf;
 
-use orlop_proto::any;
 use orlop_proto::containerd::runc::v1::Options;
 use orlop_proto::containerd::runtime::bootstrap::v1::{BootstrapParams, LogLevel};
 use orlop_proto::error::{Context, Result};
@@ -12,6 +11,7 @@ use prost::Message;
 use prost_types::Any;
 
 use crate::cli::Arguments;
+use crate::options;
 
 /// The version of the protocol from which on the answer is JSON.
 const JSON_SINCE: u32 = 3;
@@ -47,20 +47,25 @@ pub fn parse(input: &[u8], arguments: &Arguments, newest: Option<&str>) -> Param
         && !params.instance_id.is_empty()
         && (&params.instance_id, &params.namespace) == (&arguments.id, &arguments.namespace)
     {
-        let options = params.extensions.iter().filter_map(|extension| extension.value.as_ref());
+        let given = params.extensions.iter().filter_map(|extension| extension.value.as_ref());
         return Params {
-            options: options.filter_map(|any| any::unpack(any).ok()).next().unwrap_or_default(),
+            // What cannot be understood is told by Create.
+            options: given
+                .filter(|any| options::known(any))
+                .find_map(|any| options::read(Some(any)).ok())
+                .unwrap_or_default(),
             socket_directory: params.socket_dir.filter(|dir| !dir.is_empty()).map(PathBuf::from),
             debug: arguments.debug || params.log_level <= LogLevel::Debug as i32,
             answer_in_json: true,
         };
     }
-    let options = Any::decode(input).ok().and_then(|any| any::unpack(&any).ok()).unwrap_or_default();
+    let options = Any::decode(input).ok().and_then(|any| options::read(Some(&any)).ok()).unwrap_or_default();
     Params { options, socket_directory: None, debug: arguments.debug, answer_in_json }
 }
 
 #[cfg(test)]
 mod tests {
+    use orlop_proto::any;
     use orlop_proto::containerd::runtime::bootstrap::v1::Extension;
 
     use super::*;
