@@ -2,7 +2,7 @@
 //! version 2 on unified ones.
 
 use orlop_host::cgroup::Stats;
-use orlop_host::cgroup::stats::{BlockIo, Counter, DeviceFigure, RdmaFigures};
+use orlop_host::cgroup::stats::{BlockIo, Counter, DeviceFigure, Pressure, RdmaFigures, Stall};
 use orlop_proto::any;
 use orlop_proto::io::containerd::cgroups::{v1, v2};
 use prost_types::Any;
@@ -149,6 +149,7 @@ fn unified(stats: &Stats) -> v2::Metrics {
             nr_periods: cpu.periods,
             nr_throttled: cpu.throttled_periods,
             throttled_usec: cpu.throttled_time / 1000,
+            psi: cpu.pressure.map(unified_pressure),
             ..v2::CpuStat::default()
         }),
         memory: memory.map(|memory| {
@@ -194,7 +195,7 @@ fn unified(stats: &Stats) -> v2::Metrics {
                 swap_limit: limit(memory.swap.and_then(|swap| swap.limit)),
                 max_usage: memory.usage.peak,
                 swap_max_usage: memory.swap.map_or(0, |swap| swap.peak),
-                psi: None,
+                psi: memory.pressure.map(unified_pressure),
             }
         }),
         memory_events: memory.map(|memory| {
@@ -208,7 +209,10 @@ fn unified(stats: &Stats) -> v2::Metrics {
                 oom_group_kill: figure("oom_group_kill"),
             }
         }),
-        io: stats.block_io.as_ref().map(|io| v2::IoStat { usage: unified_block_io(io), psi: None }),
+        io: stats
+            .block_io
+            .as_ref()
+            .map(|io| v2::IoStat { usage: unified_block_io(io), psi: io.pressure.map(unified_pressure) }),
         hugetlb: stats
             .huge_pages
             .iter()
@@ -225,6 +229,16 @@ fn unified(stats: &Stats) -> v2::Metrics {
         }),
         network: Vec::new(),
     }
+}
+
+fn unified_pressure(pressure: Pressure) -> v2::PsiStats {
+    let stall = |stall: Stall| v2::PsiData {
+        avg10: stall.last_10,
+        avg60: stall.last_60,
+        avg300: stall.last_300,
+        total: stall.total,
+    };
+    v2::PsiStats { some: Some(stall(pressure.some)), full: Some(stall(pressure.full)) }
 }
 
 fn unified_rdma(device: &str, figures: RdmaFigures) -> v2::RdmaEntry {

@@ -157,6 +157,34 @@ fn files_of_version_2_by_their_names() {
 }
 
 #[test]
+fn pressure_is_among_the_statistics_of_version_2() {
+    let runtime = Runtime::new();
+    // runc tells it from 1.2 on.
+    if runtime.is_reference() {
+        return;
+    }
+    let bundle = runtime.sh("while :; do :; done & while :; do :; done & while :; do :; done").save();
+    runtime.detach(&bundle, "c1");
+    let figures = || -> Value {
+        let out = runtime.call(&["events", "--stats", "c1"]).success();
+        serde_json::from_str(&out.stdout).expect("one JSON object")
+    };
+    if fs::exists(cgroup_file(&bundle, "", "cpu.pressure")).unwrap() {
+        poll_until(PATIENCE, "three wait for two processors", || {
+            figures()["data"]["cpu"]["psi"]["some"]["total"].as_u64().is_some_and(|waited| waited > 0)
+        });
+        let all = figures();
+        for resource in ["cpu", "memory", "blkio"] {
+            let full = &all["data"][resource]["psi"]["full"];
+            assert!(full["avg300"].is_f64() && full["total"].is_u64(), "{resource}: {all}");
+        }
+    } else {
+        assert!(figures()["data"]["cpu"]["psi"].is_null());
+    }
+    runtime.finish("c1");
+}
+
+#[test]
 fn a_paused_container_is_frozen_by_the_kernel() {
     let runtime = Runtime::new();
     let bundle = runtime.sleeper().save();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use orlop_host::cgroup::Stats;
-use orlop_host::cgroup::stats::{Counter, DeviceFigure};
+use orlop_host::cgroup::stats::{Counter, DeviceFigure, Pressure, Stall};
 use orlop_proto::contract::state::Status;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
@@ -110,7 +110,17 @@ fn cpu(stats: &Stats) -> Value {
         ("throttledPeriods", cpu.throttled_periods.into()),
         ("throttledTime", cpu.throttled_time.into()),
     ]);
-    json!({"usage": usage, "throttling": throttling})
+    let mut shown = json!({"usage": usage, "throttling": throttling});
+    if let Some(psi) = cpu.pressure {
+        shown["psi"] = pressure(psi);
+    }
+    shown
+}
+
+/// Pressure stall information; always whole, as runc prints it.
+fn pressure(pressure: Pressure) -> Value {
+    let stall = |stall: Stall| json!({"avg10": stall.last_10, "avg60": stall.last_60, "avg300": stall.last_300, "total": stall.total});
+    json!({"some": stall(pressure.some), "full": stall(pressure.full)})
 }
 
 fn memory(stats: &Stats) -> Value {
@@ -131,6 +141,7 @@ fn memory(stats: &Stats) -> Value {
         ("kernel", optional(&memory.kernel)),
         ("kernelTCP", optional(&memory.kernel_tcp)),
         ("raw", json!(memory.detail)),
+        ("psi", memory.pressure.map_or(Value::Null, pressure)),
     ])
 }
 
@@ -156,6 +167,7 @@ fn block_io(stats: &Stats) -> Value {
         ("ioMergedRecursive", list(&io.merged)),
         ("ioTimeRecursive", list(&io.time)),
         ("sectorsRecursive", list(&io.sectors)),
+        ("psi", io.pressure.map_or(Value::Null, pressure)),
     ])
 }
 

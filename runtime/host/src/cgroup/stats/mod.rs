@@ -13,7 +13,7 @@ use super::group::Group;
 /// What a cgroup has used. A controller that the cgroup does not have is `None` or empty.
 ///
 /// Holds all that runc's `events --stats` prints and that containerd's metrics messages of both versions carry.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Whether the figures come from version 2, whose `memory.stat` has other names.
     pub is_unified: bool,
@@ -41,7 +41,7 @@ pub struct Pids {
 }
 
 /// Processor time in nanoseconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cpu {
     /// All of it.
     pub total: u64,
@@ -61,6 +61,8 @@ pub struct Cpu {
     pub throttled_periods: u64,
     /// The time for which it was throttled.
     pub throttled_time: u64,
+    /// How long processes waited for a processor; version 2 only.
+    pub pressure: Option<Pressure>,
 }
 
 /// A figure with its peak and limit.
@@ -77,7 +79,7 @@ pub struct Counter {
 }
 
 /// Memory in bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Memory {
     /// Memory.
     pub usage: Counter,
@@ -93,10 +95,12 @@ pub struct Memory {
     pub detail: BTreeMap<String, u64>,
     /// `memory.events` under the kernel's names; version 2 only.
     pub events: BTreeMap<String, u64>,
+    /// How long processes waited for memory; version 2 only.
+    pub pressure: Option<Pressure>,
 }
 
 /// Block device figures, one list for each quantity.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct BlockIo {
     /// Bytes moved.
     pub service_bytes: Vec<DeviceFigure>,
@@ -114,6 +118,30 @@ pub struct BlockIo {
     pub time: Vec<DeviceFigure>,
     /// Sectors moved.
     pub sectors: Vec<DeviceFigure>,
+    /// How long processes waited for devices; version 2 only.
+    pub pressure: Option<Pressure>,
+}
+
+/// Pressure stall information of one resource (the kernel's Documentation/accounting/psi.rst).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pressure {
+    /// When some process waited.
+    pub some: Stall,
+    /// When all processes waited.
+    pub full: Stall,
+}
+
+/// How long processes waited: as percentages of the last seconds, and in total.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Stall {
+    /// Percent of the last 10 seconds.
+    pub last_10: f64,
+    /// Percent of the last 60 seconds.
+    pub last_60: f64,
+    /// Percent of the last 300 seconds.
+    pub last_300: f64,
+    /// Microseconds since the cgroup was made.
+    pub total: u64,
 }
 
 /// One figure of one device.

@@ -81,6 +81,10 @@ fn version_2() {
             "cpu.stat",
             "usage_usec 7\nuser_usec 5\nsystem_usec 2\nnr_periods 1\nnr_throttled 1\nthrottled_usec 3\n",
         ),
+        (
+            "cpu.pressure",
+            "some avg10=1.50 avg60=0.25 avg300=0.00 total=77\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=3\n",
+        ),
         ("memory.current", "1000\n"),
         ("memory.max", "max\n"),
         ("memory.peak", "3000\n"),
@@ -101,7 +105,10 @@ fn version_2() {
     assert_eq!(stats.pids, Some(Pids { current: 3, limit: Some(7) }));
     let cpu = stats.cpu.unwrap();
     assert_eq!((cpu.total, cpu.user, cpu.kernel, cpu.throttled_time), (7000, 5000, 2000, 3000));
+    let some = Stall { last_10: 1.5, last_60: 0.25, last_300: 0.0, total: 77 };
+    assert_eq!(cpu.pressure, Some(Pressure { some, full: Stall { total: 3, ..Stall::default() } }));
     let memory = stats.memory.unwrap();
+    assert_eq!(memory.pressure, None);
     assert_eq!(memory.usage, Counter { usage: 1000, peak: 3000, failures: 4, limit: None });
     assert_eq!(memory.swap, Some(Counter { usage: 5, limit: Some(6), ..Counter::default() }));
     assert_eq!(memory.events["oom_kill"], 1);

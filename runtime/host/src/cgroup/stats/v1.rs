@@ -95,6 +95,7 @@ fn memory(group: &Group) -> Result<Memory> {
         hierarchical: number(group, "memory.use_hierarchy")? == Some(1),
         detail: table(&text(group, "memory.stat")?.unwrap_or_default()),
         events: BTreeMap::new(),
+        pressure: None,
     })
 }
 
@@ -117,6 +118,7 @@ fn block_io(group: &Group) -> Result<BlockIo> {
             merged: list(&format!("{scheduler}.io_merged_recursive"))?,
             time: list(&format!("{scheduler}.time_recursive"))?,
             sectors: list(&format!("{scheduler}.sectors_recursive"))?,
+            pressure: None,
         });
     }
     Ok(BlockIo {

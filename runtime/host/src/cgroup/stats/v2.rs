@@ -6,7 +6,8 @@ use orlop_proto::error::Result;
 
 use super::super::group::Group;
 use super::{
-    BlockIo, Counter, Cpu, DeviceFigure, Memory, Pids, Stats, limit, number, page_sizes, rdma, table, text,
+    BlockIo, Counter, Cpu, DeviceFigure, Memory, Pids, Pressure, Stall, Stats, limit, number, page_sizes,
+    rdma, table, text,
 };
 
 pub(super) fn read(group: &Group) -> Result<Stats> {
@@ -15,8 +16,14 @@ pub(super) fn read(group: &Group) -> Result<Stats> {
         stats.pids = Some(Pids { current, limit: limit(group, "pids.max")? });
     }
     stats.cpu = text(group, "cpu.stat")?.map(|text| cpu(&text));
+    if let Some(cpu) = &mut stats.cpu {
+        cpu.pressure = pressure(group, "cpu.pressure")?;
+    }
     stats.memory = memory(group)?;
     stats.block_io = text(group, "io.stat")?.map(|text| block_io(&text));
+    if let Some(io) = &mut stats.block_io {
+        io.pressure = pressure(group, "io.pressure")?;
+    }
     for size in page_sizes(group, ".max")? {
         let events = table(&text(group, &format!("hugetlb.{size}.events"))?.unwrap_or_default());
         let counter = Counter {
@@ -66,7 +73,29 @@ fn memory(group: &Group) -> Result<Option<Memory>> {
         hierarchical: true,
         detail: table(&detail),
         events,
+        pressure: pressure(group, "memory.pressure")?,
     }))
+}
+
+/// A `….pressure` file; none where the kernel keeps no account.
+fn pressure(group: &Group, file: &str) -> Result<Option<Pressure>> {
+    let Some(text) = text(group, file)? else { return Ok(None) };
+    let stall = |kind: &str| {
+        let mut stall = Stall::default();
+        let line = text.lines().find_map(|line| line.strip_prefix(kind)).unwrap_or_default();
+        for (key, value) in line.split_whitespace().filter_map(|word| word.split_once('=')) {
+            let percent = value.parse().unwrap_or(0.0);
+            match key {
+                "avg10" => stall.last_10 = percent,
+                "avg60" => stall.last_60 = percent,
+                "avg300" => stall.last_300 = percent,
+                "total" => stall.total = value.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+        stall
+    };
+    Ok(Some(Pressure { some: stall("some "), full: stall("full ") }))
 }
 
 /// `io.stat`: for each device pairs of a name and a figure.
