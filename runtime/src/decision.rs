@@ -90,8 +90,11 @@ impl Decision {
             linux.and_then(|linux| linux.cgroups_path().as_ref()).map(|path| path.to_string_lossy());
         let (unit, cgroup_paths) = if global.systemd_cgroup {
             let is_users = rootless::is_user() || rootless::is_in_user_namespace();
-            let planned = Cgroup::plan_unit(&hierarchies, cgroups_path.as_deref(), &arguments.id, is_users)?;
-            (Some(planned.0), planned.1)
+            let annotations = bundle.spec.annotations().iter().flatten();
+            let annotations = annotations.map(|(name, value)| (name.as_str(), value.as_str()));
+            let path = cgroups_path.as_deref();
+            let (unit, paths) = Cgroup::plan_unit(&hierarchies, path, annotations, &arguments.id, is_users)?;
+            (Some(unit), paths)
         } else {
             (None, Cgroup::plan(&hierarchies, cgroups_path.as_deref(), &arguments.id)?)
         };

@@ -260,6 +260,32 @@ fn what_fails_leaves_no_unit() {
     runtime.assert_clean();
 }
 
+#[test]
+fn annotations_are_properties() {
+    let runtime = Runtime::new();
+    let (unit, path) = names(&runtime, "system.slice");
+    let bundle = runtime.sleeper().edit(|config| config["linux"]["cgroupsPath"] = json!(path));
+    let annotated = |name: &str, value: &str| {
+        let name = format!("org.systemd.property.{name}");
+        bundle.clone().edit(|config| {
+            config["annotations"] = json!({name: value, "org.systemd.property.TimeoutStopSec": "uint64 7"});
+        })
+    };
+    run(&runtime, &["--detach"], &annotated("CollectMode", "'inactive-or-failed'").save(), "c1").success();
+    has(&unit, &[("TimeoutStopUSec", "7s"), ("CollectMode", "inactive-or-failed")]);
+    runtime.finish("c1");
+    for (name, value, why) in [
+        ("CollectMode", "'open", "value parse error"),
+        ("NoSuchProperty", "true", "NoSuchProperty"),
+        ("X", "true", "org.systemd.property.X"),
+    ] {
+        let out = run(&runtime, &["--detach"], &annotated(name, value).save(), "c1").failure();
+        assert!(out.stderr.contains(why), "{out}");
+        has(&unit, &[("LoadState", "not-found")]);
+    }
+    runtime.assert_clean();
+}
+
 /// The unit and the cgroup are the same as runc's for the same configuration.
 #[test]
 fn the_reference_makes_the_same_unit() {

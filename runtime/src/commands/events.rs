@@ -132,12 +132,24 @@ fn memory(stats: &Stats) -> Value {
         shown["failcnt"] = counter.failures.into();
         shown
     };
-    let optional = |counter: &Option<Counter>| counter.as_ref().map_or(Value::Null, &entry);
+    // What there is no counter for is there all the same, as a Go structure without figures.
+    let optional = |counter: &Option<Counter>| {
+        counter.as_ref().map_or_else(|| json!({"limit": 0, "failcnt": 0}), &entry)
+    };
+    // Version 2 counts swap alone; runc adds memory, as version 1 does.
+    let swap = memory.swap.map(|swap| match stats.is_unified {
+        true => Counter {
+            usage: swap.usage + memory.usage.usage,
+            limit: swap.limit.map(|limit| limit.saturating_add(memory.usage.limit.unwrap_or(u64::MAX))),
+            ..swap
+        },
+        false => swap,
+    });
     let cache = if stats.is_unified { "file" } else { "cache" };
     object([
         ("cache", memory.detail.get(cache).copied().unwrap_or(0).into()),
         ("usage", entry(&memory.usage)),
-        ("swap", optional(&memory.swap)),
+        ("swap", optional(&swap)),
         ("kernel", optional(&memory.kernel)),
         ("kernelTCP", optional(&memory.kernel_tcp)),
         ("raw", json!(memory.detail)),
@@ -182,5 +194,19 @@ mod tests {
         assert_eq!(shown["cpu"], json!({"usage": {"kernel": 0, "user": 0}, "throttling": {}}));
         assert_eq!((&shown["memory"], &shown["pids"]), (&json!({}), &json!({})));
         assert_eq!(shown["network_interfaces"], Value::Null);
+    }
+
+    #[test]
+    fn swap_of_version_2_is_told_with_memory() {
+        let counter = |usage, limit| Counter { usage, limit, ..Counter::default() };
+        let memory = orlop_host::cgroup::stats::Memory {
+            usage: counter(100, Some(1000)),
+            swap: Some(counter(10, Some(500))),
+            ..Default::default()
+        };
+        let stats = Stats { is_unified: true, memory: Some(memory), ..Stats::default() };
+        let shown = describe(&stats);
+        assert_eq!(shown["memory"]["swap"], json!({"usage": 110, "limit": 1500, "failcnt": 0}));
+        assert_eq!(shown["memory"]["kernel"], json!({"limit": 0, "failcnt": 0}));
     }
 }

@@ -74,17 +74,20 @@ impl Cgroup {
     }
 
     /// Decides the unit of container `id` from `linux.cgroupsPath`, for the systemd driver, and asks its manager where it
-    /// will lie: the system's manager, or a user's.
+    /// will lie: the system's manager, or a user's. Annotations `org.systemd.property.NAME` are further properties of it.
     ///
     /// # Errors
-    /// `InvalidArgument` for a path not of the form `slice:prefix:name`, `FailedPrecondition` where systemd does not run.
-    pub fn plan_unit(
+    /// `InvalidArgument` for a path not of the form `slice:prefix:name` and for such an annotation that cannot be read,
+    /// `FailedPrecondition` where systemd does not run.
+    pub fn plan_unit<'a>(
         hierarchies: &Hierarchies,
         cgroups_path: Option<&str>,
+        annotations: impl Iterator<Item = (&'a str, &'a str)>,
         id: &str,
         is_users: bool,
     ) -> Result<(Unit, CgroupPaths)> {
         let unit = Unit::plan(cgroups_path.unwrap_or_default(), id, is_users)?;
+        let unit = unit.with_annotations(annotations)?;
         let directory = unit.directory()?;
         let mut manager = Manager::of(&unit)?;
         let above = if is_users { manager.own_group()? } else { PathBuf::new() };

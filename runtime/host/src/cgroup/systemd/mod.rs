@@ -7,6 +7,7 @@
 //! Follows <https://systemd.io/CONTROL_GROUP_INTERFACE> and <https://systemd.io/CGROUP_DELEGATION>, and runc where these are silent.
 //! See docs/decisions/0150-systemd.md for why it speaks D-Bus by itself.
 
+mod annotations;
 mod bus;
 mod message;
 pub(super) mod properties;
@@ -87,7 +88,9 @@ impl Manager {
     pub(super) fn start(&mut self, unit: &Unit, id: &str) -> Result<Option<Placeholder>> {
         let placeholder = if unit.is_slice() { None } else { Some(Placeholder::new()?) };
         let pid = placeholder.as_ref().map_or(0, |placeholder| placeholder.pid);
-        let properties = pairs(&properties::new_unit(unit, id, pid));
+        let mut properties = properties::new_unit(unit, id, pid);
+        properties.extend(unit.extra.iter().map(|(name, value)| (name.clone().into(), value.clone())));
+        let properties = pairs(&properties);
         let arguments = [
             Value::text(&*unit.name),
             Value::text("replace"),
@@ -155,7 +158,7 @@ impl Manager {
 
 fn pairs(properties: &[Property]) -> Value {
     let pair = |(name, value): &Property| {
-        Value::Struct(vec![Value::text(*name), Value::Variant(Box::new(value.clone()))])
+        Value::Struct(vec![Value::text(&**name), Value::Variant(Box::new(value.clone()))])
     };
     Value::Array("(sv)".into(), properties.iter().map(pair).collect())
 }

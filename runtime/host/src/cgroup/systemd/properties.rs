@@ -2,13 +2,20 @@
 //!
 //! Follows systemd.resource-control(5) and org.freedesktop.systemd1(5), and runc where these are silent.
 
+use std::borrow::Cow;
+
 use super::super::devices::{Devices, Policy, Type};
 use super::super::limits::Setting;
 use super::unit::Unit;
 use super::value::Value;
 
 /// A property's name and value.
-pub(in crate::cgroup) type Property = (&'static str, Value);
+pub(in crate::cgroup) type Property = (Cow<'static, str>, Value);
+
+/// A property of ours.
+fn property(name: &'static str, value: Value) -> Property {
+    (name.into(), value)
+}
 
 /// systemd's word for no limit.
 const INFINITY: u64 = u64::MAX;
@@ -17,20 +24,20 @@ const QUOTA_STEP: u64 = 10_000;
 
 /// What a new unit starts with: `placeholder` is the process that it holds first, as no scope is without one.
 pub(super) fn new_unit(unit: &Unit, id: &str, placeholder: i32) -> Vec<Property> {
-    let mut all = vec![("Description", Value::text(format!("orlop container {id}")))];
+    let mut all = vec![property("Description", Value::text(format!("orlop container {id}")))];
     if unit.is_slice() {
-        all.push(("Wants", Value::Array("s".into(), vec![Value::text(&*unit.slice)])));
+        all.push(property("Wants", Value::Array("s".into(), vec![Value::text(&*unit.slice)])));
     } else {
-        all.push(("Slice", Value::text(&*unit.slice)));
+        all.push(property("Slice", Value::text(&*unit.slice)));
         // What is below it is ours.
-        all.push(("Delegate", Value::Bool(true)));
-        all.push(("PIDs", Value::Array("u".into(), vec![Value::U32(placeholder as u32)])));
+        all.push(property("Delegate", Value::Bool(true)));
+        all.push(property("PIDs", Value::Array("u".into(), vec![Value::U32(placeholder as u32)])));
     }
     for name in ["MemoryAccounting", "CPUAccounting", "IOAccounting", "TasksAccounting"] {
-        all.push((name, Value::Bool(true)));
+        all.push(property(name, Value::Bool(true)));
     }
     // Neither ordering after the system's start nor a stop at its shutdown by anybody else's rules.
-    all.push(("DefaultDependencies", Value::Bool(false)));
+    all.push(property("DefaultDependencies", Value::Bool(false)));
     all
 }
 
@@ -54,7 +61,7 @@ fn of_file(file: &str, value: &str) -> Vec<Property> {
         "max" | "-1" => Some(INFINITY),
         value => value.parse().ok(),
     };
-    let limit = |name| number().map(|number| (name, Value::U64(number))).into_iter().collect();
+    let limit = |name| number().map(|number| property(name, Value::U64(number))).into_iter().collect();
     match file {
         "memory.max" => limit("MemoryMax"),
         "memory.limit_in_bytes" => limit("MemoryLimit"),
@@ -67,10 +74,10 @@ fn of_file(file: &str, value: &str) -> Vec<Property> {
         "cpu.shares" => limit("CPUShares"),
         "io.weight" => limit("IOWeight"),
         // A weight of 0 is how systemd says idle.
-        "cpu.idle" if value == "1" => vec![("CPUWeight", Value::U64(0))],
+        "cpu.idle" if value == "1" => vec![property("CPUWeight", Value::U64(0))],
         "cpu.max" => quota(value),
-        "cpuset.cpus" => mask(value).map(|mask| ("AllowedCPUs", mask)).into_iter().collect(),
-        "cpuset.mems" => mask(value).map(|mask| ("AllowedMemoryNodes", mask)).into_iter().collect(),
+        "cpuset.cpus" => mask(value).map(|mask| property("AllowedCPUs", mask)).into_iter().collect(),
+        "cpuset.mems" => mask(value).map(|mask| property("AllowedMemoryNodes", mask)).into_iter().collect(),
         _ => Vec::new(),
     }
 }
@@ -85,7 +92,10 @@ fn quota(value: &str) -> Vec<Property> {
         Ok(quota) => quota.saturating_mul(1_000_000).div_ceil(period).next_multiple_of(QUOTA_STEP),
         Err(_) => INFINITY,
     };
-    vec![("CPUQuotaPeriodUSec", Value::U64(period)), ("CPUQuotaPerSecUSec", Value::U64(per_second))]
+    vec![
+        property("CPUQuotaPeriodUSec", Value::U64(period)),
+        property("CPUQuotaPerSecUSec", Value::U64(per_second)),
+    ]
 }
 
 /// A list such as `0-2,5` as the bit mask that systemd takes, the lowest bits first.
@@ -111,15 +121,15 @@ fn mask(list: &str) -> Option<Value> {
 
 /// The properties for device rules. systemd can say what is allowed besides nothing, not what is denied besides nothing.
 pub(in crate::cgroup) fn of_devices(policy: &Policy) -> Vec<Property> {
-    let list = |rules: Vec<Value>| ("DeviceAllow", Value::Array("(ss)".into(), rules));
+    let list = |rules: Vec<Value>| property("DeviceAllow", Value::Array("(ss)".into(), rules));
     if policy.allows {
-        return vec![("DevicePolicy", Value::text("auto")), list(Vec::new())];
+        return vec![property("DevicePolicy", Value::text("auto")), list(Vec::new())];
     }
     let rules = policy.exceptions.iter().map(|(devices, access)| {
         Value::Struct(vec![Value::text(device(devices)), Value::text(access.letters())])
     });
     // An empty list first: setting adds to what is there.
-    vec![("DevicePolicy", Value::text("strict")), list(Vec::new()), list(rules.collect())]
+    vec![property("DevicePolicy", Value::text("strict")), list(Vec::new()), list(rules.collect())]
 }
 
 /// systemd's name of a device or of a group of devices.
@@ -138,8 +148,6 @@ fn device(devices: &Devices) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use serde_json::json;
 
     use super::super::super::limits::{self, Missing};
@@ -156,7 +164,7 @@ mod tests {
     }
 
     fn number(name: &'static str, value: u64) -> Vec<Property> {
-        vec![(name, Value::U64(value))]
+        vec![property(name, Value::U64(value))]
     }
 
     #[test]
@@ -178,7 +186,10 @@ mod tests {
     #[test]
     fn a_quota_is_rounded_up_to_systemds_steps() {
         let pair = |period, quota| {
-            vec![("CPUQuotaPeriodUSec", Value::U64(period)), ("CPUQuotaPerSecUSec", Value::U64(quota))]
+            vec![
+                property("CPUQuotaPeriodUSec", Value::U64(period)),
+                property("CPUQuotaPerSecUSec", Value::U64(quota)),
+            ]
         };
         assert_eq!(of("cpu.max", "20000 50000"), pair(50_000, 400_000));
         assert_eq!(of("cpu.max", "50001 100000"), pair(100_000, 510_000));
@@ -191,8 +202,11 @@ mod tests {
 
     #[test]
     fn sets_of_processors_are_masks() {
-        assert_eq!(of("cpuset.cpus", "0-2,5, 9"), vec![("AllowedCPUs", Value::Bytes(vec![0b10_0111, 0b10]))]);
-        assert_eq!(of("cpuset.mems", "0"), vec![("AllowedMemoryNodes", Value::Bytes(vec![1]))]);
+        assert_eq!(
+            of("cpuset.cpus", "0-2,5, 9"),
+            vec![property("AllowedCPUs", Value::Bytes(vec![0b10_0111, 0b10]))]
+        );
+        assert_eq!(of("cpuset.mems", "0"), vec![property("AllowedMemoryNodes", Value::Bytes(vec![1]))]);
         assert!(of("cpuset.cpus", "0-99999999").is_empty() && of("cpuset.cpus", "x").is_empty());
     }
 
@@ -209,13 +223,13 @@ mod tests {
         assert_eq!(
             of_devices(&policy),
             [
-                ("DevicePolicy", Value::text("strict")),
-                ("DeviceAllow", Value::Array("(ss)".into(), Vec::new())),
-                ("DeviceAllow", Value::Array("(ss)".into(), allowed)),
+                property("DevicePolicy", Value::text("strict")),
+                property("DeviceAllow", Value::Array("(ss)".into(), Vec::new())),
+                property("DeviceAllow", Value::Array("(ss)".into(), allowed)),
             ]
         );
         let all = Policy::reduce(&rules(json!([{"allow": true, "access": "rwm"}]))).unwrap();
-        assert_eq!(of_devices(&all)[0], ("DevicePolicy", Value::text("auto")));
+        assert_eq!(of_devices(&all)[0], property("DevicePolicy", Value::text("auto")));
     }
 
     #[test]
@@ -224,7 +238,7 @@ mod tests {
             "cpu": {"shares": 512, "quota": 1000, "period": 10000}, "pids": {"limit": 5}}))
         .unwrap();
         let limits = limits::plan(&resources, true, |_| false, |_| None).unwrap();
-        let names: Vec<&str> =
+        let names: Vec<_> =
             of_settings(limits.unified.iter().flatten()).into_iter().map(|(name, _)| name).collect();
         assert_eq!(
             names,
@@ -243,11 +257,11 @@ mod tests {
     fn a_new_scope_is_delegated_and_has_a_process() {
         let scope = Unit::plan("a.slice:p:n", "c1", false).unwrap();
         let all = new_unit(&scope, "c1", 42);
-        assert!(all.contains(&("Slice", Value::text("a.slice"))));
-        assert!(all.contains(&("Delegate", Value::Bool(true))));
-        assert!(all.contains(&("PIDs", Value::Array("u".into(), vec![Value::U32(42)]))));
+        assert!(all.contains(&property("Slice", Value::text("a.slice"))));
+        assert!(all.contains(&property("Delegate", Value::Bool(true))));
+        assert!(all.contains(&property("PIDs", Value::Array("u".into(), vec![Value::U32(42)]))));
         let slice = Unit::plan("a.slice:p:a-b.slice", "c1", false).unwrap();
         let all = new_unit(&slice, "c1", 42);
-        assert!(all.iter().all(|(name, _)| *name != "PIDs" && *name != "Slice" && *name != "Delegate"));
+        assert!(all.iter().all(|(name, _)| name != "PIDs" && name != "Slice" && name != "Delegate"));
     }
 }

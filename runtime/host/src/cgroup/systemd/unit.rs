@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
+use super::annotations;
+use super::value::Value;
+
 /// A container's unit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Unit {
     /// Its name: `PREFIX-NAME.scope`, or a slice's.
     pub(super) name: String,
@@ -14,6 +17,8 @@ pub struct Unit {
     pub(super) slice: String,
     /// Whether a user's manager has it instead of the system's.
     pub(super) is_users: bool,
+    /// Properties that the configuration's annotations ask for.
+    pub(super) extra: Vec<(String, Value)>,
 }
 
 impl Unit {
@@ -57,7 +62,19 @@ impl Unit {
                 format!("invalid unit name {name:?}"),
             ));
         }
-        Ok(Unit { name, slice: slice.to_owned(), is_users })
+        Ok(Unit { name, slice: slice.to_owned(), is_users, extra: Vec::new() })
+    }
+
+    /// The same unit with the properties that annotations ask for, `org.systemd.property.NAME`.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for one that cannot be read.
+    pub(in crate::cgroup) fn with_annotations<'a>(
+        mut self,
+        annotations: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Unit> {
+        self.extra = annotations::properties(annotations)?;
+        Ok(self)
     }
 
     /// The unit of a container that was made before, by the directory of its cgroup.
@@ -65,7 +82,7 @@ impl Unit {
         let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
         let unit = name(directory).filter(|name| name.ends_with(".scope") || name.ends_with(".slice"))?;
         let slice = directory.parent().and_then(name).unwrap_or_default();
-        Some(Unit { name: unit, slice, is_users })
+        Some(Unit { name: unit, slice, is_users, extra: Vec::new() })
     }
 
     /// Whether a user's manager has it.
