@@ -69,7 +69,10 @@ impl Fleet {
         for id in ["running", "paused", "created", "stopped"] {
             self.runtime.call(&["delete", "--force", id]).success();
         }
-        self.runtime.assert_clean();
+        // runc gives up removing a cgroup after a few attempts, which a slow machine needs, and says nothing.
+        if !self.runtime.is_reference() {
+            self.runtime.assert_clean();
+        }
     }
 }
 
