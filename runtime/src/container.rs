@@ -25,6 +25,7 @@ use orlop_proto::kind::Kind;
 
 use crate::bundle::Bundle;
 use crate::cli::Global;
+use crate::host_mounts::{self, MountPoint};
 use crate::log::Log;
 use crate::plan::Plan;
 use crate::plan::inherited::Inherited;
@@ -37,10 +38,12 @@ use crate::{hooks, rootless};
 /// The compiled seccomp filter of a container, kept for later execs: flags and program as native numbers.
 const FILTER_FILE: &str = "seccomp.bpf";
 
-/// Members of the stored configuration: what processes inherit, that there is no process to start, groups of resctrl.
+/// Members of the stored configuration: what processes inherit, that there is no process to start, groups of resctrl, mounts on
+/// the host.
 const INHERITED: &str = "inherited";
 const NO_PROCESS: &str = "noProcess";
 const GROUPS: &str = "intelRdtGroups";
+const HOST_MOUNTS: &str = "hostMounts";
 
 /// How long a killed init may take to be gone; runc waits as long.
 const KILL_TIME: Duration = Duration::from_secs(10);
@@ -219,6 +222,12 @@ impl Container {
         cgroup.remove()?;
         if let Some(groups) = self.groups()? {
             groups.remove()?;
+        }
+        if let Some(mounts) = self.state.config.spec.get(HOST_MOUNTS) {
+            let mounts: Vec<MountPoint> = serde_json::to_vec(mounts)
+                .and_then(|text| serde_json::from_slice(&text))
+                .map_err(|error| Error::because(Kind::DataLoss, "read", "the container's mounts", error))?;
+            host_mounts::unmount(Path::new(&self.state.config.rootfs), &mounts)?;
         }
         let hooks = self.hooks();
         let state = self.hook_state(Status::Stopped);
@@ -461,6 +470,13 @@ pub fn store_groups(state: &mut StoredState, groups: &Groups) -> Result<()> {
     Ok(())
 }
 
+/// Notes the mounts that a container without a mount namespace has made among the host's.
+pub fn store_host_mounts(state: &mut StoredState, mounts: &[MountPoint]) -> Result<()> {
+    state.config.spec[HOST_MOUNTS] = serde_json::to_value(mounts)
+        .map_err(|error| Error::because(Kind::Internal, "encode", "the container's mounts", error))?;
+    Ok(())
+}
+
 /// Looks for security modules only if the configuration has a label for one.
 pub fn security_modules_for(spec: &Spec) -> SecurityModules {
     let process = spec.process().as_ref();
@@ -471,6 +487,9 @@ pub fn security_modules_for(spec: &Spec) -> SecurityModules {
     // A test of what becomes of a label need not have a kernel with AppArmor.
     if crate::switches::is_off("apparmor-probe") {
         return SecurityModules { apparmor: true, ..Default::default() };
+    }
+    if crate::switches::is_off("selinux-probe") {
+        return SecurityModules { selinux: true, ..Default::default() };
     }
     if labelled { SecurityModules::detect() } else { SecurityModules::default() }
 }

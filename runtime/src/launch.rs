@@ -31,7 +31,7 @@ use crate::plan::Plan;
 use crate::seccomp::Filter;
 use crate::sync::{Channel, Message};
 use crate::undo::Undo;
-use crate::{console, hooks, network, rootless};
+use crate::{console, hooks, host_mounts, network, rootless};
 
 /// A container whose init waits for its start.
 pub struct Created {
@@ -92,6 +92,13 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         let cgroup_paths = cgroup.paths();
         let Decision { bundle, plan, hierarchies, filter, rdt, .. } = &decision;
         let mut hook_state = container::hook_state(bundle, &arguments.id);
+        let own_mounts = plan.namespaces.is_new_or_joined(libc::CLONE_NEWNS);
+        let rootfs = plan.container.as_ref().map(|container| container.rootfs.clone()).unwrap_or_default();
+        let before = if own_mounts { None } else { Some(host_mounts::below(&rootfs)?) };
+        if let Some(before) = before.clone() {
+            let rootfs = rootfs.clone();
+            undo.push(move || host_mounts::unmount(&rootfs, &host_mounts::made_since(&rootfs, &before)?));
+        }
         let mut process = spawn(Launch {
             plan,
             joins,
@@ -120,6 +127,10 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         hook_state.pid = process.pid;
         let hooks = bundle.spec.hooks().as_ref();
         process.prepare(plan, &Surroundings { log, state: &hook_state, hooks, filter: filter.as_ref() })?;
+        if let Some(before) = before {
+            container::store_host_mounts(&mut state, &host_mounts::made_since(&rootfs, &before)?)?;
+            directory.save(&state)?;
+        }
         console::deliver(
             &mut process,
             arguments.console_socket.as_deref(),

@@ -12,6 +12,7 @@ mod foreground;
 #[cfg(test)]
 mod fuzz;
 mod hooks;
+mod host_mounts;
 mod idmap;
 mod init;
 mod join;

@@ -85,8 +85,8 @@ fn a_container_and_what_joins_it_are_in_its_groups() {
 #[test]
 fn without_the_hardware_it_is_refused() {
     let runtime = Runtime::new();
-    // Debian's runc refuses it too, and so does one that knows more, unless the machine has it.
-    if fs::read_to_string("/proc/filesystems").unwrap().contains("resctrl") {
+    // Debian's runc passes over it.
+    if runtime.is_reference() || fs::read_to_string("/proc/filesystems").unwrap().contains("resctrl") {
         return;
     }
     for rdt in [json!({"closID": "gold"}), json!({"enableMonitoring": true}), json!({"schemata": ["L3:0=f"]})]

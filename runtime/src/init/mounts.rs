@@ -186,7 +186,9 @@ fn new_file_system(
     // A tmpfs is filled before it becomes read-only: with mount points, device nodes, what the image had there.
     let late_read_only = is_tmpfs && mount.options.set & ATTR_RDONLY != 0;
     let attributes = if late_read_only { mount.options.set & !ATTR_RDONLY } else { mount.options.set };
-    let label = init.container().mount_label.as_deref();
+    // The kernel labels the files of these by itself.
+    let is_labelled = !["proc", "sysfs", "mqueue"].contains(&kind);
+    let label = init.container().mount_label.as_deref().filter(|_| is_labelled);
     let tree = make_file_system(kind, source, &mount.options, mode, attributes, label)?;
     let recursive =
         Attributes { set: mount.options.recursive_set, clear: mount.options.recursive_clear, propagation: 0 };

@@ -9,6 +9,7 @@ use orlop_proto::kind::Kind;
 
 use super::Init;
 use crate::plan::namespaces::{CLONE_NEWTIME, NAMES};
+use crate::plan::process::ExecLabel;
 use crate::sync::Message;
 
 /// A session of its own, out of sight of tracers, under a telling name.
@@ -45,6 +46,11 @@ pub fn enter_cgroup(init: &mut Init) -> Result<()> {
 /// A session keyring of the container's own.
 pub fn keyring(init: &mut Init) -> Result<()> {
     let Some(name) = &init.plan.keyring else { return Ok(()) };
+    if let Some(ExecLabel::Selinux(label)) = &init.plan.process.exec_label {
+        // The keyring is the container's as its processes are.
+        let path = "/proc/self/attr/keycreate";
+        fs::write(path, label).context("write", path)?;
+    }
     match sys::creds::join_session_keyring(name) {
         // A kernel without keyrings, or a filter that refuses them, is no reason not to run.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EACCES)) => {

@@ -170,10 +170,18 @@ impl Plan {
         let sysctl = plan_sysctl(linux, &namespaces)?;
         let paths =
             |paths: &Option<Vec<String>>| paths.iter().flatten().map(|path| clean(Path::new(path))).collect();
-        if (linux.masked_paths().is_some() || linux.readonly_paths().is_some())
+        let is_given = |paths: &Option<Vec<String>>| paths.as_ref().is_some_and(|paths| !paths.is_empty());
+        if (is_given(linux.masked_paths()) || is_given(linux.readonly_paths()))
             && !namespaces.is_new_or_joined(libc::CLONE_NEWNS)
         {
             return Err(refuse("unable to restrict sys entries without a private MNT namespace"));
+        }
+        let is_readonly = root.readonly().unwrap_or(false);
+        if (is_readonly || final_propagation.is_some()) && !namespaces.is_new_or_joined(libc::CLONE_NEWNS) {
+            // The root is no mount of its own then.
+            return Err(refuse(
+                "unable to make the root read-only or share it without a private MNT namespace",
+            ));
         }
         for (name, value) in [("hostname", spec.hostname()), ("domainname", spec.domainname())] {
             let is_set = value.as_ref().is_some_and(|value| !value.is_empty());
@@ -181,9 +189,15 @@ impl Plan {
                 return Err(refuse(format!("unable to set {name} without a private UTS namespace")));
             }
         }
+        let mount_label = linux.mount_label().clone().filter(|label| !label.is_empty());
+        if mount_label.is_some() && !host.security.selinux {
+            return Err(refuse(
+                "mountLabel is specified in config, but selinux is disabled or not supported",
+            ));
+        }
         let container = Container {
             rootfs: request.bundle.join(root.path()),
-            readonly: root.readonly().unwrap_or(false),
+            readonly: is_readonly,
             propagation,
             final_propagation,
             no_pivot: request.no_pivot,
@@ -196,7 +210,7 @@ impl Plan {
             sysctl,
             hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
             domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
-            mount_label: linux.mount_label().clone().filter(|l| !l.is_empty() && host.security.selinux),
+            mount_label,
             create_container: hooks.and_then(|h| h.create_container().clone()).unwrap_or_default(),
             start_container: hooks.and_then(|h| h.start_container().clone()).unwrap_or_default(),
             net_devices,

@@ -18,6 +18,10 @@ pub(super) fn program(policy: &Policy) -> Result<Vec<u64>> {
         Filter::new(policy.default).map_err(fail("make a filter for", "linux.seccomp".to_owned()))?;
     for architecture in &policy.architectures {
         let covered = filter.add_architecture(*architecture);
+        if covered.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EDOM)) {
+            let why = format!("architecture {architecture:#x} has another byte order than this machine");
+            return Err(super::refuse(why));
+        }
         covered.map_err(fail("cover architecture", format!("{architecture:#x}")))?;
     }
     if policy.rules.len() > TREE_FROM {
