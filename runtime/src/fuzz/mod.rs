@@ -33,13 +33,11 @@ fn drive<T>(
     target: &str,
     make: impl Fn(&mut Random, &[Vec<u8>]) -> T,
     mut attempt: impl FnMut(&T),
-    kept: impl Fn(&[u8]) -> T,
+    kept: impl Fn(&[u8]) -> Vec<T>,
 ) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let corpus = corpus(target);
-    for entry in &corpus {
-        attempt(&kept(entry));
-    }
+    corpus.iter().flat_map(|entry| kept(entry)).for_each(|entry| attempt(&entry));
     let (first, runs) = match number("ORLOP_FUZZ_SEED") {
         Some(seed) => (seed, 1),
         None => (1, number("ORLOP_FUZZ_RUNS").unwrap_or(SAMPLE)),

@@ -49,7 +49,10 @@ impl Unit {
         expand(slice)?;
         // Who names a slice gets one; everything else is a scope.
         let name = if name.ends_with(".slice") {
-            expand(name)?;
+            if expand(name)?.as_os_str().is_empty() {
+                let why = "the root slice holds everything else, which would end with the container";
+                return Err(Error::because(Kind::InvalidArgument, "use", format!("cgroupsPath {path:?}"), why));
+            }
             name.to_owned()
         } else {
             format!("{prefix}-{name}.scope")
