@@ -81,10 +81,16 @@ pub(super) fn plan(spec: &Spec, linux: &Linux, warnings: &mut Vec<String>) -> Re
             Source::FileSystem(kind.to_owned(), path.to_string_lossy().into_owned())
         };
         let is_bind = matches!(source, Source::Bind(_));
-        if is_bind && !options.remount && !(options.flags.is_empty() && options.data.is_empty()) {
-            // The kernel would pass over them in silence.
-            let why = "bind mounts cannot have any filesystem-specific options applied";
-            return Err(refuse(format!("invalid mount at {shown}: {why}")));
+        if is_bind && !options.remount {
+            // It shows a file system that has its options already. A word that nobody knows is a mistake; a value is passed over,
+            // as by runc before 1.2, by crun and in the validation suite of the specification.
+            if !options.flags.is_empty() {
+                let why = "bind mounts cannot have any filesystem-specific options applied";
+                return Err(refuse(format!("invalid mount at {shown}: {why}")));
+            }
+            for (name, value) in &options.data {
+                warnings.push(format!("bind mount at {shown}: {name}={value} is passed over"));
+            }
         }
         let mapping = plan_mapping(mount, &source, &options, linux)?;
         let destination = clean(mount.destination());
