@@ -51,7 +51,12 @@ impl Unit {
         let name = if name.ends_with(".slice") {
             if expand(name)?.as_os_str().is_empty() {
                 let why = "the root slice holds everything else, which would end with the container";
-                return Err(Error::because(Kind::InvalidArgument, "use", format!("cgroupsPath {path:?}"), why));
+                return Err(Error::because(
+                    Kind::InvalidArgument,
+                    "use",
+                    format!("cgroupsPath {path:?}"),
+                    why,
+                ));
             }
             name.to_owned()
         } else {
