@@ -91,6 +91,11 @@ impl Container {
         self.bundle().join("rootfs")
     }
 
+    /// Where CRIU logs, unless a client says otherwise; it goes with the bundle.
+    fn criu_directory(&self) -> PathBuf {
+        self.bundle().join("criu")
+    }
+
     fn pid_file(&self, exec: &str) -> PathBuf {
         self.bundle().join(if exec.is_empty() { "init.pid".to_owned() } else { format!("{exec}.pid") })
     }
@@ -113,10 +118,6 @@ impl Shim {
         if self.containers.contains_key(&request.id) {
             return Err(Error::new(Kind::AlreadyExists, format!("container {}", request.id), ""));
         }
-        if !request.checkpoint.is_empty() {
-            let text = "restoring a checkpoint is not implemented by this shim";
-            return Err(Error::because(Kind::Unimplemented, "create", request.id, text));
-        }
         let bundle = Path::new(&request.bundle);
         if !bundle.is_absolute() {
             let text = "the bundle's path is not absolute";
@@ -130,7 +131,8 @@ impl Shim {
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        let creation = Creation { id: request.id.clone(), bundle: request.bundle, stdio };
+        let creation =
+            Creation { id: request.id.clone(), bundle: request.bundle, stdio, images: request.checkpoint };
         let (task, effects) = Task::create(call, creation);
         let container = Container {
             task,
@@ -208,7 +210,7 @@ impl Shim {
             bundle: container.task.bundle(),
             stdio: container.task.stdio("").unwrap_or(&none),
             rootfs: &container.rootfs,
-            checkpoint: "",
+            checkpoint: container.task.images(),
         };
         let (topic, event) = events::encode(event, subject);
         self.publisher.publish(&self.poller, topic, event);
@@ -285,7 +287,37 @@ impl Shim {
                 let verb = Verb::Exec { process: &process, pid_file: &pid_file, console };
                 self.run(id, job, verb, Some((exec.clone(), streams)), Some(spec), deadline)
             }
+            Job::Start { .. } if !container.task.images().is_empty() => {
+                let (bundle, pid_file, work) =
+                    (container.bundle(), container.pid_file(""), container.criu_directory());
+                let images = container.task.images().to_owned();
+                let owner = owner(container, id, &namespace);
+                let stdio = container.task.stdio("").cloned().unwrap_or_default();
+                let streams = stdio::open(&stdio, owner, &bundle, "init")?;
+                let console = streams.console.as_ref().map(|console| console.path());
+                let verb = Verb::Restore {
+                    images: &images,
+                    work: &work,
+                    bundle: &bundle,
+                    pid_file: &pid_file,
+                    console: console.as_deref(),
+                };
+                self.run(id, job, verb, Some((String::new(), streams)), None, deadline)
+            }
             Job::Start { .. } => self.run(id, job, Verb::Start, None, None, deadline),
+            Job::Checkpoint(checkpoint) => {
+                let work = match checkpoint.work.as_str() {
+                    "" => container.criu_directory(),
+                    path => PathBuf::from(path),
+                };
+                let verb = Verb::Checkpoint {
+                    images: &checkpoint.images,
+                    work: &work,
+                    leave_running: !checkpoint.exit,
+                    flags: &checkpoint.flags,
+                };
+                self.run(id, job, verb, None, None, deadline)
+            }
             Job::Kill { signal, all } => {
                 self.run(id, job, Verb::Kill { signal: *signal, all: *all }, None, None, deadline)
             }
@@ -371,6 +403,11 @@ impl Shim {
                 (None, Some(_)) => match &job {
                     Job::Create => self.made(&id, ""),
                     Job::Start { exec } if !exec.is_empty() => self.made(&id, exec),
+                    Job::Start { .. } if !container.task.images().is_empty() => {
+                        let made = self.made(&id, "");
+                        self.let_input_in(&id, "");
+                        made
+                    }
                     Job::Start { .. } => {
                         self.let_input_in(&id, "");
                         Ok(Report::default())

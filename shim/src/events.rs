@@ -98,6 +98,10 @@ pub fn encode(event: &Event, subject: Subject) -> (&'static str, Any) {
         Event::OutOfMemory => ("/tasks/oom", any::pack(&messages::TaskOom { container_id })),
         Event::Paused => ("/tasks/paused", any::pack(&messages::TaskPaused { container_id })),
         Event::Resumed => ("/tasks/resumed", any::pack(&messages::TaskResumed { container_id })),
+        Event::Checkpointed { images } => {
+            let checkpoint = images.clone();
+            ("/tasks/checkpointed", any::pack(&messages::TaskCheckpointed { container_id, checkpoint }))
+        }
     }
 }
 

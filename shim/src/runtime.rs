@@ -38,14 +38,38 @@ pub struct Runtime {
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the variants are runc's commands and flags")]
 pub enum Verb<'a> {
-    Create { bundle: &'a Path, pid_file: &'a Path, console: Option<&'a str> },
+    Create {
+        bundle: &'a Path,
+        pid_file: &'a Path,
+        console: Option<&'a str>,
+    },
     Start,
-    Exec { process: &'a str, pid_file: &'a Path, console: Option<&'a str> },
-    Kill { signal: i32, all: bool },
+    Exec {
+        process: &'a str,
+        pid_file: &'a Path,
+        console: Option<&'a str>,
+    },
+    Kill {
+        signal: i32,
+        all: bool,
+    },
     Delete,
     Pause,
     Resume,
     Update,
+    Checkpoint {
+        images: &'a str,
+        work: &'a Path,
+        leave_running: bool,
+        flags: &'a [String],
+    },
+    Restore {
+        images: &'a str,
+        work: &'a Path,
+        bundle: &'a Path,
+        pid_file: &'a Path,
+        console: Option<&'a str>,
+    },
 }
 
 impl Verb<'_> {
@@ -60,6 +84,8 @@ impl Verb<'_> {
             Verb::Pause => "OCI runtime pause failed",
             Verb::Resume => "OCI runtime resume failed",
             Verb::Update => "OCI runtime update failed",
+            Verb::Checkpoint { .. } => "OCI runtime checkpoint failed",
+            Verb::Restore { .. } => "OCI runtime restore failed",
         }
     }
 }
@@ -153,6 +179,40 @@ impl Runtime {
                 add("update");
                 add("--resources");
                 add("-");
+                add(id);
+            }
+            Verb::Checkpoint { images, work, leave_running, flags } => {
+                add("checkpoint");
+                add("--image-path");
+                add(images);
+                add("--work-path");
+                add(&work.to_string_lossy());
+                flags.iter().for_each(|flag| add(flag));
+                if *leave_running {
+                    add("--leave-running");
+                }
+                add(id);
+            }
+            Verb::Restore { images, work, bundle, pid_file, console } => {
+                add("restore");
+                add("--image-path");
+                add(images);
+                add("--work-path");
+                add(&work.to_string_lossy());
+                add("--bundle");
+                add(&bundle.to_string_lossy());
+                add("--detach");
+                if let Some(console) = console {
+                    add("--console-socket");
+                    add(console);
+                }
+                add("--pid-file");
+                add(&pid_file.to_string_lossy());
+                // The shim adopts what is left without a parent.
+                add("--no-subreaper");
+                if self.no_pivot_root {
+                    add("--no-pivot");
+                }
                 add(id);
             }
             Verb::Start => {
@@ -388,6 +448,16 @@ mod tests {
         assert_eq!(line(Verb::Delete), "delete --force c");
         assert_eq!(line(Verb::Update), "update --resources - c");
         assert_eq!(line(Verb::Start), "start c");
+        let flags = ["--file-locks".to_owned()];
+        let (images, work) = ("/i", Path::new("/w"));
+        assert_eq!(
+            line(Verb::Checkpoint { images, work, leave_running: true, flags: &flags }),
+            "checkpoint --image-path /i --work-path /w --file-locks --leave-running c"
+        );
+        assert_eq!(
+            line(Verb::Restore { images, work, bundle, pid_file, console: None }),
+            "restore --image-path /i --work-path /w --bundle /b --detach --pid-file /b/init.pid --no-subreaper --no-pivot c"
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! ttrpc requests into commands and replies into responses: the Task service in its packages v2 and v3, whose messages
 //! are the same on the wire, and the Sandbox service.
 
+use orlop_proto::any;
+use orlop_proto::containerd::runc::v1::CheckpointOptions;
 use orlop_proto::containerd::runtime::sandbox::v1::sandbox_ttrpc;
 use orlop_proto::containerd::task::v2 as api;
 use orlop_proto::containerd::task::v2::task_ttrpc as method;
@@ -13,7 +15,7 @@ use prost::Message;
 use serde_json::Value;
 
 use crate::sandbox;
-use crate::task::{Command, Reply, State, Stdio};
+use crate::task::{Checkpoint, Command, Reply, State, Stdio};
 
 /// What a client asks the shim for.
 pub enum Request {
@@ -79,7 +81,7 @@ pub fn decode(request: &ttrpc::Request) -> Result<Request> {
         method::STATS => (message::<api::StatsRequest>(payload)?.id, Command::Stats),
         method::PAUSE => (message::<api::PauseRequest>(payload)?.id, Command::Pause),
         method::RESUME => (message::<api::ResumeRequest>(payload)?.id, Command::Resume),
-        method::CHECKPOINT => (message::<api::CheckpointTaskRequest>(payload)?.id, Command::Checkpoint),
+        method::CHECKPOINT => checkpoint(message(payload)?)?,
         method::RESIZE_PTY => {
             let api::ResizePtyRequest { id, exec_id: exec, width, height } = message(payload)?;
             (id, Command::ResizePty { exec, rows: height as u16, columns: width as u16 })
@@ -103,6 +105,31 @@ pub fn decode(request: &ttrpc::Request) -> Result<Request> {
 /// Decodes a request's message.
 pub fn message<M: Message + Default>(payload: &[u8]) -> Result<M> {
     M::decode(payload).map_err(|e| Error::because(Kind::InvalidArgument, "decode request", "", e))
+}
+
+/// A checkpoint, whose options are the runtime's flags.
+fn checkpoint(request: api::CheckpointTaskRequest) -> Result<(String, Command)> {
+    let options: CheckpointOptions = match &request.options {
+        Some(any) if any::is::<CheckpointOptions>(any) => any::unpack(any)?,
+        _ => CheckpointOptions::default(),
+    };
+    let switches = [
+        (options.open_tcp, "--tcp-established"),
+        (options.external_unix_sockets, "--ext-unix-sk"),
+        (options.terminal, "--shell-job"),
+        (options.file_locks, "--file-locks"),
+    ];
+    let switches = switches.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag.to_owned()));
+    let mut flags: Vec<String> = switches.collect();
+    for namespace in options.empty_namespaces {
+        flags.extend(["--empty-ns".to_owned(), namespace]);
+    }
+    if !options.cgroups_mode.is_empty() {
+        flags.extend(["--manage-cgroups-mode".to_owned(), options.cgroups_mode]);
+    }
+    let images = if request.path.is_empty() { options.image_path } else { request.path };
+    let checkpoint = Checkpoint { images, work: options.work_path, exit: options.exit, flags };
+    Ok((request.id, Command::Checkpoint(checkpoint)))
 }
 
 /// An exec, whose specification is an OCI process as JSON; the request decides on the terminal.
@@ -175,7 +202,6 @@ pub fn encode(reply: Reply) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use orlop_proto::any;
     use prost_types::Any;
 
     use super::*;
@@ -203,6 +229,30 @@ mod tests {
         let kind = |service, method| decode(&request(service, method, Vec::new())).err().unwrap().kind();
         assert_eq!(kind("containerd.task.v1.Task", "Kill"), Kind::Unimplemented);
         assert_eq!(kind("containerd.task.v2.Task", "Dance"), Kind::Unimplemented);
+    }
+
+    #[test]
+    fn a_checkpoints_options_are_flags() {
+        let options = CheckpointOptions {
+            exit: true,
+            open_tcp: true,
+            empty_namespaces: vec!["network".into()],
+            work_path: "/w".into(),
+            ..CheckpointOptions::default()
+        };
+        let asked = api::CheckpointTaskRequest {
+            id: "c".into(),
+            path: "/i".into(),
+            options: Some(any::pack(&options)),
+        };
+        match decode(&request("containerd.task.v2.Task", "Checkpoint", asked.encode_to_vec())).unwrap() {
+            Request::Task { command: Command::Checkpoint(checkpoint), .. } => {
+                assert_eq!((checkpoint.images.as_str(), checkpoint.work.as_str()), ("/i", "/w"));
+                assert_eq!(checkpoint.flags, ["--tcp-established", "--empty-ns", "network"]);
+                assert!(checkpoint.exit);
+            }
+            _ => panic!("not a checkpoint"),
+        }
     }
 
     #[test]

@@ -135,6 +135,10 @@ fn describe(envelope: &Envelope, container: &str) -> Option<String> {
         "/tasks/resumed" => {
             (any::unpack::<messages::TaskResumed>(event).ok()?.container_id, "resumed".to_owned())
         }
+        "/tasks/checkpointed" => {
+            let event: messages::TaskCheckpointed = any::unpack(event).ok()?;
+            (event.container_id, format!("checkpointed {}", event.checkpoint))
+        }
         "/tasks/oom" => (any::unpack::<messages::TaskOom>(event).ok()?.container_id, "oom".to_owned()),
         other => panic!("unknown topic {other}"),
     };

@@ -2,6 +2,7 @@
 
 mod actions;
 mod budget;
+mod checkpoint;
 mod client;
 mod containerd;
 mod events;

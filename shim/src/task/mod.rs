@@ -47,7 +47,20 @@ pub enum Command {
     Pause,
     Resume,
     Update { resources: Vec<u8> },
-    Checkpoint,
+    Checkpoint(Checkpoint),
+}
+
+/// What a container is to be saved as, and how.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checkpoint {
+    /// The directory of CRIU's images.
+    pub images: String,
+    /// The directory of CRIU's logs; empty for one in the bundle.
+    pub work: String,
+    /// End the container once it is saved.
+    pub exit: bool,
+    /// The runtime's further flags.
+    pub flags: Vec<String>,
 }
 
 impl Command {
@@ -75,6 +88,7 @@ impl Command {
                 | Command::Pause
                 | Command::Resume
                 | Command::Update { .. }
+                | Command::Checkpoint(_)
         )
     }
 }
@@ -120,6 +134,8 @@ pub enum Job {
         /// LinuxResources.
         resources: Vec<u8>,
     },
+    /// `checkpoint`.
+    Checkpoint(Checkpoint),
 }
 
 impl Job {
@@ -168,6 +184,7 @@ pub enum Event {
     OutOfMemory,
     Paused,
     Resumed,
+    Checkpointed { images: String },
 }
 
 /// An answer to a request.
@@ -235,6 +252,8 @@ pub struct Creation {
     pub bundle: String,
     /// Init's standard streams.
     pub stdio: Stdio,
+    /// The directory of CRIU's images that the container is restored from when it is started; empty for a new one.
+    pub images: String,
 }
 
 /// One container.
@@ -290,6 +309,11 @@ impl Task {
     /// The exec that runs as this process.
     pub fn exec_of(&self, pid: i32) -> Option<&str> {
         self.execs.iter().find(|(_, p)| p.pid == pid && p.exit.is_none()).map(|(exec, _)| exec.as_str())
+    }
+
+    /// The directory of CRIU's images that it is restored from; empty for a new container.
+    pub fn images(&self) -> &str {
+        &self.creation.images
     }
 
     /// An exec's process specification, as JSON.
@@ -434,14 +458,10 @@ impl Task {
                 State::Stopped => return Err(precondition("cannot update a stopped container".into())),
                 _ => self.run(Job::Update { resources }, call, effects),
             },
-            Command::Checkpoint => {
-                return Err(Error::because(
-                    Kind::Unimplemented,
-                    "checkpoint",
-                    "",
-                    "not implemented by this shim",
-                ));
-            }
+            Command::Checkpoint(checkpoint) => match self.init.state {
+                State::Running | State::Paused => self.run(Job::Checkpoint(checkpoint), call, effects),
+                state => return Err(precondition(format!("cannot checkpoint a {} container", state.name()))),
+            },
         }
         Ok(())
     }
@@ -485,7 +505,14 @@ impl Task {
         match (job, result) {
             (Job::Prepare, Ok(report)) => {
                 self.shares_pids = report.shares_pids;
-                self.go_on(Job::Create, call, effects);
+                if self.creation.images.is_empty() {
+                    self.go_on(Job::Create, call, effects);
+                } else {
+                    // It is there when it is started; until then it has no process.
+                    self.created = true;
+                    effects.push(Effect::Publish(Event::Create { pid: 0 }));
+                    answer(call, Ok(Reply::Pid(0)), effects);
+                }
             }
             (Job::Create, Ok(Report { pid: Some(pid), .. })) => {
                 self.created = true;
@@ -530,6 +557,11 @@ impl Task {
                 return;
             }
             (Job::Unmount, Ok(_)) => {
+                if self.init.pid == 0 {
+                    // It was never restored: there is no process whose exit could come.
+                    let exit = Exit { status: 0, at: SystemTime::now() };
+                    self.init.stop(exit, effects);
+                }
                 // A container that never started was killed by `delete`; its exit is on the way.
                 self.init.deleting = Some(call);
                 self.settle_deletion(effects);
@@ -547,6 +579,10 @@ impl Task {
                     self.init.state = State::Running;
                 }
                 effects.push(Effect::Publish(Event::Resumed));
+                answer(call, Ok(Reply::Empty), effects);
+            }
+            (Job::Checkpoint(Checkpoint { images, .. }), Ok(_)) => {
+                effects.push(Effect::Publish(Event::Checkpointed { images }));
                 answer(call, Ok(Reply::Empty), effects);
             }
             (_, Ok(_)) => answer(call, Ok(Reply::Empty), effects),
@@ -573,10 +609,14 @@ impl Task {
             pid => Ok(pid),
         }) {
             Ok(pid) => {
+                let restored = is_init && process.pid == 0;
                 process.pid = pid.unwrap_or(process.pid);
                 process.state = State::Running;
                 process.spec = Vec::new();
                 let pid = process.pid;
+                if restored {
+                    effects.push(Effect::Watch(pid));
+                }
                 effects.push(Effect::Publish(match is_init {
                     true => Event::Start { pid },
                     false => Event::ExecStarted { exec: exec.to_owned(), pid },

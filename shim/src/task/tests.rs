@@ -433,8 +433,52 @@ fn lack_of_memory_is_published() {
     assert_eq!(show(&machine.0.step(Input::OutOfMemory)), ["event OutOfMemory"]);
 }
 
+fn checkpoint() -> Checkpoint {
+    Checkpoint { images: "/i".into(), ..Checkpoint::default() }
+}
+
 #[test]
-fn a_checkpoint_is_refused_plainly() {
+fn a_container_is_saved_while_it_runs_and_not_before() {
+    let mut machine = Machine::created();
+    let command = || Command::Checkpoint(checkpoint());
+    assert_eq!(machine.ask(3, command()), ["3: cannot checkpoint a created container: failed precondition"]);
     let mut machine = Machine::running();
-    assert_eq!(machine.ask(3, Command::Checkpoint), ["3: checkpoint: not implemented by this shim"]);
+    let run = format!("run {:?}", Job::Checkpoint(checkpoint()));
+    assert_eq!(machine.ask(3, command()), std::slice::from_ref(&run));
+    // One at a time, as all that changes the container.
+    assert_eq!(machine.ask(5, command()), Vec::<String>::new());
+    let saved = machine.finish(Job::Checkpoint(checkpoint()), done());
+    assert_eq!(saved, ["event Checkpointed { images: \"/i\" }", "3: ok", &run]);
+    assert_eq!(machine.finish(Job::Checkpoint(checkpoint()), failure()), ["5: runtime failed"]);
+}
+
+/// A container that was saved, and is to be restored.
+fn saved() -> Machine {
+    let creation = Creation { id: "c".into(), images: "/i".into(), ..Creation::default() };
+    let mut machine = Machine(Task::create(call(1), creation).0);
+    assert_eq!(machine.finish(Job::Prepare, done()), ["event Create { pid: 0 }", "1: pid 0"]);
+    machine
+}
+
+#[test]
+fn a_saved_container_is_restored_when_it_is_started() {
+    let mut machine = saved();
+    assert_eq!(machine.ask(3, start("")), ["run Start { exec: \"\" }"]);
+    let shown = machine.finish(job_start(""), pid(10));
+    assert_eq!(shown, ["watch 10", "event Start { pid: 10 }", "3: pid 10"]);
+    assert!(machine.0.owns(10));
+    assert_eq!(machine.exits(10, 7), ["record 10 7", "event exit \"\" 7"]);
+}
+
+#[test]
+fn a_saved_container_that_cannot_be_restored_is_deleted() {
+    let mut machine = saved();
+    machine.ask(3, start(""));
+    assert_eq!(machine.finish(job_start(""), failure()), ["3: runtime failed"]);
+    assert_eq!(machine.ask(5, delete("")), ["run Delete"]);
+    machine.finish(Job::Delete, done());
+    machine.finish(Job::Drain { exec: String::new() }, done());
+    let shown = machine.finish(Job::Unmount, done());
+    assert!(shown[0].starts_with("event Delete { pid: 0,"), "{shown:?}");
+    assert_eq!(shown[1], "5: deleted 0 exit Some(0)");
 }
