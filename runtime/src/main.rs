@@ -40,6 +40,9 @@ use cli::{Mistake, Parsed};
 use commands::Failure;
 use log::Log;
 
+#[global_allocator]
+static MEMORY: orlop_host::sys::memory::Arena = orlop_host::sys::memory::Arena::new();
+
 fn main() -> ExitCode {
     let mut log = Log::to_stderr();
     match run(&mut log) {

@@ -9,6 +9,7 @@ pub mod clone;
 pub mod creds;
 pub mod exec;
 pub mod fd;
+pub mod memory;
 pub mod mount;
 pub mod net;
 pub mod pass;
