@@ -150,6 +150,11 @@ impl Decision {
         Ok(())
     }
 
+    /// Puts limits in force that had to wait for the first process to be in the cgroup.
+    pub fn settle(&self, cgroup: &Cgroup) -> Result<()> {
+        cgroup.settle(&self.resources)
+    }
+
     fn can_do_without(&self, error: &Error) -> bool {
         error.kind() == Kind::PermissionDenied && rootless::does_without_cgroup(self.rootless)
     }

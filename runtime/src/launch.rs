@@ -131,6 +131,7 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
             container::store_host_mounts(&mut state, &host_mounts::made_since(&rootfs, &before)?)?;
             directory.save(&state)?;
         }
+        decision.settle(&cgroup)?;
         console::deliver(
             &mut process,
             arguments.console_socket.as_deref(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use orlop_tests::{Bundle, Cmd, Output, poll_until};
+use orlop_tests::{Bundle, Cmd, Output, binaries, poll_until};
 use serde_json::{Value, json};
 
 use crate::support::{PATIENCE, Runtime, content};
@@ -286,6 +286,21 @@ fn annotations_are_properties() {
     runtime.assert_clean();
 }
 
+#[test]
+fn one_process_is_enough_of_a_limit() {
+    let runtime = Runtime::new();
+    let (unit, path) = names(&runtime, "system.slice");
+    let bundle = runtime.sleeper().edit(|config| {
+        config["linux"]["cgroupsPath"] = json!(path);
+        config["linux"]["resources"]["pids"] = json!({"limit": 1});
+    });
+    run(&runtime, &["--detach"], &bundle.save(), "c1").success();
+    has(&unit, &[("TasksMax", "1")]);
+    assert_eq!(control(&cgroup(runtime.pid("c1")), "pids.max"), "1");
+    runtime.exec("c1", &["true"]).failure();
+    runtime.finish("c1");
+}
+
 /// The unit and the cgroup are the same as runc's for the same configuration.
 #[test]
 fn the_reference_makes_the_same_unit() {
@@ -321,4 +336,47 @@ fn the_reference_makes_the_same_unit() {
         view
     };
     assert_eq!(view(Runtime::new()), view(Runtime::reference()));
+}
+
+/// podman as it is set up on a machine with systemd: it chooses scope and slice, and asks systemd for them by itself too.
+#[test]
+fn podman_runs_containers_in_scopes() {
+    let runtime = Runtime::new();
+    let bundle = runtime.sleeper();
+    let (root, tag) = (runtime.root.path(), runtime.root.tag());
+    let podman = |words: &[&str]| {
+        let cmd = Cmd::new(binaries::system("podman"));
+        ["root", "runroot", "tmpdir"]
+            .iter()
+            .fold(cmd, |cmd, name| cmd.arg(format!("--{name}")).arg(root.join(format!("podman-{name}"))))
+            .arg("--runtime")
+            .arg(binaries::orlop())
+            .args(["--cgroup-manager", "systemd", "--events-backend", "none", "--storage-driver", "vfs"])
+            .args(words)
+    };
+    let rootfs = bundle.rootfs("/").display().to_string();
+    let limits = ["--network", "none", "--pids-limit", "33", "--memory", "64m", "--rootfs", &rootfs];
+    let out = podman(&["run", "--name", tag, "--cgroupns", "host"]).args(limits);
+    let out = out.args(["sh", "-c", "cat /proc/self/cgroup; exit 5"]).run();
+    assert_eq!(out.code(), 5, "{out}");
+    let path =
+        out.stdout.trim().strip_prefix("0::/machine.slice/libpod-").expect("a scope of podman's slice");
+    assert!(path.ends_with(".scope"), "{out}");
+
+    let second = format!("{tag}-2");
+    let id =
+        podman(&["run", "--detach", "--name", &second]).args(limits).args(["sleep", "1000"]).run().success();
+    let unit = format!("libpod-{}.scope", id.stdout.trim());
+    has(&unit, &[("ActiveState", "active"), ("TasksMax", "33"), ("MemoryMax", "67108864")]);
+    podman(&["update", "--memory", "80m", &second]).run().success();
+    has(&unit, &[("MemoryMax", "83886080")]);
+    let group = Path::new("/sys/fs/cgroup/machine.slice").join(&unit);
+    assert_eq!(control(&group, "memory.max"), "83886080");
+    assert_eq!(podman(&["exec", &second, "sh", "-c", "exit 6"]).run().code(), 6);
+    podman(&["pause", &second]).run().success();
+    assert_eq!(control(&group, "cgroup.freeze"), "1");
+    podman(&["rm", "--force", "--time", "0", tag, &second]).run().success();
+    has(&unit, &[("LoadState", "not-found")]);
+    assert!(!group.exists());
+    runtime.assert_clean();
 }

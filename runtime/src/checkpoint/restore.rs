@@ -120,6 +120,7 @@ pub fn restore(
         undo.push(move || launch::kill_and_reap(kept));
         std::fs::remove_dir(&root).context("remove", root.to_string_lossy())?;
 
+        decision.settle(&cgroup)?;
         let created = rfc3339_nano(SystemTime::now());
         let Decision { bundle, plan, .. } = &decision;
         let mut state = container::stored(bundle, plan, pid, &cgroup_paths, created, global)?;

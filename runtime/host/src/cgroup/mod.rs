@@ -221,7 +221,7 @@ impl Cgroup {
         devices: Option<&[LinuxDeviceCgroup]>,
     ) -> Result<Vec<String>> {
         let is_unified_only = self.groups.iter().all(Group::is_unified);
-        let limits = limits::plan(
+        let mut limits = limits::plan(
             resources,
             is_unified_only,
             |name| self.legacy(name).is_some(),
@@ -234,7 +234,10 @@ impl Cgroup {
             }
             None => None,
         };
-        if let Some(Managed { unit, .. }) = &self.managed {
+        if let Some(Managed { unit, placeholder }) = &self.managed {
+            if placeholder.is_some() {
+                limits.leave_room_for_two();
+            }
             let mut told = properties::of_settings(limits.legacy.iter().chain(&limits.unified).flatten());
             // Devices are the machine's and not a user's to forbid.
             told.extend(policy.iter().filter(|_| !unit.is_users()).flat_map(properties::of_devices));
@@ -257,6 +260,18 @@ impl Cgroup {
             self.confine(&policy)?;
         }
         Ok(warnings)
+    }
+
+    /// With the systemd driver, takes back the room that the process needed which held the unit, now that the container's own
+    /// is in it: a limit of one process can only be kept from here on.
+    pub fn settle(&self, resources: &LinuxResources) -> Result<()> {
+        let Some(Managed { unit, placeholder: Some(placeholder) }) = &self.managed else { return Ok(()) };
+        placeholder.end();
+        let is_unified_only = self.groups.iter().all(Group::is_unified);
+        let limits = limits::plan(resources, is_unified_only, |name| self.legacy(name).is_some(), |_| None)?;
+        let Some(setting) = limits.of_one_process() else { return Ok(()) };
+        Manager::of(unit)?.set(unit, &properties::of_settings([setting].into_iter()))?;
+        self.write_setting(setting)
     }
 
     /// Sends a signal to every process of the cgroup and of those below it, and no fewer while they multiply.

@@ -51,6 +51,23 @@ pub(super) struct Limits {
     pub(super) warnings: Vec<String>,
 }
 
+impl Limits {
+    /// A limit of one process, if there is one.
+    pub(super) fn of_one_process(&self) -> Option<&Setting> {
+        self.legacy.iter().chain(&self.unified).flatten().find(|setting| is_one_process(setting))
+    }
+
+    /// Makes a limit of one process one of two.
+    pub(super) fn leave_room_for_two(&mut self) {
+        let all = self.legacy.iter_mut().chain(&mut self.unified).flatten();
+        all.filter(|setting| is_one_process(setting)).for_each(|setting| setting.value = "2".to_owned());
+    }
+}
+
+fn is_one_process(setting: &Setting) -> bool {
+    setting.file == "pids.max" && setting.value.trim() == "1"
+}
+
 /// Decides what to write where controllers for which `is_legacy` holds are in version 1 hierarchies and the others,
 /// if anywhere, in the version 2 one.
 ///

@@ -206,3 +206,21 @@ fn what_is_not_asked_for_stays_on_version_2() {
     assert_eq!(written(json!({"memory": {"swap": -1}})).unwrap(), [["memory.swap.max=max"]]);
     assert!(written(json!({"memory": {"limit": 1600}})).unwrap_err().to_string().contains("should be >="));
 }
+
+#[test]
+fn a_limit_of_one_process_can_wait() {
+    for (is_unified, wanted) in [
+        (true, json!({"pids": {"limit": 1}})),
+        (true, json!({"unified": {"pids.max": "1"}})),
+        (false, json!({"pids": {"limit": 1}})),
+    ] {
+        let mut limits = plan(&resources(wanted), is_unified, |_| !is_unified, new).unwrap();
+        assert_eq!(limits.of_one_process().unwrap().value, "1");
+        limits.leave_room_for_two();
+        let all = if is_unified { &limits.unified } else { &limits.legacy };
+        assert_eq!(lines(all), [["pids.max=2"]]);
+        assert!(limits.of_one_process().is_none());
+    }
+    let limits = plan(&resources(json!({"pids": {"limit": 11}})), true, |_| false, new).unwrap();
+    assert!(limits.of_one_process().is_none());
+}
