@@ -282,6 +282,20 @@ impl Client {
         self.runtime.block_on(client.apply(self.request(request))).map(drop)
     }
 
+    /// Makes a task of a container with a root file system of its own, and starts it.
+    pub fn start_task(&self, id: &str, options: prost_types::Any) -> Result<u32, Status> {
+        let mut client = tasks::tasks_client::TasksClient::new(self.channel.clone());
+        let container_id = || id.to_owned();
+        let request = tasks::CreateTaskRequest {
+            container_id: container_id(),
+            options: Some(options),
+            ..Default::default()
+        };
+        self.runtime.block_on(client.create(self.request(request)))?;
+        let request = tasks::StartRequest { container_id: container_id(), exec_id: String::new() };
+        Ok(self.runtime.block_on(client.start(self.request(request)))?.into_inner().pid)
+    }
+
     /// Changes a task's limits to `linux.resources` of the OCI runtime specification.
     pub fn update_task(&self, id: &str, resources: &serde_json::Value) -> Result<(), Status> {
         let mut client = tasks::tasks_client::TasksClient::new(self.channel.clone());

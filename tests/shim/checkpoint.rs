@@ -2,8 +2,7 @@
 //! everywhere by a runtime that keeps to the command line and starts anew in place of restoring.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::sys::signal::Signal;
 use orlop_proto::any;
@@ -12,7 +11,7 @@ use orlop_proto::containerd::task::v2::CheckpointTaskRequest;
 use orlop_proto::containerd::v1::types::Status;
 use orlop_proto::error::Result;
 use orlop_proto::kind::Kind;
-use orlop_tests::{Bundle, Cmd, Root, binaries, host, poll_until};
+use orlop_tests::{Bundle, Cmd, Root, binaries, host, poll_until, pretender};
 use serde_json::json;
 
 use crate::fixture::{DEADLINE, Fifos, Shim, read_to_end, reader, runtime};
@@ -25,27 +24,6 @@ fn checkpoint(shim: &mut Shim, images: &Path, exit: bool) -> Result<()> {
         options: Some(any::pack(&options)),
     };
     shim.client.call("Checkpoint", &request)
-}
-
-/// A runtime in front of orlop that notes how `checkpoint` and `restore` are called, ends the container for the first if it
-/// is not to run on, and runs it from its start for the second.
-fn pretender(root: &Root) -> PathBuf {
-    let (path, notes) = (root.join("pretender"), root.join("calls"));
-    let orlop = binaries::orlop();
-    let script = format!(
-        "#!/bin/sh\nall=\"$*\"\nrun() {{ exec {orlop} \"$@\"; }}\ncase $all in\n\
-         *' checkpoint '*) echo \"checkpoint ${{all#* checkpoint }}\" >>{notes}\n\
-         case $all in *--leave-running*) exit 0;; esac\n\
-         for id; do :; done; run --root \"$2\" kill \"$id\" KILL;;\n\
-         *' restore '*) echo \"restore ${{all#* restore }}\" >>{notes}\n\
-         r=$2; while [ \"$1\" != --bundle ]; do shift; done; run --root \"$r\" run \"$@\";;\n\
-         *) run \"$@\";;\nesac\n",
-        orlop = orlop.display(),
-        notes = notes.display(),
-    );
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::future::join_all;
+use orlop_proto::any;
+use orlop_proto::containerd::runc::v1::{CheckpointOptions, Options};
 use orlop_proto::containerd::services::tasks::v1 as proto;
 use orlop_proto::containerd::task::v2::{StateResponse, UpdateTaskRequest};
 use orlop_proto::containerd::types::Metric;
@@ -70,7 +72,7 @@ impl proto::tasks_server::Tasks for TasksService {
         let request = request.into_inner();
         let container = self.containers.get(&context, &request.container_id).await?;
         if request.checkpoint.is_some() {
-            return Err(Error::new(Kind::Unimplemented, "restoring a checkpoint", "").into());
+            return Err(Error::new(Kind::Unimplemented, "restoring a checkpoint from content", "").into());
         }
         // Options that come with the task replace the container's.
         let own = request.options.filter(|options| !options.value.is_empty());
@@ -78,11 +80,16 @@ impl proto::tasks_server::Tasks for TasksService {
             true => container.runtime.name,
             false => request.runtime_path,
         };
+        let options = own.or(container.runtime.options);
+        let images = match &options {
+            Some(any) if any::is::<Options>(any) => any::unpack::<Options>(any)?.criu_image_path,
+            _ => String::new(),
+        };
         let create = Create {
             id: container.id,
             spec: container.spec.unwrap_or_default().value,
             runtime,
-            options: own.or(container.runtime.options),
+            options,
             rootfs: request.rootfs,
             stdio: Stdio {
                 stdin: request.stdin,
@@ -90,6 +97,7 @@ impl proto::tasks_server::Tasks for TasksService {
                 stderr: request.stderr,
                 terminal: request.terminal,
             },
+            images,
         };
         let container_id = create.id.clone();
         let pid = self.supervisor.create(&context.namespace, create).await?;
@@ -206,8 +214,20 @@ impl proto::tasks_server::Tasks for TasksService {
         &self,
         request: Request<proto::CheckpointTaskRequest>,
     ) -> Result<Response<proto::CheckpointTaskResponse>, Status> {
-        self.task(&request, &request.get_ref().container_id).await?;
-        Err(Error::new(Kind::Unimplemented, "checkpointing a task", "").into())
+        let task = self.task(&request, &request.get_ref().container_id).await?;
+        let options = request.into_inner().options;
+        let path = match &options {
+            Some(any) if any::is::<CheckpointOptions>(any) => {
+                any::unpack::<CheckpointOptions>(any)?.image_path
+            }
+            _ => String::new(),
+        };
+        if path.is_empty() {
+            return Err(Error::new(Kind::Unimplemented, "checkpointing a task into content", "").into());
+        }
+        task.checkpoint(&path, options).await?;
+        // What lies in a directory of the client's is not content.
+        Ok(Response::new(proto::CheckpointTaskResponse::default()))
     }
 
     async fn update(&self, request: Request<proto::UpdateTaskRequest>) -> Result<Response<()>, Status> {

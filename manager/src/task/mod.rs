@@ -23,9 +23,9 @@ use std::time::Duration;
 
 use orlop_proto::containerd::task::v2::task_ttrpc as method;
 use orlop_proto::containerd::task::v2::{
-    CloseIoRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest, PauseRequest,
-    PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, StartRequest, StartResponse, StateRequest,
-    StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+    CheckpointTaskRequest, CloseIoRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, StartRequest, StartResponse,
+    StateRequest, StateResponse, StatsRequest, StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use orlop_proto::containerd::types::Mount;
 use orlop_proto::error::{Error, Result};
@@ -92,6 +92,8 @@ pub struct Create {
     pub rootfs: Vec<Mount>,
     /// Standard streams.
     pub stdio: Stdio,
+    /// The directory of CRIU's images that it is restored from; empty for a new container.
+    pub images: String,
 }
 
 /// A running container: the connection to its shim.
@@ -203,6 +205,12 @@ impl Task {
     /// Changes the container's limits.
     pub async fn update(&self, update: UpdateTaskRequest) -> Result<()> {
         self.shim.call(method::UPDATE, &UpdateTaskRequest { id: self.id().to_owned(), ..update }).await
+    }
+
+    /// Saves the container's processes to a directory, as the options say.
+    pub async fn checkpoint(&self, path: &str, options: Option<Any>) -> Result<()> {
+        let request = CheckpointTaskRequest { id: self.id().to_owned(), path: path.to_owned(), options };
+        self.shim.call(method::CHECKPOINT, &request).await
     }
 
     /// What the container uses, in the shim's own type; a deaf shim costs only a moment.

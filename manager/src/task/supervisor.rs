@@ -144,7 +144,7 @@ impl Supervisor {
         gone: &CancellationToken,
     ) -> Result<u32> {
         let start_failed = |error: Error| Error::because(error.kind(), "failed to start shim", "", error);
-        let Create { id, spec, runtime, options, rootfs, stdio } = create;
+        let Create { id, spec, runtime, options, rootfs, stdio, images } = create;
         let Choice { shim, options } =
             self.shared.runtimes.choose(&runtime, options).map_err(start_failed)?;
         let (bundles, namespace, name) =
@@ -172,6 +172,7 @@ impl Supervisor {
             stdout,
             stderr,
             options,
+            checkpoint: images,
             ..Default::default()
         };
         match unless(gone, shim.call::<CreateTaskResponse>(method::CREATE, &request)).await {

@@ -156,7 +156,7 @@ fn checkpoint_is_refused_plainly() {
     let stage = Stage::new(&foreign());
     stage.start("c");
     let refused = stage.ctr(&["tasks", "checkpoint", "c"]).run().failure();
-    assert!(refused.stderr.contains("checkpointing a task: not implemented"), "{refused}");
+    assert!(refused.stderr.contains("checkpointing a task into content: not implemented"), "{refused}");
     stage.remove("c");
     stage.finish();
 }

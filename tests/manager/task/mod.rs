@@ -1,5 +1,6 @@
 //! Tasks: containers under our shim and under others, driven by Debian's `ctr` with a rootfs of busybox.
 
+mod checkpoints;
 mod events;
 mod flows;
 mod recovery;
