@@ -1,8 +1,10 @@
 //! OCI hooks: programs that run at points of a container's life with its state on their standard input.
 
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -31,8 +33,25 @@ pub fn all(hooks: Option<&Hooks>) -> impl Iterator<Item = &Hook> {
 }
 
 /// Runs hooks one after the other; the first failure ends the row. They get their three streams and no other descriptor: a hook
-/// may be a program of the image.
+/// may be a program of the image. One without an `env` gets this process's environment, as with runc.
 pub fn run<'a>(hooks: impl IntoIterator<Item = &'a Hook>, state: &HookState) -> Result<()> {
+    run_with(hooks, state, None)
+}
+
+/// The same where hooks without an `env` get the environment of the container's program.
+pub fn run_inside<'a>(
+    hooks: impl IntoIterator<Item = &'a Hook>,
+    state: &HookState,
+    environment: &[CString],
+) -> Result<()> {
+    run_with(hooks, state, Some(environment))
+}
+
+fn run_with<'a>(
+    hooks: impl IntoIterator<Item = &'a Hook>,
+    state: &HookState,
+    environment: Option<&[CString]>,
+) -> Result<()> {
     let mut hooks = hooks.into_iter().peekable();
     if hooks.peek().is_none() {
         return Ok(());
@@ -43,14 +62,14 @@ pub fn run<'a>(hooks: impl IntoIterator<Item = &'a Hook>, state: &HookState) -> 
     let input = serde_json::to_vec(state)
         .map_err(|error| Error::because(Kind::Internal, "encode", "the state for hooks", error))?;
     for (number, hook) in hooks.enumerate() {
-        run_one(hook, &input).map_err(|error| {
+        run_one(hook, &input, environment).map_err(|error| {
             Error::exactly(error.kind(), format!("error running hook #{number}: {error}"))
         })?;
     }
     Ok(())
 }
 
-fn run_one(hook: &Hook, input: &[u8]) -> Result<()> {
+fn run_one(hook: &Hook, input: &[u8], environment: Option<&[CString]>) -> Result<()> {
     let shown = hook.path().display().to_string();
     let output = |what| memory_file(what).context("prepare output of", &shown);
     let (out, err) = (output(c"hook-stdout")?, output(c"hook-stderr")?);
@@ -59,7 +78,20 @@ fn run_one(hook: &Hook, input: &[u8]) -> Result<()> {
     if let Some((name, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
         command.arg0(name).args(rest);
     }
-    command.env_clear().envs(hook.env().iter().flatten().filter_map(|pair| pair.split_once('=')));
+    match (hook.env(), environment) {
+        (Some(own), _) => {
+            command.env_clear().envs(own.iter().filter_map(|pair| pair.split_once('=')));
+        }
+        (None, Some(containers)) => {
+            let pairs = containers.iter().filter_map(|pair| {
+                let at = pair.as_bytes().iter().position(|byte| *byte == b'=')?;
+                let (name, value) = pair.as_bytes().split_at(at);
+                Some((OsStr::from_bytes(name), OsStr::from_bytes(&value[1..])))
+            });
+            command.env_clear().envs(pairs);
+        }
+        (None, None) => {}
+    }
     // Files, not pipes: a hook may leave a daemon behind that keeps its streams open.
     command.stdin(Stdio::piped()).stdout(clone(&out)?).stderr(clone(&err)?);
     let mut child = command.spawn().context("execute", &shown)?;

@@ -82,3 +82,26 @@ fn only_allowed_devices_can_be_opened() {
     assert_eq!(runtime.output(&all.save()), "opened\n");
     runtime.assert_clean();
 }
+
+#[test]
+fn something_else_at_a_devices_path_is_an_error() {
+    let runtime = Runtime::new();
+    // runc leaves it as it is; the specification wants an error.
+    if runtime.is_reference() {
+        return;
+    }
+    let bundle = runtime.sh("stat -c %t:%T /opt/null").edit(|config| {
+        config["linux"]["devices"] = json!([{"path": "/opt/null", "type": "c", "major": 1, "minor": 3}]);
+    });
+    let bundle = bundle.save();
+    std::fs::create_dir(bundle.rootfs("/opt")).unwrap();
+    assert_eq!(runtime.output(&bundle), "1:3\n");
+    // The same device is there now.
+    assert_eq!(runtime.output(&bundle), "1:3\n");
+    std::fs::remove_file(bundle.rootfs("/opt/null")).unwrap();
+    std::fs::write(bundle.rootfs("/opt/null"), "a file").unwrap();
+    let out = runtime.run(&bundle).failure();
+    assert!(out.stderr.contains("/opt/null") && out.stdout.is_empty(), "{out}");
+    assert_eq!(std::fs::read_to_string(bundle.rootfs("/opt/null")).unwrap(), "a file");
+    runtime.assert_clean();
+}

@@ -143,3 +143,29 @@ fn hooks_are_given_the_whole_state() {
     assert!(state["pid"].as_i64().unwrap() > 1 && state["ociVersion"].is_string());
     runtime.assert_clean();
 }
+
+#[test]
+fn a_hook_without_an_environment_has_the_callers_or_the_programs() {
+    let runtime = Runtime::new();
+    let outside = runtime.root.join("outside");
+    let bundle = runtime.sh("cat /inside").env("OF_THE_PROGRAM=yes").edit(|config| {
+        let script = |at: &str| format!("echo \"$OF_THE_CALLER $OF_THE_PROGRAM\" >{at}");
+        config["hooks"] = json!({
+            "createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script(&outside.to_string_lossy())]}],
+            "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script("/inside")]}],
+        });
+    });
+    let bundle = bundle.save();
+    let run = || {
+        let cmd = runtime.cmd().env("OF_THE_CALLER", "yes").args(["run", "--bundle"]);
+        cmd.arg(bundle.path()).arg("c1").run().success().stdout
+    };
+    // Debian's runc gives the hooks inside the caller's.
+    if !runtime.is_reference() {
+        assert_eq!(run(), " yes\n");
+    } else {
+        run();
+    }
+    assert_eq!(fs::read_to_string(&outside).unwrap(), "yes \n");
+    runtime.assert_clean();
+}

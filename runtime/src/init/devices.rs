@@ -49,7 +49,8 @@ fn create(root: BorrowedFd, device: &Device) -> Result<()> {
     give(&directory, name, device)
 }
 
-/// A node that the image or a mount has put there already stays if it is the same device; another is replaced.
+/// A node that the image or a mount has put there already stays if it is the same device. Another is replaced if it has the name of
+/// a device that every container has, and is an error if the configuration names it.
 fn existing(directory: impl AsFd, name: &std::ffi::OsStr, device: &Device) -> Result<()> {
     let stat = fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW).context("look at", "node")?;
     let same_kind = stat.st_mode & libc::S_IFMT == device.kind;
@@ -57,6 +58,9 @@ fn existing(directory: impl AsFd, name: &std::ffi::OsStr, device: &Device) -> Re
         && (device.kind == libc::S_IFIFO || stat.st_rdev == libc::makedev(device.major, device.minor))
     {
         return Ok(());
+    }
+    if device.is_configured {
+        return Err(Error::because(Kind::AlreadyExists, "create", "node", "something else is there"));
     }
     unlinkat(&directory, name, nix::unistd::UnlinkatFlags::NoRemoveDir).context("replace", "node")?;
     let mode = Mode::from_bits_truncate(device.mode);

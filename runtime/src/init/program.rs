@@ -151,7 +151,7 @@ pub fn await_start(init: &mut Init) -> Result<()> {
 /// Hooks of the container's own file system, just before the program.
 pub fn start_hooks(init: &mut Init) -> Result<()> {
     let state = HookState { status: Status::Created, ..init.hook_state.clone() };
-    hooks::run(&init.container().start_container, &state)
+    hooks::run_inside(&init.container().start_container, &state, &init.plan.process.environment)
 }
 
 /// Lets no descriptor but the promised ones reach the program, whoever opened it (CVE-2024-21626).

@@ -24,6 +24,8 @@ pub struct Device {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// The configuration names it: what lies at its path and is no such device is an error then (runtime-spec, "Devices").
+    pub is_configured: bool,
 }
 
 /// Devices of every container (runtime-spec, "Default Devices"); `console` and `ptmx` are made in other ways.
@@ -56,6 +58,7 @@ pub(super) fn plan(linux: &Linux) -> Result<Vec<Device>> {
             mode: 0o666,
             uid: 0,
             gid: 0,
+            is_configured: false,
         })
         .collect();
     for device in linux.devices().iter().flatten() {
@@ -81,6 +84,7 @@ pub(super) fn plan(linux: &Linux) -> Result<Vec<Device>> {
             mode: device.file_mode().unwrap_or(0o666) & 0o7777,
             uid: device.uid().unwrap_or(0),
             gid: device.gid().unwrap_or(0),
+            is_configured: true,
         };
         match devices.iter_mut().find(|known| known.path == planned.path) {
             Some(known) => *known = planned,
