@@ -1,7 +1,7 @@
 //! Network devices of a network namespace, by rtnetlink(7).
 //!
 //! Written here rather than taken from a crate: five requests are needed, and the crates bring an asynchronous runtime
-//! and many times this code (docs/decisions/0101-network-devices.md).
+//! and many times this code (docs/decisions/0102-network-devices.md).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

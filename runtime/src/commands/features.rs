@@ -19,7 +19,7 @@ pub fn run() -> Result<()> {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities::names(),
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true},
             "seccomp": {
                 "enabled": true,
                 "actions": [
@@ -53,8 +53,8 @@ pub fn run() -> Result<()> {
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true},
         },
-        // None that is acted on can do more than the rest of a configuration.
-        "potentiallyUnsafeConfigAnnotations": [],
+        // A unit's properties and CRIU's configuration can do more than the rest of a configuration.
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property.", "org.criu.config"],
         "annotations": {
             "org.opencontainers.runc.checkpoint.enabled": "true",
         },
