@@ -2,7 +2,7 @@
 //! one guard against it switched off, which proves that it is this guard that holds.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::mkfifo;
 use orlop_tests::{Bundle, Cmd, Output, Root, binaries, poll_until};
 use serde_json::json;
@@ -427,6 +427,43 @@ fn a_user_that_is_no_number_is_refused() {
         let became_root = users.map(|user| as_user(user).trim() == "0");
         call().args(["delete", "--force", root.tag()]).run().success();
         became_root.contains(&true)
+    });
+}
+
+/// CVE-2026-88265 of another runtime: the null device that a container has as its input is the host's, and is given to the
+/// container's user, as the image has something else under that name.
+#[test]
+fn the_hosts_null_device_keeps_its_owner() {
+    guard_holds("null-stream", |root, is_on| {
+        let (null, dev) = (root.join("null"), root.join("dev"));
+        mknod(&null, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(1, 3)).unwrap();
+        fs::create_dir(&dev).unwrap();
+        fs::write(dev.join("null"), "").unwrap();
+        let bundle = Bundle::new(root, "b").args(["true"]).edit(|config| {
+            config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+            config["linux"].as_object_mut().unwrap().remove("maskedPaths");
+            let mounts = config["mounts"].as_array_mut().unwrap();
+            mounts.retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+            mounts.push(json!({"destination": "/dev", "source": dev, "options": ["rbind"]}));
+        });
+        let bundle = bundle.save();
+        let input = fs::File::open(&null).unwrap();
+        let state = root.join("state");
+        attacked("null-stream", is_on)
+            .args([
+                "--root",
+                state.to_str().unwrap(),
+                "run",
+                "--bundle",
+                bundle.path().to_str().unwrap(),
+                root.tag(),
+            ])
+            .with(|command| {
+                command.stdin(input);
+            })
+            .keep_stdio()
+            .run();
+        fs::metadata(&null).unwrap().uid() == 1000
     });
 }
 

@@ -118,10 +118,15 @@ fn give_streams(uid: u32) {
         return;
     }
     let streams = (std::io::stdin(), std::io::stdout(), std::io::stderr());
-    let null = nix::sys::stat::stat("/dev/null").map(|stat| stat.st_rdev);
+    // By its number: under the name the image may have anything, and the host's own device would change hands (CVE-2026-88265 of
+    // another runtime).
+    let null = match crate::switches::is_off("null-stream") {
+        true => nix::sys::stat::stat("/dev/null").map_or(0, |stat| stat.st_rdev),
+        false => libc::makedev(1, 3),
+    };
     let give = |stream: std::os::fd::BorrowedFd| {
         let Ok(stat) = fstat(stream) else { return };
-        if stat.st_uid == uid || null == Ok(stat.st_rdev) && stat.st_rdev != 0 {
+        if stat.st_uid == uid || stat.st_rdev != 0 && stat.st_rdev == null {
             return;
         }
         let _ = fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>);
