@@ -144,3 +144,18 @@ fn a_group_with_anothers_processes_is_refused() {
     assert_eq!(runtime.status("c1"), "running");
     runtime.finish("c1");
 }
+
+#[test]
+fn a_container_starts_within_little_memory() {
+    let runtime = Runtime::new();
+    // runc takes 2.3 MiB of the container's memory for its own init, crun 0.22, and we 0.19.
+    if runtime.is_reference() {
+        return;
+    }
+    let limit = if orlop_tests::host::cgroup_unified() { 1 << 20 } else { 256 << 10 };
+    let bundle = runtime.sh("").args(["true"]).edit(|config| {
+        config["linux"]["resources"]["memory"] = json!({"limit": limit});
+    });
+    runtime.run(&bundle.save()).success();
+    runtime.assert_clean();
+}
