@@ -139,8 +139,8 @@ pub fn receive_descriptor(socket: BorrowedFd, buffer: &mut [u8]) -> Result<(usiz
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
             Err(nix::Error::EINTR) => continue,
-            // The other side ended without reading all that we sent.
-            Err(nix::Error::ECONNRESET) => return Ok((0, None)),
+            // The other side ended without reading all that we sent; told once, before what it had to say.
+            Err(nix::Error::ECONNRESET) => continue,
             Err(error) => return Err(error).context("hear", "the other process"),
             Ok(received) => {
                 let mut descriptor = None;
@@ -190,6 +190,16 @@ mod tests {
             assert!(descriptor.is_none());
         }
         drop(child);
+        assert!(parent.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn last_words_are_heard_of_one_who_did_not_listen() {
+        let (parent, child) = Channel::pair().unwrap();
+        parent.send(&Message::Go).unwrap();
+        child.send(&Message::Note("n".into())).unwrap();
+        drop(child);
+        assert_eq!(parent.receive().unwrap().unwrap().0, Message::Note("n".into()));
         assert!(parent.receive().unwrap().is_none());
     }
 

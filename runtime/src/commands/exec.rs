@@ -53,7 +53,8 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
         idmaps: Vec::new(),
         hook_state: state.clone(),
     })?;
-    let around = Surroundings { log, state: &state, hooks: None, filter: filter.as_ref() };
+    let starts_at_once = arguments.console_socket.is_none();
+    let around = Surroundings { log, state: &state, hooks: None, filter: filter.as_ref(), starts_at_once };
     let mut started = || -> Result<()> {
         if let Some(groups) = container.groups()? {
             groups.enter(process.pid)?;
