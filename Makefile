@@ -70,8 +70,8 @@ else
 	@echo "not run without root: the suites runtime, shim, manager, faults, stack, conformance and fuzz"
 endif
 
-# In the guest nothing is built: it gets by path the test programs, and the runtime whose guards can be switched off. Two guests,
-# one after the other: a bare one with the suites that hold anywhere, and one whose process 1 is systemd.
+# In the guest nothing is built: it gets by path the test programs, and the runtime whose guards can be switched off. Three guests,
+# one after the other: a bare one with the suites that hold anywhere, and two whose process 1 is systemd, with cgroup v2 and v1.
 # What the suites mount, and what CRIU asks of the network.
 VM_MODULES := loop crc32c_generic nf_tables veth tun unix_diag inet_diag tcp_diag udp_diag raw_diag netlink_diag af_packet_diag
 VM_SUITES := -p orlop-host -p orlop-tests --lib --test runtime --test shim
@@ -83,7 +83,8 @@ test-vm: build-static ## the runtime's and the shim's suites in virtual machines
 	$(CARGO) build --quiet --locked -p orlop --features test-switches --target-dir target/test-switches
 	$(CARGO) test --no-run --locked $(VM_SUITES) --test vm
 	@$(VM_RUN) --modules "$(VM_MODULES)" -- tests/vm/suites $(call VM_PROGRAMS,$(VM_SUITES))
-	@$(VM_RUN) --systemd -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test vm)
+	@ORLOP_VM_ONLY="systemd:: user::" $(VM_RUN) --systemd -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test vm)
+	@ORLOP_VM_ONLY="hybrid::" $(VM_RUN) --systemd --hybrid -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test vm)
 
 lint: ## formatting, clippy, licences and bans
 	$(CARGO) fmt --all --check

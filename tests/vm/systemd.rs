@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::support::{PATIENCE, Runtime, content};
 
 /// A call of the runtime with the systemd driver.
-fn cmd(runtime: &Runtime) -> Cmd {
+pub fn cmd(runtime: &Runtime) -> Cmd {
     assert!(
         Path::new("/run/systemd/system").is_dir(),
         "systemd is not process 1: `make test-vm` runs this suite"
@@ -18,12 +18,12 @@ fn cmd(runtime: &Runtime) -> Cmd {
     runtime.cmd().arg("--systemd-cgroup")
 }
 
-fn run(runtime: &Runtime, flags: &[&str], bundle: &Bundle, id: &str) -> Output {
+pub fn run(runtime: &Runtime, flags: &[&str], bundle: &Bundle, id: &str) -> Output {
     cmd(runtime).arg("run").args(flags).arg("--bundle").arg(bundle.path()).arg(id).run()
 }
 
 /// A container's name for systemd, and its path for the configuration.
-fn names(runtime: &Runtime, slice: &str) -> (String, String) {
+pub fn names(runtime: &Runtime, slice: &str) -> (String, String) {
     let tag = runtime.root.tag();
     (format!("orlop-{tag}.scope"), format!("{slice}:orlop:{tag}"))
 }
@@ -44,7 +44,7 @@ fn show(unit: &str) -> BTreeMap<String, String> {
 }
 
 #[track_caller]
-fn has(unit: &str, expected: &[(&str, &str)]) {
+pub fn has(unit: &str, expected: &[(&str, &str)]) {
     let shown = show(unit);
     for (name, value) in expected {
         assert_eq!(shown.get(*name).map(String::as_str), Some(*value), "{name} of {unit}");
