@@ -266,8 +266,9 @@ fn podman_of_a_user_runs_containers() {
             let out = user.script(
                 "export HOME=$XDG_RUNTIME_DIR/user TMPDIR=$XDG_RUNTIME_DIR/user; mkdir $HOME; cd $HOME
                  podman() { command podman --runtime $RUNTIME --cgroup-manager cgroupfs --events-backend none --storage-driver vfs \"$@\"; }
-                 podman run --name c1 --network none --hostname box --user 1000:1000 --rootfs $BUNDLE/rootfs \
-                     sh -c 'id; cat /proc/self/uid_map; hostname; exit 5'; echo run $?
+                 # A container that ended before conmon has accepted its caller's connection would have written for nobody.
+                 echo go | podman run --interactive --name c1 --network none --hostname box --user 1000:1000 --rootfs $BUNDLE/rootfs \
+                     sh -c 'read word; id; cat /proc/self/uid_map; hostname; exit 5'; echo run $?
                  podman run --detach --name c2 --network none --rootfs $BUNDLE/rootfs sleep 1000 >$HOME/id; echo detach $?
                  podman exec c2 sh -c 'id -u; exit 6'; echo exec $?
                  podman rm --force --time 0 c1 c2 >$HOME/ids; echo rm $?

@@ -36,9 +36,9 @@ const LINES: &[Line] = &[
     (
         0,
         "$run --rm --security-opt no-new-privileges --security-opt seccomp=unconfined --cap-drop ALL bb \
-         grep -E 'Cap|NoNewPrivs|Seccomp:' /proc/self/status",
+         sh -c 'grep -E \"Cap|NoNewPrivs|Seccomp:\" /proc/self/status'",
     ),
-    (0, "$run --rm --cap-add SYS_PTRACE bb grep -E 'Cap|NoNewPrivs|Seccomp:' /proc/self/status"),
+    (0, "$run --rm --cap-add SYS_PTRACE bb sh -c 'grep -E \"Cap|NoNewPrivs|Seccomp:\" /proc/self/status'"),
     (0, "$run --rm --init --oom-score-adj 500 bb sh -c 'cat /proc/1/comm /proc/self/oom_score_adj'"),
     (
         0,

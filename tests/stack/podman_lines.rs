@@ -33,11 +33,11 @@ const LINES: &[Line] = &[
         0,
         "$run --rm --uidmap 0:100000:5000 --gidmap 0:100000:5000 localhost/bb:1 sh -c 'cat /proc/self/uid_map; touch /x; stat -c %u /x'",
     ),
-    (0, "$run --rm --userns host --cgroupns host localhost/bb:1 cat /proc/self/uid_map"),
+    (0, "$run --rm --userns host --cgroupns host localhost/bb:1 sh -c 'cat /proc/self/uid_map'"),
     (
         0,
         "$run --rm --security-opt no-new-privileges --security-opt seccomp=unconfined --cap-drop ALL localhost/bb:1 \
-         grep -E 'Cap|NoNewPrivs|Seccomp:' /proc/self/status",
+         sh -c 'grep -E \"Cap|NoNewPrivs|Seccomp:\" /proc/self/status'",
     ),
     (
         0,
