@@ -11,6 +11,8 @@ struct Podman<'a> {
 }
 
 impl Podman<'_> {
+    /// A call, with a word on its standard input: a container that ends before conmon has accepted its caller's connection would
+    /// have written for nobody, and waits for the word.
     fn call(&self, args: &[&str]) -> Output {
         let dir = |name: &str| self.root.join("podman").join(name);
         Cmd::new(binaries::system("podman"))
@@ -25,6 +27,7 @@ impl Podman<'_> {
             .arg(self.runtime)
             .args(args)
             .env("XDG_RUNTIME_DIR", dir("xdg"))
+            .input("go\n")
             .run()
     }
 
@@ -95,6 +98,7 @@ fn check(runtime: &Path) {
 
     let out = podman.run(&[
         "--rm",
+        "--interactive",
         "--hostname",
         "inside",
         "--env",
@@ -102,16 +106,17 @@ fn check(runtime: &Path) {
         "localhost/bb:1",
         "sh",
         "-c",
-        "hostname; echo $A; exit 5",
+        "read word; hostname; echo $A; exit 5",
     ]);
     assert_eq!((out.code(), out.stdout.as_str()), (5, "inside\nb\n"), "{out}");
 
     let volume = format!("{}:/mnt:rw", root.join("shared").display());
     std::fs::create_dir(root.join("shared")).unwrap();
-    let script = "id -u; ulimit -n; echo ok >/mnt/file; touch /new 2>/dev/null || echo read-only";
+    let script = "read word; id -u; ulimit -n; echo ok >/mnt/file; touch /new 2>/dev/null || echo read-only";
     let out = podman
         .run(&[
             "--rm",
+            "--interactive",
             "--read-only",
             "--ulimit",
             "nofile=512:512",
@@ -131,7 +136,7 @@ fn check(runtime: &Path) {
     assert_eq!(std::fs::read_to_string(root.join("shared/file")).unwrap(), "ok\n");
 
     podman.run(&["-d", "--name", "bg", "localhost/bb:1", "sleep", "1000"]).success();
-    let out = podman.call(&["exec", "bg", "sh", "-c", "echo in exec; exit 4"]);
+    let out = podman.call(&["exec", "--interactive", "bg", "sh", "-c", "read word; echo in exec; exit 4"]);
     assert_eq!((out.code(), out.stdout.as_str()), (4, "in exec\n"), "{out}");
     podman.call(&["pause", "bg"]).success();
     podman.call(&["unpause", "bg"]).success();
