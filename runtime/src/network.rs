@@ -55,7 +55,8 @@ pub fn give(devices: &[NetDevice], joined: Option<OwnedFd>, pid: i32) -> Result<
     Ok(())
 }
 
-/// Moves a device with its lasting addresses, which the kernel takes away on the move, and switches it on.
+/// Moves a device with its lasting addresses, which the kernel takes away as it switches the device off for the move, and switches
+/// it on. A device that cannot move is left as it was.
 fn move_one(
     device: &NetDevice,
     here: &Devices,
@@ -63,10 +64,8 @@ fn move_one(
     namespace: BorrowedFd,
 ) -> std::io::Result<()> {
     let index = here.index(&device.name)?;
-    // Before it is switched off, which ends its addresses of version 6.
     let addresses = here.addresses(index)?;
     let before = if device.new_name.ends_with(TEMPLATE) { there.indices()? } else { Vec::new() };
-    here.set_up(index, false)?;
     here.hand_over(index, namespace, &device.new_name)?;
     let index = if device.new_name.ends_with(TEMPLATE) {
         let now = there.indices()?;
@@ -78,5 +77,5 @@ fn move_one(
     for address in addresses.iter().filter(|address| address.is_permanent && address.is_global) {
         there.add_address(index, address)?;
     }
-    there.set_up(index, true)
+    there.set_up(index)
 }

@@ -187,8 +187,11 @@ fn what_cannot_move_is_refused() {
     });
     let out = runtime.run(&bundle.save()).failure();
     assert!(out.stderr.contains("without a NET namespace"), "{out}");
-    // Every namespace has a loopback device of its own.
+    // Every namespace has a loopback device of its own, and goes on having it.
     let out = runtime.run(&moving(&runtime, "echo ran", json!({"lo": {}})).save()).failure();
     assert!(out.stderr.contains("move network device lo"), "{out}");
+    let flags = std::fs::read_to_string("/sys/class/net/lo/flags").unwrap();
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap();
+    assert_eq!(flags & 1, 1, "the host's loopback device is off");
     runtime.assert_clean();
 }

@@ -78,11 +78,10 @@ impl Devices {
         Ok(answers.iter().filter_map(|answer| address_of(answer, index)).collect())
     }
 
-    /// Switches a device on or off.
-    pub fn set_up(&self, index: i32, up: bool) -> io::Result<()> {
-        let up_flag = libc::IFF_UP as u32;
-        let flags = if up { up_flag } else { 0 };
-        self.ask(Request::link(libc::RTM_NEWLINK, REQUEST | ACK, index, flags, up_flag)).map(drop)
+    /// Switches a device on.
+    pub fn set_up(&self, index: i32) -> io::Result<()> {
+        let up = libc::IFF_UP as u32;
+        self.ask(Request::link(libc::RTM_NEWLINK, REQUEST | ACK, index, up, up)).map(drop)
     }
 
     /// Moves a device into another namespace and gives it a name there, in one step; `EEXIST` if the name is taken.
