@@ -25,7 +25,7 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
 use orlop_proto::kind::Kind;
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
@@ -65,6 +65,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Serves until a stop signal; returns when everything is closed.
 pub async fn serve(config: Config) -> Result<()> {
     let config = config.absolute()?;
+    // First of all: a stop signal that comes as soon as there is a socket must find somebody who waits for it.
+    let signals = StopSignals::watch()?;
     directory(&config.root)?;
     directory(&config.state)?;
     let _lock = lock(&config.root)?;
@@ -135,7 +137,7 @@ pub async fn serve(config: Config) -> Result<()> {
     tracing::info!(address = %config.address().display(), "serving");
 
     tokio::select! {
-        signal = stop_signal() => tracing::info!(signal = signal?, "stopping"),
+        signal = signals.next() => tracing::info!(signal, "stopping"),
         ended = &mut serving => return served(ended),
     }
     // Ignoring: with no receiver left nobody needs to be told.
@@ -162,14 +164,28 @@ fn served(
     }
 }
 
-/// Waits for SIGTERM or SIGINT; returns its name.
-async fn stop_signal() -> Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate()).context("watch", "SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watch", "SIGINT")?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    })
+/// The signals that ask for a stop.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// From now on they end nothing by themselves.
+    fn watch() -> Result<StopSignals> {
+        Ok(StopSignals {
+            terminate: signal(SignalKind::terminate()).context("watch", "SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("watch", "SIGINT")?,
+        })
+    }
+
+    /// Waits for one; returns its name.
+    async fn next(mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 /// Makes a directory that others may pass but not list, as shims of other users need its sockets.

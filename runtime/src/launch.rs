@@ -306,13 +306,13 @@ impl Launched {
         }
         if let Some((uid, gid)) = &plan.namespaces.mappings {
             rootless::write_mappings(self.pid, uid, gid)?;
-            self.channel.send(&Message::Go)?;
+            self.give_word();
         }
         let asks_more = hooks::before_pivot(around.hooks).next().is_some()
             || around.filter.is_some_and(|filter| filter.listener.is_some());
         if around.starts_at_once && !asks_more {
             // Given early, the word waits for the process and not the process for the word: two changes of process less.
-            self.channel.send(&Message::Go)?;
+            self.give_word();
             self.may_start = true;
         }
         loop {
@@ -323,16 +323,22 @@ impl Launched {
                 Some((Message::Console, Some(master))) => self.console = Some(master),
                 Some((Message::Listener(number), _)) => {
                     self.pass_listener(number, around)?;
-                    self.channel.send(&Message::Go)?;
+                    self.give_word();
                 }
                 Some((Message::Hooks, _)) => {
                     hooks::run(hooks::before_pivot(around.hooks), around.state)?;
-                    self.channel.send(&Message::Go)?;
+                    self.give_word();
                 }
                 other => return Err(self.failure(other.map(|(message, _)| message))),
             }
         }
         Ok(())
+    }
+
+    /// Gives the word that the process waits for. One that has ended does not hear it, and what it said before is read next:
+    /// that is the failure to tell, not the broken pipe.
+    fn give_word(&self) {
+        let _ = self.channel.send(&Message::Go);
     }
 
     /// Gives the descriptor of seccomp notifications to the supervisor of the configuration (runtime-spec, "The Container
