@@ -56,7 +56,7 @@ impl Podman<'_> {
 
 /// The cgroup that podman makes for its monitors and keeps: taken away again, unless it was there before. One test at a time
 /// may use podman meanwhile.
-struct Monitors {
+pub struct Monitors {
     before: Vec<PathBuf>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -64,7 +64,8 @@ struct Monitors {
 impl Monitors {
     const NAME: &'static str = "libpod_parent";
 
-    fn new() -> Monitors {
+    /// Waits for its turn.
+    pub fn new() -> Monitors {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         Monitors { before: host::cgroups_named(Monitors::NAME), _turn: turn }
@@ -74,8 +75,8 @@ impl Monitors {
 impl Drop for Monitors {
     fn drop(&mut self) {
         for made in host::cgroups_named(Monitors::NAME).iter().filter(|group| !self.before.contains(group)) {
-            // Somebody else's podman may be using it by now.
-            let _ = std::fs::remove_dir(made);
+            // Somebody else's podman may be using it by now. Its own leaves groups of pods in hierarchies that it does not know.
+            let _ = host::remove_cgroup(made);
         }
     }
 }

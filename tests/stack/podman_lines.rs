@@ -161,6 +161,7 @@ fn prepare(side: &mut Side) {
 
 #[test]
 fn podman_answers_by_orlop_as_by_runc() {
+    let _monitors = super::podman::Monitors::new();
     let (mut ours, mut reference) = (Side::new("orlop"), Side::new("runc"));
     prepare(&mut ours);
     prepare(&mut reference);
