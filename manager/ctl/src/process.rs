@@ -3,7 +3,8 @@
 use orlop_proto::containerd::services::tasks::v1::*;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
 use crate::client::Client;
@@ -22,6 +23,13 @@ pub struct Process {
     pub exec: String,
 }
 
+/// What may happen to a process from now on.
+pub struct Watch {
+    exit: JoinHandle<Result<u32>>,
+    forwarded: UnboundedReceiver<u32>,
+    resized: Signal,
+}
+
 impl Process {
     /// Starts it and returns its process ID.
     ///
@@ -33,7 +41,19 @@ impl Process {
         Ok(self.client.tasks().start(request).await?.into_inner().pid)
     }
 
-    /// Waits for its exit in the background; started before the process is, no exit can be missed.
+    /// Waits for its exit and for signals in the background: begun before the process is started, none can be missed.
+    ///
+    /// # Errors
+    ///
+    /// Those of installing handlers.
+    pub fn watch(&self) -> Result<Watch> {
+        let forwarded = signals::forwarded()?;
+        let resized = signal(SignalKind::window_change())
+            .map_err(|error| Error::io("catch signal", "SIGWINCH", error))?;
+        Ok(Watch { exit: self.exit(), forwarded, resized })
+    }
+
+    /// Waits for its exit in the background.
     pub fn exit(&self) -> JoinHandle<Result<u32>> {
         let process = self.clone();
         tokio::spawn(async move { process.wait().await })
@@ -101,15 +121,8 @@ impl Process {
     /// # Errors
     ///
     /// Those of waiting for it.
-    pub async fn attend(
-        &self,
-        mut exit: JoinHandle<Result<u32>>,
-        streams: &mut Streams,
-        has_terminal: bool,
-    ) -> Result<u32> {
-        let mut forwarded = signals::forwarded()?;
-        let mut resized = signal(SignalKind::window_change())
-            .map_err(|error| Error::io("catch signal", "SIGWINCH", error))?;
+    pub async fn attend(&self, watch: Watch, streams: &mut Streams, has_terminal: bool) -> Result<u32> {
+        let Watch { mut exit, mut forwarded, mut resized } = watch;
         if has_terminal {
             self.resize().await;
         }

@@ -79,13 +79,13 @@ pub async fn start(
         if let Some(path) = pid_file {
             write_pid(path, pid)?;
         }
-        let exit = (!detach).then(|| process.exit());
+        let watch = (!detach).then(|| process.watch()).transpose()?;
         process.start().await?;
-        Ok(exit)
+        Ok(watch)
     }
     .await;
-    let exit = match started {
-        Ok(exit) => exit,
+    let watch = match started {
+        Ok(watch) => watch,
         Err(error) => {
             // What went wrong before is what is reported.
             let _ = process.delete().await;
@@ -93,8 +93,8 @@ pub async fn start(
             return Err(error);
         }
     };
-    let Some(exit) = exit else { return Ok(0) };
-    let code = process.attend(exit, &mut stdio.streams, tty).await;
+    let Some(watch) = watch else { return Ok(0) };
+    let code = process.attend(watch, &mut stdio.streams, tty).await;
     let deleted = process.delete().await;
     stdio.close();
     let code = code?;

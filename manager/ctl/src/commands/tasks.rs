@@ -95,11 +95,11 @@ async fn attach(context: &Context<'_>, container: String) -> Result<u32> {
             path.clear();
         }
     }
-    let exit = process.exit();
+    let watch = process.watch()?;
     let _raw = if record.terminal { Raw::enter()? } else { None };
     let mut streams = Streams::open(&paths)?;
     streams.opened();
-    let code = process.attend(exit, &mut streams, record.terminal).await?;
+    let code = process.attend(watch, &mut streams, record.terminal).await?;
     process.delete().await?;
     stdio::remove_below(&context.fifo_directory(), &paths);
     Ok(code)
@@ -141,16 +141,24 @@ async fn exec(context: &Context<'_>, options: Exec) -> Result<u32> {
         return Err(status.into());
     }
     let process = process(context, container_id.clone(), Some(options.exec_id.clone()));
-    let exit = (!options.detach).then(|| process.exit());
-    if let Err(error) = process.start().await {
-        // What went wrong before is what is reported.
-        let _ = process.delete().await;
-        stdio.close();
-        return Err(error);
+    let started = async {
+        let watch = (!options.detach).then(|| process.watch()).transpose()?;
+        process.start().await?;
+        Ok(watch)
     }
+    .await;
+    let watch = match started {
+        Ok(watch) => watch,
+        Err(error) => {
+            // What went wrong before is what is reported.
+            let _ = process.delete().await;
+            stdio.close();
+            return Err(error);
+        }
+    };
     stdio.opened();
-    let Some(exit) = exit else { return Ok(0) };
-    let code = process.attend(exit, &mut stdio.streams, options.tty).await;
+    let Some(watch) = watch else { return Ok(0) };
+    let code = process.attend(watch, &mut stdio.streams, options.tty).await;
     let deleted = process.delete().await;
     stdio.close();
     let code = code?;
