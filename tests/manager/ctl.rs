@@ -65,7 +65,6 @@ fn life_of_a_container(daemon: &impl Daemon, root: &Root) {
     let left = ctl(&["snapshots", "ls"]).run().success().stdout;
     assert!(!left.contains("stays"), "{left}");
 
-    detached_with_a_log(daemon, root);
     signals_reach_the_container(daemon);
     failures_leave_nothing(daemon);
 }
@@ -79,7 +78,7 @@ fn detached_with_a_log(daemon: &impl Daemon, root: &Root) {
     assert_eq!(ctl(&["tasks", "wait", "logged"]).run().success().stdout, "9\n");
     ctl(&["tasks", "delete", "logged"]).run().success();
     ctl(&["containers", "delete", "logged"]).run().success();
-    // Two pipes end in one file, in either order; containerd's shim may be behind with the second.
+    // Two pipes end in one file, in either order.
     poll_until(DEADLINE, "both lines are in the log", || {
         let text = std::fs::read_to_string(&log).expect("the log");
         let mut lines: Vec<_> = text.lines().collect();
@@ -133,6 +132,8 @@ fn a_container_lives_on_orlopd() {
     let root = Root::new();
     let mut daemon = Orlopd::start(&root);
     life_of_a_container(&daemon, &root);
+    // containerd's own shim sometimes loses a line of such a log.
+    detached_with_a_log(&daemon, &root);
     daemon.stop();
     root.assert_clean();
 }
