@@ -24,6 +24,9 @@ pub struct Arguments {
     /// Address of the containerd API's unix socket
     #[arg(short, long, global = true, value_name = "SOCKET")]
     pub address: Option<PathBuf>,
+    /// Address of the Docker Engine API's unix socket
+    #[arg(long, global = true, value_name = "SOCKET")]
+    pub docker_address: Option<PathBuf>,
     /// Directory of everything that outlives a reboot
     #[arg(long, global = true, value_name = "DIRECTORY")]
     pub root: Option<PathBuf>,

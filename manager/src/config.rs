@@ -14,6 +14,9 @@ pub const DEFAULT_TEXT: &str = include_str!("default.toml");
 /// The runtime name that stock clients ask for.
 pub const RUNC_V2: &str = "io.containerd.runc.v2";
 
+/// Directory of what a reboot may remove, unless told otherwise.
+const DEFAULT_STATE: &str = "/run/orlopd";
+
 /// Everything that can be configured; each value has a default.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
@@ -24,6 +27,8 @@ pub struct Config {
     pub state: PathBuf,
     /// The containerd API's socket.
     pub grpc: Grpc,
+    /// The Docker Engine API.
+    pub docker: Docker,
     /// Logging.
     pub debug: Debug,
     /// Garbage collection.
@@ -48,6 +53,18 @@ pub struct Grpc {
     pub gid: u32,
     /// Largest message in either direction, in bytes.
     pub max_message_size: usize,
+}
+
+/// The Docker Engine API.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Docker {
+    /// Path of the socket; by default `docker.sock` in the default state directory, and none in another.
+    pub address: Option<PathBuf>,
+    /// Owner of the socket.
+    pub uid: u32,
+    /// Group of the socket.
+    pub gid: u32,
 }
 
 /// Logging.
@@ -136,8 +153,9 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             root: "/var/lib/orlopd".into(),
-            state: "/run/orlopd".into(),
+            state: DEFAULT_STATE.into(),
             grpc: Grpc::default(),
+            docker: Docker::default(),
             debug: Debug::default(),
             gc: Gc::default(),
             registry: Registry::default(),
@@ -241,6 +259,13 @@ impl Config {
         path.into()
     }
 
+    /// Path of the Docker API's socket, where it is served: a second daemon, with a state directory of its own, serves
+    /// it only when told where.
+    pub fn docker_address(&self) -> Option<PathBuf> {
+        let default = || (self.state == Path::new(DEFAULT_STATE)).then(|| self.state.join("docker.sock"));
+        self.docker.address.clone().or_else(default)
+    }
+
     /// How many threads drive the asynchronous work: it never blocks, so two serve any number of cores at the
     /// price of two stacks.
     pub fn workers(&self) -> usize {
@@ -264,6 +289,7 @@ mod tests {
             });
         let mut explicit = Config::parse(&uncommented).unwrap();
         assert_eq!(explicit.grpc.address.take(), Some("/run/orlopd/orlopd.sock".into()));
+        assert_eq!(explicit.docker.address.take(), Some("/run/orlopd/docker.sock".into()));
         assert_eq!(explicit, Config::default());
     }
 
@@ -292,5 +318,7 @@ mod tests {
         let config = Config::parse("state = \"/tmp/s\"").unwrap();
         assert_eq!(config.address(), Path::new("/tmp/s/orlopd.sock"));
         assert_eq!(config.ttrpc_address(), Path::new("/tmp/s/orlopd.sock.ttrpc"));
+        assert_eq!(config.docker_address(), None);
+        assert_eq!(Config::default().docker_address(), Some("/run/orlopd/docker.sock".into()));
     }
 }

@@ -47,6 +47,7 @@ use crate::api::version::VersionService;
 use crate::config::Config;
 use crate::content::ContentStore;
 use crate::db::Database;
+use crate::docker;
 use crate::events::Exchange;
 use crate::gc::Collector;
 use crate::image::ImageService;
@@ -92,6 +93,26 @@ pub async fn serve(config: Config) -> Result<()> {
     let transfers =
         ImageService::new(content.clone(), snapshots.clone(), images.clone(), leases.clone(), registries);
     let streams = Streams::default();
+    let engine = match config.docker_address() {
+        None => None,
+        Some(address) => {
+            let parts = docker::Parts {
+                database: database.clone(),
+                content: content.clone(),
+                snapshots: snapshots.clone(),
+                names: images.clone(),
+                leases: leases.clone(),
+                records: containers.clone(),
+                images: transfers.clone(),
+                supervisor: supervisor.clone(),
+                collector: collector.clone(),
+                root: config.root.join("docker"),
+                state: config.state.join("docker"),
+                id: uuid.clone(),
+            };
+            Some((docker::Engine::new(parts)?, address))
+        }
+    };
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let listener = listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
@@ -134,6 +155,14 @@ pub async fn serve(config: Config) -> Result<()> {
         router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone())),
     );
     let collecting = tokio::spawn(collector.run());
+    let docker_address = match engine {
+        None => None,
+        Some((engine, address)) => {
+            let listener = listen(&address, config.docker.uid, config.docker.gid)?;
+            tokio::spawn(docker::serve(listener, engine, until(stopped.clone())));
+            Some(address)
+        }
+    };
     tracing::info!(address = %config.address().display(), "serving");
 
     tokio::select! {
@@ -149,6 +178,9 @@ pub async fn serve(config: Config) -> Result<()> {
     collecting.abort();
     forwarding.abort();
     supervisor.close();
+    if let Some(address) = docker_address {
+        remove_socket(&address)?;
+    }
     remove_socket(&config.ttrpc_address())?;
     remove_socket(&config.address())
 }

@@ -6,6 +6,7 @@ mod config;
 mod content;
 mod daemon;
 mod db;
+mod docker;
 mod events;
 mod filter;
 mod gc;
@@ -83,6 +84,9 @@ fn run(arguments: Arguments) -> Result<()> {
     }
     if let Some(address) = arguments.address {
         config.grpc.address = Some(address);
+    }
+    if let Some(address) = arguments.docker_address {
+        config.docker.address = Some(address);
     }
     if let Some(Command::Publish { namespace, topic }) = arguments.command {
         return tokio::runtime::Builder::new_current_thread()

@@ -1,0 +1,104 @@
+//! The Docker Engine API over the manager's own objects, in process.
+//!
+//! `connection` accepts, `route` finds the end point, one file or directory per kind of object answers: it decodes, calls
+//! the domain and encodes. Everything lives in the namespace `moby`, as dockerd's does, where the containerd API sees it.
+//! Follows the Engine API reference and, where that is silent, dockerd.
+
+#![allow(dead_code, reason = "end points come one after the other; what they share is here first")]
+
+mod auth;
+mod connection;
+mod events;
+mod failure;
+mod filters;
+mod host;
+mod message;
+mod networks;
+mod route;
+mod swarm;
+mod system;
+mod volumes;
+
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use orlop_proto::error::Result;
+
+pub use connection::serve;
+
+use crate::content::ContentStore;
+use crate::db::Database;
+use crate::gc::Collector;
+use crate::image::ImageService;
+use crate::request::{Namespace, RequestContext};
+use crate::snapshot::Snapshots;
+use crate::store::containers::Containers;
+use crate::store::images::Images;
+use crate::store::leases::Leases;
+use crate::task::Supervisor;
+
+/// The namespace of everything that is made through this API.
+pub const NAMESPACE: &str = "moby";
+
+/// What the engine stands on.
+pub struct Parts {
+    /// Metadata.
+    pub database: Database,
+    /// Blobs.
+    pub content: ContentStore,
+    /// File systems.
+    pub snapshots: Snapshots,
+    /// Names of images.
+    pub names: Images,
+    /// What keeps things from being collected.
+    pub leases: Leases,
+    /// Containers as the containerd API has them.
+    pub records: Containers,
+    /// Pulling, pushing, unpacking.
+    pub images: ImageService,
+    /// Running containers.
+    pub supervisor: Supervisor,
+    /// The garbage collector.
+    pub collector: Collector,
+    /// Directory of everything that outlives a reboot.
+    pub root: PathBuf,
+    /// Directory of what a reboot may remove.
+    pub state: PathBuf,
+    /// Name of this installation.
+    pub id: String,
+}
+
+/// The engine; clones are handles of one.
+#[derive(Clone)]
+pub struct Engine(Arc<Shared>);
+
+/// What the end points use.
+pub struct Shared {
+    /// What the engine stands on.
+    pub parts: Parts,
+    /// On whose behalf everything is done.
+    pub context: RequestContext,
+    /// What happened, for those who listen.
+    pub events: events::Bus,
+}
+
+impl Deref for Engine {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Engine {
+    /// An engine over these parts.
+    ///
+    /// # Errors
+    ///
+    /// When its directories cannot be made.
+    pub fn new(parts: Parts) -> Result<Engine> {
+        let context = RequestContext { namespace: Namespace::new(NAMESPACE)?, lease: None };
+        Ok(Engine(Arc::new(Shared { parts, context, events: events::Bus::default() })))
+    }
+}
