@@ -48,6 +48,17 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Check what is stored while no daemon serves; orlopctl fsck asks one that does
+    Fsck {
+        /// Heal what a registry or a blob can bring back
+        #[arg(long)]
+        repair: bool,
+        /// Leave out what reads every byte: digests of blobs and contents of layers
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Say what every byte below the root is for, while no daemon serves
+    Du,
     /// Publish an event read from standard input; shims call this
     Publish {
         /// Namespace to publish to

@@ -33,6 +33,8 @@ pub struct Config {
     pub debug: Debug,
     /// Garbage collection.
     pub gc: Gc,
+    /// Layers.
+    pub snapshots: Snapshots,
     /// Registries.
     pub registry: Registry,
     /// What holds for all shims.
@@ -111,8 +113,18 @@ pub struct Gc {
     pub schedule_delay: u64,
     /// Number of changes after which a collection runs even if nothing was deleted; 0 for never.
     pub mutation_threshold: u64,
+    /// Time without a change after which what fewer changes left is collected, in seconds; 0 for never.
+    pub idle_delay: u64,
     /// Age at which an ingest that no lease holds is given up, in seconds.
     pub ingest_expiry: u64,
+}
+
+/// Layers.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Snapshots {
+    /// Time between the commit of a layer and the writing back of its files, in seconds.
+    pub write_back_delay: u64,
 }
 
 /// Registries.
@@ -158,6 +170,7 @@ impl Default for Config {
             docker: Docker::default(),
             debug: Debug::default(),
             gc: Gc::default(),
+            snapshots: Snapshots::default(),
             registry: Registry::default(),
             shim: Shim::default(),
             runtimes: BTreeMap::from([(RUNC_V2.to_owned(), Runtime::runc_v2())]),
@@ -179,7 +192,13 @@ impl Default for Debug {
 
 impl Default for Gc {
     fn default() -> Self {
-        Gc { schedule_delay: 100, mutation_threshold: 100, ingest_expiry: 24 * 60 * 60 }
+        Gc { schedule_delay: 100, mutation_threshold: 100, idle_delay: 300, ingest_expiry: 24 * 60 * 60 }
+    }
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Snapshots { write_back_delay: 2 }
     }
 }
 

@@ -1,12 +1,10 @@
-//! The whole procedure of the daemon, top to bottom: directories, lock, database, domain, sockets, serving, stop.
+//! The whole procedure of the daemon, top to bottom: stores, recovery, domain, sockets, serving, stop.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, umask};
 use orlop_proto::containerd::services::containers::v1::containers_server::ContainersServer;
 use orlop_proto::containerd::services::content::v1::content_server::ContentServer;
@@ -24,11 +22,13 @@ use orlop_proto::containerd::services::version::v1::version_server::VersionServe
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
 use orlop_proto::kind::Kind;
+use orlop_proto::orlop::admin::v1::admin_server::AdminServer;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use crate::api::admin::AdminService;
 use crate::api::containers::ContainersService;
 use crate::api::content::ContentService;
 use crate::api::diff::DiffService;
@@ -45,18 +45,9 @@ use crate::api::tasks::TasksService;
 use crate::api::transfer::TransferService;
 use crate::api::version::VersionService;
 use crate::config::Config;
-use crate::content::ContentStore;
-use crate::db::Database;
 use crate::docker;
-use crate::events::Exchange;
-use crate::gc::Collector;
-use crate::image::ImageService;
-use crate::image::registry::{self, Registries};
-use crate::snapshot::Snapshots;
-use crate::store::containers::Containers;
-use crate::store::images::Images;
-use crate::store::leases::Leases;
-use crate::store::namespaces::{Namespaces, installation};
+use crate::store::namespaces::installation;
+use crate::stores::{Stores, directory};
 use crate::task::Supervisor;
 use crate::ttrpc;
 
@@ -68,36 +59,37 @@ pub async fn serve(config: Config) -> Result<()> {
     let config = config.absolute()?;
     // First of all: a stop signal that comes as soon as there is a socket must find somebody who waits for it.
     let signals = StopSignals::watch()?;
-    directory(&config.root)?;
     directory(&config.state)?;
-    let _lock = lock(&config.root)?;
-    let database = Database::open(&config.root.join("meta.redb"))?;
-
-    let exchange = Exchange::default();
-    let namespaces = Namespaces::new(database.clone(), exchange.clone());
-    let containers = Containers::new(database.clone(), exchange.clone());
-    let images = Images::new(database.clone(), exchange.clone());
-    let leases = Leases::new(database.clone());
-    let content = ContentStore::open(&config.root.join("content"), database.clone(), exchange.clone())?;
-    let snapshots = Snapshots::open(&config.root, database.clone(), exchange.clone())?;
-    content.recover()?;
-    snapshots.recover()?;
-    let collector = Collector::new(database.clone(), content.clone(), snapshots.clone(), config.gc.clone());
-    let uuid = installation(&database)?;
+    let stores = Stores::open(&config)?;
+    stores.recover().await?;
+    let uuid = installation(&stores.database)?;
+    let admin = AdminService {
+        root: config.root.clone(),
+        checker: stores.checker(),
+        collector: stores.collector.clone(),
+        images: stores.images.clone(),
+        containers: stores.containers.clone(),
+        leases: stores.leases.clone(),
+    };
+    let Stores {
+        exchange,
+        namespaces,
+        containers,
+        images,
+        leases,
+        content,
+        snapshots,
+        transfers,
+        collector,
+        ..
+    } = &stores;
     let supervisor = Supervisor::new(&config, exchange.clone())?;
-    let registries = Registries::new(registry::Settings {
-        connect_timeout: Duration::from_secs(config.registry.connect_timeout),
-        stall_timeout: Duration::from_secs(config.registry.stall_timeout),
-        hosts: config.registry.config_path.clone(),
-    });
-    let transfers =
-        ImageService::new(content.clone(), snapshots.clone(), images.clone(), leases.clone(), registries);
     let streams = Streams::default();
     let engine = match config.docker_address() {
         None => None,
         Some(address) => {
             let parts = docker::Parts {
-                database: database.clone(),
+                database: stores.database.clone(),
                 content: content.clone(),
                 snapshots: snapshots.clone(),
                 names: images.clone(),
@@ -131,17 +123,30 @@ pub async fn serve(config: Config) -> Result<()> {
             IntrospectionServer,
             IntrospectionService { snapshots: snapshots.clone(), uuid }
         ))
-        .add_service(limited!(NamespacesServer, NamespacesService(namespaces)))
+        .add_service(limited!(NamespacesServer, NamespacesService(namespaces.clone())))
         .add_service(limited!(ContainersServer, ContainersService(containers.clone())))
-        .add_service(limited!(TasksServer, TasksService { containers, supervisor: supervisor.clone() }))
-        .add_service(limited!(EventsServer, EventsService { exchange, supervisor: supervisor.clone() }))
-        .add_service(limited!(ImagesServer, ImagesService { images, collector: collector.clone() }))
-        .add_service(limited!(LeasesServer, LeasesService { leases, collector: collector.clone() }))
-        .add_service(limited!(ContentServer, ContentService(content)))
-        .add_service(limited!(SnapshotsServer, SnapshotsService(snapshots)))
+        .add_service(limited!(
+            TasksServer,
+            TasksService { containers: containers.clone(), supervisor: supervisor.clone() }
+        ))
+        .add_service(limited!(
+            EventsServer,
+            EventsService { exchange: exchange.clone(), supervisor: supervisor.clone() }
+        ))
+        .add_service(limited!(
+            ImagesServer,
+            ImagesService { images: images.clone(), collector: collector.clone() }
+        ))
+        .add_service(limited!(
+            LeasesServer,
+            LeasesService { leases: leases.clone(), collector: collector.clone() }
+        ))
+        .add_service(limited!(ContentServer, ContentService(content.clone())))
+        .add_service(limited!(SnapshotsServer, SnapshotsService(snapshots.clone())))
         .add_service(limited!(StreamingServer, StreamingService(streams.clone())))
         .add_service(limited!(DiffServer, DiffService(transfers.clone())))
-        .add_service(limited!(TransferServer, TransferService { images: transfers, streams }));
+        .add_service(limited!(TransferServer, TransferService { images: transfers.clone(), streams }))
+        .add_service(limited!(AdminServer, admin));
     let until = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
         // An error means that the sender is gone, which is a stop too.
         let _ = stopped.wait_for(|stop| *stop).await;
@@ -154,7 +159,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let mut serving = tokio::spawn(
         router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone())),
     );
-    let collecting = tokio::spawn(collector.run());
+    let collecting = tokio::spawn(collector.clone().run());
     let docker_address = match engine {
         None => None,
         Some((engine, address)) => {
@@ -218,36 +223,6 @@ impl StopSignals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
-}
-
-/// Makes a directory that others may pass but not list, as shims of other users need its sockets.
-fn directory(path: &Path) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(0o711).create(path).context("create", path.display().to_string())
-}
-
-/// How files are made that only root may use.
-pub fn private_file() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options
-}
-
-/// Keeps a second daemon off the same root for as long as the value lives.
-fn lock(root: &Path) -> Result<Flock<File>> {
-    let path = root.join("lock");
-    let file = private_file().open(&path).context("create", path.display().to_string())?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-        Error::because(
-            Kind::FailedPrecondition,
-            "lock",
-            root.display().to_string(),
-            if errno == nix::errno::Errno::EWOULDBLOCK {
-                "another orlopd uses this root".to_owned()
-            } else {
-                errno.to_string()
-            },
-        )
-    })
 }
 
 /// Binds the socket with mode 0660; a socket that nobody answers on any more is replaced.

@@ -199,6 +199,18 @@ impl Database {
         Ok(value)
     }
 
+    /// Checks the file's own structure, and repairs it; says whether it was intact. Blocks, and nobody else may use the
+    /// database meanwhile.
+    pub fn verify(&self) -> Result<bool> {
+        let mut open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let database = open.as_mut().ok_or_else(|| {
+            Error::new(Kind::Unavailable, "open database", self.shared.path.display().to_string())
+        })?;
+        database.check_integrity().map_err(|error| {
+            Error::because(Kind::DataLoss, "check database", self.shared.path.display().to_string(), error)
+        })
+    }
+
     /// What happened since the last garbage collection.
     pub fn changes(&self) -> &Changes {
         &self.shared.changes
@@ -247,7 +259,7 @@ impl Shared {
     /// Reserves space, if there is any; what is there already stays.
     fn reserve(&self) {
         let path = self.reserve_path();
-        let reserved = crate::daemon::private_file().open(&path).is_ok_and(|file| {
+        let reserved = crate::stores::private_file().open(&path).is_ok_and(|file| {
             rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE).is_ok()
         });
         if !reserved {
@@ -270,7 +282,7 @@ impl Shared {
 const BROKEN: &str = "write database";
 
 fn open_file(path: &Path) -> Result<redb::Database> {
-    let file = crate::daemon::private_file().open(path).context("open", path.display().to_string())?;
+    let file = crate::stores::private_file().open(path).context("open", path.display().to_string())?;
     redb::Builder::new().set_cache_size(CACHE).create_file(file).map_err(|error| {
         let kind = match &error {
             redb::DatabaseError::DatabaseAlreadyOpen => Kind::FailedPrecondition,

@@ -9,15 +9,19 @@ mod db;
 mod docker;
 mod events;
 mod filter;
+mod fsck;
 mod gc;
 mod identifier;
 mod image;
 mod labels;
+mod offline;
 mod plugins;
 mod publish;
 mod request;
 mod snapshot;
+mod space;
 mod store;
+mod stores;
 mod task;
 mod ttrpc;
 
@@ -66,6 +70,12 @@ fn start_log(level: LevelFilter) {
     tracing_subscriber::registry().with(lines).with(targets).init();
 }
 
+/// Runs what serves nobody.
+fn block_on_one_thread(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("start", "the runtime")?.block_on(work)
+}
+
 fn run(arguments: Arguments) -> Result<()> {
     if arguments.version {
         println!("orlopd {} {}", api::version::PACKAGE, api::version::version());
@@ -88,12 +98,16 @@ fn run(arguments: Arguments) -> Result<()> {
     if let Some(address) = arguments.docker_address {
         config.docker.address = Some(address);
     }
-    if let Some(Command::Publish { namespace, topic }) = arguments.command {
-        return tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("start", "the runtime")?
-            .block_on(publish::publish(config.address(), &namespace, topic));
+    match arguments.command {
+        Some(Command::Publish { namespace, topic }) => {
+            return block_on_one_thread(publish::publish(config.address(), &namespace, topic));
+        }
+        Some(Command::Fsck { repair, quick }) => {
+            let options = fsck::Options { repair, quick };
+            return block_on_one_thread(offline::fsck(config.absolute()?, options));
+        }
+        Some(Command::Du) => return block_on_one_thread(offline::du(config.absolute()?)),
+        Some(Command::Config { .. }) | None => {}
     }
     let level = arguments.log_level.map_or(LevelFilter::from(config.debug.level), LevelFilter::from);
     start_log(level);

@@ -141,6 +141,13 @@ pub mod io {
         }
     }
 }
+pub mod orlop {
+    pub mod admin {
+        pub mod v1 {
+            include!("orlop.admin.v1.rs");
+        }
+    }
+}
 pub mod runtimeoptions {
     pub mod v1 {
         include!("runtimeoptions.v1.rs");

@@ -21,4 +21,4 @@ mod generated {
 }
 
 #[cfg(feature = "ttrpc")]
-pub use generated::{containerd, google, grpc, io, runtimeoptions};
+pub use generated::{containerd, google, grpc, io, orlop, runtimeoptions};

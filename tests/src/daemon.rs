@@ -55,6 +55,8 @@ struct Launch {
     client: PathBuf,
     /// Hide the unified hierarchy of a hybrid host, which crun refuses.
     hide_unified: bool,
+    /// A file that stands for the kernel's boot ID.
+    boot_id: Option<PathBuf>,
 }
 
 impl Launch {
@@ -72,6 +74,7 @@ impl Launch {
             env: Vec::new(),
             client: binaries::find("ctr").unwrap_or_default(),
             hide_unified: false,
+            boot_id: None,
             dir,
         };
         launch.link(&binaries::orlop(), "orlop");
@@ -97,6 +100,12 @@ impl Launch {
         let hybrid = host::mounts().iter().any(|m| m.target == Path::new("/sys/fs/cgroup/unified"));
         let cmd = if self.hide_unified && hybrid {
             Cmd::new("unshare").args(HIDE).arg(&self.program)
+        } else if let Some(file) = &self.boot_id {
+            let bind = format!(
+                "mount --bind {} /proc/sys/kernel/random/boot_id && exec \"$0\" \"$@\"",
+                file.display()
+            );
+            Cmd::new("unshare").args(["-m", "--propagation", "private", "sh", "-c", &bind]).arg(&self.program)
         } else {
             Cmd::new(&self.program)
         };
@@ -138,6 +147,8 @@ pub struct Variant {
     pub links: Vec<(PathBuf, String)>,
     /// Run it in a mount namespace without the unified hierarchy of a hybrid host, which crun refuses.
     pub hide_unified: bool,
+    /// A file whose content the daemon takes for the kernel's boot ID: rewritten, the machine has been restarted.
+    pub boot_id: Option<PathBuf>,
     /// Where our manager keeps its state, instead of its own directory.
     pub state: Option<PathBuf>,
     /// The `containerd` to start, instead of Debian's.
@@ -150,6 +161,7 @@ impl Variant {
     fn apply(&self, launch: &mut Launch) {
         launch.env.clone_from(&self.env);
         launch.hide_unified = self.hide_unified;
+        launch.boot_id.clone_from(&self.boot_id);
         if let Some(client) = &self.client {
             launch.client.clone_from(client);
         }

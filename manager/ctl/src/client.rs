@@ -21,6 +21,7 @@ use orlop_proto::containerd::services::version::v1::version_client::VersionClien
 use orlop_proto::contract::time::rfc3339;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+use orlop_proto::orlop::admin::v1::admin_client::AdminClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -75,6 +76,8 @@ macro_rules! services {
 }
 
 services! {
+    /// What only orlopd can be asked.
+    admin: AdminClient,
     /// Containers.
     containers: ContainersClient,
     /// The content store.

@@ -1,5 +1,6 @@
-//! The containerd API: one service per file, which decodes, calls the domain and encodes.
+//! The containerd API and our own: one service per file, which decodes, calls the domain and encodes.
 
+pub mod admin;
 pub mod containers;
 pub mod content;
 pub mod convert;

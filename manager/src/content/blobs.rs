@@ -67,6 +67,11 @@ impl Blobs {
         Pin { blobs: self.clone(), digest: digest.clone() }
     }
 
+    /// Whether a write is about to record a blob.
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
+        self.lock().pinned.contains_key(digest)
+    }
+
     /// Size of a blob's file, in bytes, if there is one.
     pub fn size(&self, digest: &Digest) -> Result<Option<u64>> {
         let path = self.path(digest);
@@ -93,6 +98,13 @@ impl Blobs {
         if self.size(digest)?.is_some() {
             return Ok(());
         }
+        fs::rename(data, &path).context("name content", digest.to_string())?;
+        sync_directory(path.parent().unwrap_or(&self.directory))
+    }
+
+    /// Puts verified and synced data in the place of a blob's file, and makes that durable. The caller holds a pin.
+    pub fn replace(&self, data: &Path, digest: &Digest) -> Result<()> {
+        let path = self.path(digest);
         fs::rename(data, &path).context("name content", digest.to_string())?;
         sync_directory(path.parent().unwrap_or(&self.directory))
     }

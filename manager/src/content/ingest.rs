@@ -124,6 +124,11 @@ impl Ingests {
         Ok(Ingests { directory: directory.to_owned(), locks: Arc::default() })
     }
 
+    /// The directory of them all.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Directory of a write: a name of fixed length, whatever the reference.
     pub fn path(&self, namespace: &Namespace, reference: &str) -> PathBuf {
         self.directory.join(name(namespace, reference))

@@ -10,6 +10,7 @@
 
 pub mod blobs;
 pub mod digest;
+pub mod health;
 pub mod ingest;
 pub mod session;
 #[cfg(test)]

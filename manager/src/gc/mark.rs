@@ -26,21 +26,44 @@ const SNAPSHOT_LABEL: &str = "containerd.io/gc.ref.snapshot.";
 
 /// Something that can be collected, within a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Resource {
+pub(super) enum Resource {
     Content(String),
     Snapshot(String, String),
     Ingest(String),
 }
 
-type Node = (String, Resource);
+pub(super) type Node = (String, Resource);
 
 /// What a node needs.
 #[derive(Default)]
-struct References {
+pub(super) struct References {
     /// The snapshot below.
-    parent: Option<Resource>,
-    /// What labels name.
-    labels: Vec<Resource>,
+    pub parent: Option<Resource>,
+    /// What labels name, each with its label.
+    pub labels: Vec<(Resource, String)>,
+}
+
+/// Why something is kept for its own sake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// An image of that name, by its target or a label.
+    Image(String, String),
+    /// A container of that name, by its snapshot or a label.
+    Container(String, String),
+    /// A lease.
+    Lease(String),
+    /// Its own label.
+    Label,
+    /// A write that has not been idle for long.
+    Recent,
+}
+
+/// Something that is kept for its own sake.
+pub(super) struct Root {
+    pub node: Node,
+    /// Whether all that it refers to is kept too, and not its parents alone.
+    pub is_deep: bool,
+    pub reason: Reason,
 }
 
 /// Everything that the records say, at one moment.
@@ -54,9 +77,8 @@ pub struct Survey {
     pub expired_leases: Vec<(String, String)>,
     /// When the next lease or unfinished write expires.
     pub expiry: Option<SystemTime>,
-    /// Roots, each with whether it keeps all that it refers to.
-    roots: Vec<(Node, bool)>,
-    references: HashMap<Node, References>,
+    pub(super) roots: Vec<Root>,
+    pub(super) references: HashMap<Node, References>,
 }
 
 /// What is kept.
@@ -126,7 +148,8 @@ impl Survey {
                 _ if held.kind == leases::INGESTS => Resource::Ingest(held.id),
                 _ => Resource::Content(held.id),
             };
-            self.roots.push(((namespace.to_owned(), resource), *deep));
+            let (node, reason) = ((namespace.to_owned(), resource), Reason::Lease(lease.to_owned()));
+            self.roots.push(Root { node, is_deep: *deep, reason });
         }
         Ok(())
     }
@@ -134,16 +157,23 @@ impl Survey {
     /// Images and containers are roots.
     fn names(&mut self, tx: &impl Query) -> Result<()> {
         for (key, image) in tx.scan(&IMAGES, "")? {
-            let Some((namespace, _)) = split(&key) else { continue };
-            self.root(&namespace, Resource::Content(image.target.digest));
-            self.label_roots(&namespace, &image.labels);
+            let Some((namespace, name)) = split(&key) else { continue };
+            let by = |how: &str| Reason::Image(name.clone(), how.to_owned());
+            self.root(&namespace, Resource::Content(image.target.digest), by("target"));
+            for (resource, label) in label_references(&image.labels) {
+                self.root(&namespace, resource, by(&format!("label {label}")));
+            }
         }
         for (key, container) in tx.scan(&CONTAINERS, "")? {
-            let Some((namespace, _)) = split(&key) else { continue };
+            let Some((namespace, id)) = split(&key) else { continue };
+            let by = |how: &str| Reason::Container(id.clone(), how.to_owned());
             if !container.snapshotter.is_empty() {
-                self.root(&namespace, Resource::Snapshot(container.snapshotter, container.snapshot_key));
+                let snapshot = Resource::Snapshot(container.snapshotter, container.snapshot_key);
+                self.root(&namespace, snapshot, by("root file system"));
             }
-            self.label_roots(&namespace, &container.labels);
+            for (resource, label) in label_references(&container.labels) {
+                self.root(&namespace, resource, by(&format!("label {label}")));
+            }
         }
         Ok(())
     }
@@ -181,13 +211,14 @@ impl Survey {
         if record.lease.is_empty() {
             if !is_stale(ingest, age) {
                 self.note_expiry(ingest.updated.checked_add(age));
-                self.roots.push((node.clone(), true));
+                self.roots.push(Root { node: node.clone(), is_deep: true, reason: Reason::Recent });
             }
         } else if live.contains_key(&(record.namespace.clone(), record.lease.clone())) {
-            self.roots.push((node.clone(), true));
+            let reason = Reason::Lease(record.lease.clone());
+            self.roots.push(Root { node: node.clone(), is_deep: true, reason });
         }
         if !record.expected.is_empty() {
-            let labels = vec![Resource::Content(record.expected.clone())];
+            let labels = vec![(Resource::Content(record.expected.clone()), "expected digest".to_owned())];
             self.references.insert(node, References { parent: None, labels });
         }
     }
@@ -195,22 +226,17 @@ impl Survey {
     /// Notes what a node needs, and that it is a root if its label says so.
     fn node(&mut self, node: Node, parent: Option<Resource>, labels: &Labels) {
         if labels.contains_key(ROOT_LABEL) {
-            self.roots.push((node.clone(), true));
+            self.roots.push(Root { node: node.clone(), is_deep: true, reason: Reason::Label });
         }
-        let labels = label_references(labels);
+        let named = |(resource, label)| (resource, format!("label {label}"));
+        let labels: Vec<_> = label_references(labels).into_iter().map(named).collect();
         if parent.is_some() || !labels.is_empty() {
             self.references.insert(node, References { parent, labels });
         }
     }
 
-    fn root(&mut self, namespace: &str, resource: Resource) {
-        self.roots.push(((namespace.to_owned(), resource), true));
-    }
-
-    fn label_roots(&mut self, namespace: &str, labels: &Labels) {
-        for resource in label_references(labels) {
-            self.root(namespace, resource);
-        }
+    fn root(&mut self, namespace: &str, resource: Resource, reason: Reason) {
+        self.roots.push(Root { node: (namespace.to_owned(), resource), is_deep: true, reason });
     }
 
     fn note_expiry(&mut self, expiry: Option<SystemTime>) {
@@ -224,13 +250,14 @@ impl Survey {
     pub fn mark(&self) -> Marked {
         let mut deep: HashSet<Node> = HashSet::new();
         let mut flat: HashSet<Node> = HashSet::new();
-        let mut open: Vec<(Node, bool)> = self.roots.clone();
+        let mut open: Vec<(Node, bool)> =
+            self.roots.iter().map(|root| (root.node.clone(), root.is_deep)).collect();
         while let Some((node, is_deep)) = open.pop() {
             if deep.contains(&node) || (!is_deep && flat.contains(&node)) {
                 continue;
             }
             if let Some(references) = self.references.get(&node) {
-                let labels = references.labels.iter().filter(|_| is_deep);
+                let labels = references.labels.iter().filter(|_| is_deep).map(|(resource, _)| resource);
                 for resource in references.parent.iter().chain(labels) {
                     open.push(((node.0.clone(), resource.clone()), is_deep));
                 }
@@ -266,15 +293,16 @@ fn expiry(labels: &Labels) -> Option<SystemTime> {
     SystemTime::try_from(time).ok()
 }
 
-/// What labels refer to.
-fn label_references(labels: &Labels) -> Vec<Resource> {
+/// What labels refer to, each with its label.
+pub(super) fn label_references(labels: &Labels) -> Vec<(Resource, String)> {
     let reference = |(key, value): (&String, &String)| {
         if let Some(rest) = key.strip_prefix(SNAPSHOT_LABEL) {
             let snapshotter = rest.split('/').next().unwrap_or(rest);
-            return Some(Resource::Snapshot(snapshotter.to_owned(), value.clone()));
+            return Some((Resource::Snapshot(snapshotter.to_owned(), value.clone()), key.clone()));
         }
         let rest = key.strip_prefix(CONTENT_LABEL)?;
-        (rest.is_empty() || rest.starts_with(['.', '/'])).then(|| Resource::Content(value.clone()))
+        let is_reference = rest.is_empty() || rest.starts_with(['.', '/']);
+        is_reference.then(|| (Resource::Content(value.clone()), key.clone()))
     };
     labels.iter().filter_map(reference).collect()
 }

@@ -4,6 +4,7 @@
 //! `containerd.io/gc.root`; references are parents and the labels `containerd.io/gc.ref.…`. Follows containerd's
 //! package `metadata` (docs/garbage-collection.md there).
 
+pub mod explain;
 mod mark;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,7 @@ use crate::store::leases;
 use mark::{Marked, Survey};
 
 /// How long after a change the collector looks for what expires next.
-const IDLE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(60);
 
 /// What a collection removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,7 +81,20 @@ impl Collector {
         Ok(removed)
     }
 
-    /// Collects for ever: soon after deletions, after many changes, and when something expires.
+    /// What is kept at this moment, and why.
+    pub async fn explainer(&self) -> Result<explain::Explainer> {
+        let shared = self.shared.clone();
+        blocking(move || {
+            let ingests = shared.content.ingests().all()?;
+            let age = Duration::from_secs(shared.config.ingest_expiry);
+            let survey = shared.db.read_now(|tx| Survey::take(tx, &ingests, age))?;
+            Ok(explain::Explainer::new(survey, &ingests))
+        })
+        .await
+    }
+
+    /// Collects for ever: soon after deletions, after many changes, when something expires, and once it is quiet
+    /// after fewer changes.
     pub async fn run(self) {
         loop {
             if let Err(error) = self.collect().await {
@@ -96,6 +110,7 @@ impl Collector {
         let mut expiry = *turn.lock().await;
         let changes = db.changes();
         let mut looked = 0;
+        let idle = Duration::from_secs(config.idle_delay);
         loop {
             let mutations = changes.mutations.load(Ordering::Relaxed);
             if changes.deletions.load(Ordering::Relaxed) > 0
@@ -115,7 +130,8 @@ impl Collector {
             tokio::select! {
                 () = changes.committed.notified() => {}
                 () = expired => return,
-                () = tokio::time::sleep(IDLE), if mutations != looked => {
+                () = tokio::time::sleep(idle), if mutations > 0 && config.idle_delay > 0 => return,
+                () = tokio::time::sleep(LOOK), if mutations != looked => {
                     looked = mutations;
                     let shared = self.shared.clone();
                     // Ignoring: what cannot be read now will be told by the collection that needs it.

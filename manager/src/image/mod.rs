@@ -15,6 +15,7 @@ mod pull;
 mod push;
 pub mod reference;
 pub mod registry;
+pub mod restore;
 pub mod unpack;
 mod unpacker;
 

@@ -7,11 +7,13 @@
 mod copy;
 mod native;
 mod overlay;
+mod rebuild;
 mod records;
 mod snapshotter;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod write_back;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -28,9 +30,13 @@ use crate::filter::Filter;
 use crate::labels::{self, Labels, invalid};
 use crate::request::RequestContext;
 use crate::store::{leases, namespaces, now, publish, stored, update_label};
-use records::{CHILDREN, Child, LAST_LAYER, Place, check_name, decode_number, missing_parent, note_layer};
-pub use records::{Info, Record, SNAPSHOTS, remove_record};
+use rebuild::Making;
+pub use rebuild::Rebuilt;
+pub use records::{CHILDREN, Child, Info, Record, SNAPSHOTS, remove_record};
+use records::{LAST_LAYER, Place, check_name, decode_number, missing_parent, note_layer};
 pub use snapshotter::{Hold, Layer, LayerMounts, Mount, SnapshotKind, Snapshotter, Usage};
+
+pub use write_back::Unsynced;
 
 /// Label of a snapshot being unpacked that names what it will be committed as.
 const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
@@ -46,6 +52,11 @@ struct Shared {
     exchange: Exchange,
     snapshotters: BTreeMap<&'static str, Arc<dyn Snapshotter>>,
     last_layer: AtomicU64,
+    /// Layers that have a number and no record yet.
+    making: Mutex<BTreeSet<u64>>,
+    /// Which boot of the machine this is.
+    boot: String,
+    write_back: write_back::Queue,
     /// What the mounts of a layer need for as long as the layer is in use.
     held: Mutex<HashMap<u64, Hold>>,
 }
@@ -72,6 +83,9 @@ impl Snapshots {
                 exchange,
                 snapshotters: snapshotters.into_iter().map(|one| (one.name(), one)).collect(),
                 last_layer: AtomicU64::new(last),
+                making: Mutex::default(),
+                boot: write_back::boot_id()?,
+                write_back: write_back::Queue::default(),
                 held: Mutex::default(),
             }),
         })
@@ -157,7 +171,8 @@ impl Snapshots {
                 check(&|name| Ok(tx.get(&SNAPSHOTS, &place.key(name))?.is_some()))?;
                 place.chain(tx, &parent)
             })?;
-            let id = shared.last_layer.fetch_add(1, Ordering::Relaxed) + 1;
+            let making = Making::begin(&shared);
+            let id = making.id();
             let layer = Layer { id, kind, parents };
             let made = shared.make(&place, &layer, |tx| {
                 check(&|name| Ok(tx.get(&SNAPSHOTS, &place.key(name))?.is_some()))?;
@@ -174,8 +189,7 @@ impl Snapshots {
                     labels: stored(labels.clone()),
                     created_at: time,
                     updated_at: time,
-                    size: 0,
-                    inodes: 0,
+                    ..Record::default()
                 };
                 tx.put(&SNAPSHOTS, &place.key(&name), &record)?;
                 if !parent.is_empty() {
@@ -228,8 +242,9 @@ impl Snapshots {
             name: name.to_owned(),
             snapshotter: snapshotter.to_owned(),
         };
-        let (shared, name, key) = (self.shared.clone(), name.to_owned(), key.to_owned());
+        let (snapshots, name, key) = (self.clone(), name.to_owned(), key.to_owned());
         blocking(move || {
+            let shared = &snapshots.shared;
             let check = |found: Option<Record>, tx_record: Result<Record>| -> Result<Record> {
                 if found.is_some() {
                     return Err(Error::new(Kind::AlreadyExists, "snapshot", format!("{name:?}")));
@@ -245,6 +260,10 @@ impl Snapshots {
                 .db
                 .read_now(|tx| check(tx.get(&SNAPSHOTS, &place.key(&name))?, place.get(tx, &key)))?;
             let usage = place.snapshotter.commit(record.layer)?;
+            let unsynced = match place.snapshotter.files(record.layer) {
+                Some(_) => shared.boot.clone(),
+                None => String::new(),
+            };
             shared.db.write_now(|tx| {
                 let mut record = check(tx.get(&SNAPSHOTS, &place.key(&name))?, place.get(tx, &key))?;
                 leases::hold(tx, &place.context, &place.lease_kind(), &name)?;
@@ -260,9 +279,19 @@ impl Snapshots {
                 record.updated_at = record.created_at;
                 record.size = usage.size;
                 record.inodes = usage.inodes;
+                record.unsynced.clone_from(&unsynced);
                 tx.put(&SNAPSHOTS, &place.key(&name), &record)
             })?;
             shared.release(record.layer);
+            if !unsynced.is_empty() {
+                snapshots.write_back(Unsynced {
+                    namespace: place.context.namespace.to_string(),
+                    snapshotter: place.snapshotter.name().to_owned(),
+                    name,
+                    layer: record.layer,
+                    is_doubtful: false,
+                });
+            }
             Ok(())
         })
         .await?;

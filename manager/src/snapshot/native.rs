@@ -67,6 +67,14 @@ impl Snapshotter for Native {
         usage(&self.directory.path(id))
     }
 
+    fn files(&self, id: u64) -> Option<PathBuf> {
+        Some(self.directory.path(id))
+    }
+
+    fn exchange(&self, one: u64, other: u64) -> Result<()> {
+        self.directory.exchange(one, other)
+    }
+
     fn discard(&self, id: u64) -> Result<()> {
         self.directory.discard(id)
     }

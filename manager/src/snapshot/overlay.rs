@@ -106,6 +106,14 @@ impl Snapshotter for Overlay {
         usage(&self.upper(id))
     }
 
+    fn files(&self, id: u64) -> Option<PathBuf> {
+        Some(self.upper(id))
+    }
+
+    fn exchange(&self, one: u64, other: u64) -> Result<()> {
+        self.directory.exchange(one, other)
+    }
+
     fn discard(&self, id: u64) -> Result<()> {
         self.directory.discard(id)
     }

@@ -15,7 +15,7 @@ use crate::store::{Timestamp, label_field, leases};
 /// Snapshots by namespace, snapshotter and name.
 pub static SNAPSHOTS: Table<Record> = Table::new("snapshots");
 /// Children by namespace, snapshotter, parent and name.
-pub(super) static CHILDREN: Table<Child> = Table::new("snapshot_children");
+pub static CHILDREN: Table<Child> = Table::new("snapshot_children");
 /// Key in the table of facts: the highest number given to a layer.
 pub(super) const LAST_LAYER: &str = "last_layer";
 /// What is stored of a snapshot.
@@ -45,11 +45,14 @@ pub struct Record {
     /// What a committed snapshot takes, in inodes.
     #[prost(uint64, tag = "8")]
     pub inodes: u64,
+    /// The boot of the machine in which a committed snapshot's files were made, until they are known to be on the disk.
+    #[prost(string, tag = "9")]
+    pub unsynced: String,
 }
 
 /// The record of a child; its key says everything.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Child {}
+pub struct Child {}
 
 /// What is known of a snapshot.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,8 @@
 use std::any::Any;
 use std::path::{Path, PathBuf};
 
-use orlop_proto::error::{Context, Result};
+use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::kind::Kind;
 
 use crate::content::blobs::{make_directory, names};
 
@@ -106,6 +107,16 @@ pub trait Snapshotter: Send + Sync {
         self.usage(id)
     }
 
+    /// Where a layer's own files are, if it is kept file by file: then commit does not wait until they are on the disk.
+    fn files(&self, _id: u64) -> Option<PathBuf> {
+        None
+    }
+
+    /// Lets two layers have each other's files, in one step.
+    fn exchange(&self, one: u64, _other: u64) -> Result<()> {
+        Err(Error::because(Kind::Unimplemented, "replace layer", one.to_string(), self.name()))
+    }
+
     /// Takes a layer's name away, if it has one. Its files go with the next [`Snapshotter::clean`].
     fn discard(&self, id: u64) -> Result<()>;
 
@@ -136,6 +147,19 @@ impl LayerDirectory {
     /// Directory of a layer.
     pub fn path(&self, id: u64) -> PathBuf {
         self.root.join(id.to_string())
+    }
+
+    /// Lets two layers have each other's directory; if one has none, it gets the other's.
+    pub fn exchange(&self, one: u64, other: u64) -> Result<()> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let (one, other) = (self.path(one), self.path(other));
+        let rename = |flags| renameat_with(CWD, &one, CWD, &other, flags);
+        match rename(RenameFlags::EXCHANGE) {
+            Err(rustix::io::Errno::NOENT) => rename(RenameFlags::NOREPLACE),
+            result => result,
+        }
+        .context("replace", other.display().to_string())?;
+        crate::content::blobs::sync_directory(&self.root)
     }
 
     /// Takes a layer's name away.

@@ -17,10 +17,17 @@ struct Place {
     snapshots: Snapshots,
 }
 
+/// Opens them so that the database can be closed at any time: nobody is about to write to it.
+fn open(directory: &TempDir, db: &Database) -> Snapshots {
+    let snapshots = Snapshots::open(directory.path(), db.clone(), Exchange::default()).unwrap();
+    snapshots.set_write_back_delay(std::time::Duration::from_secs(3600));
+    snapshots
+}
+
 fn place() -> Place {
     let directory = tempfile::tempdir().unwrap();
     let db = Database::open(&directory.path().join("db")).unwrap();
-    let snapshots = Snapshots::open(directory.path(), db.clone(), Exchange::default()).unwrap();
+    let snapshots = open(&directory, &db);
     Place { directory, db, snapshots }
 }
 
@@ -29,7 +36,7 @@ impl Place {
         let Place { directory, db, snapshots } = self;
         drop((db, snapshots));
         let db = Database::open(&directory.path().join("db")).unwrap();
-        let snapshots = Snapshots::open(directory.path(), db.clone(), Exchange::default()).unwrap();
+        let snapshots = open(&directory, &db);
         snapshots.recover().unwrap();
         snapshots.clean().unwrap();
         Place { directory, db, snapshots }

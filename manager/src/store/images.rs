@@ -97,6 +97,15 @@ impl Images {
         Images { db, exchange }
     }
 
+    /// The images of all namespaces, each with its namespace.
+    pub async fn everywhere(&self) -> Result<Vec<(String, Image)>> {
+        let all = self.db.read(|tx| tx.scan(&IMAGES, "")).await?;
+        let named = |(key, image): (String, Image)| {
+            key.split_once('\0').map(|(namespace, _)| (namespace.to_owned(), image))
+        };
+        Ok(all.into_iter().filter_map(named).collect())
+    }
+
     /// The image of a name.
     pub async fn get(&self, context: &RequestContext, name: &str) -> Result<Image> {
         let (key, name) = (key(&[context.namespace.as_str(), name]), name.to_owned());

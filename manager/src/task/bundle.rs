@@ -19,7 +19,7 @@ use crate::identifier;
 use crate::request::Namespace;
 
 /// Name of the directory of all bundles below the state directory, and of their work directories below the root.
-const TASKS: &str = "io.containerd.runtime.v2.task";
+pub const TASKS: &str = "io.containerd.runtime.v2.task";
 /// File that keeps the shim's binary for a restart.
 const SHIM_BINARY: &str = "shim-binary-path";
 /// File that keeps where the shim listens for a restart.

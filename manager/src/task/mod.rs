@@ -34,6 +34,7 @@ use prost::Message;
 use prost_types::{Any, Timestamp};
 use tokio::sync::{Mutex, watch};
 
+pub use bundle::TASKS;
 pub use supervisor::Supervisor;
 
 use crate::identifier;

@@ -105,7 +105,27 @@ pub enum Command {
         filters: Vec<String>,
     },
     /// Remove what nothing refers to any longer, and wait until it is gone
-    Gc,
+    Gc {
+        /// Say instead why something is kept: a digest or its beginning, a snapshot, image, container, lease, or a
+        /// write's reference
+        #[arg(long, value_name = "NAME")]
+        explain: Option<String>,
+    },
+    /// Check that everything is as it was stored
+    Fsck {
+        /// Heal what a registry or a blob can bring back, and remove what is damaged beyond that
+        #[arg(long)]
+        repair: bool,
+        /// Leave out what reads every byte: digests of blobs and contents of layers
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Say what every byte below the server's root is for
+    Du {
+        /// Print the sums alone
+        #[arg(short, long)]
+        summarize: bool,
+    },
     /// Print the versions of client and server
     Version,
     /// Print what the server is

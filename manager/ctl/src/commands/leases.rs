@@ -1,4 +1,4 @@
-//! `orlopctl leases` and `orlopctl gc`.
+//! `orlopctl leases`.
 
 use std::time::SystemTime;
 
@@ -62,7 +62,7 @@ async fn list(context: &Context<'_>, quiet: bool, filters: Vec<String>) -> Resul
     table.print()
 }
 
-/// Has the server collect garbage: the end of a lease, waited for, is the API's way to ask for it.
+/// Has any server of the API collect garbage: the end of a lease, waited for, is the API's way to ask for it.
 pub async fn collect(context: &Context<'_>) -> Result<()> {
     let mut service = context.client.leases();
     let id = format!("gc-{}", random_id());

@@ -1,5 +1,6 @@
 //! The verbs, one file for each group.
 
+mod admin;
 mod containers;
 mod content;
 mod images;
@@ -59,7 +60,10 @@ pub async fn execute(context: &Context<'_>, command: Command) -> Result<u32> {
         Command::Namespaces(verb) => namespaces::execute(context, verb).await.map(|()| 0),
         Command::Leases(verb) => leases::execute(context, verb).await.map(|()| 0),
         Command::Events { filters } => server::events(context, filters).await.map(|()| 0),
-        Command::Gc => leases::collect(context).await.map(|()| 0),
+        Command::Gc { explain: None } => admin::collect(context).await.map(|()| 0),
+        Command::Gc { explain: Some(name) } => admin::explain(context, name).await.map(|()| 0),
+        Command::Fsck { repair, quick } => admin::check(context, repair, quick).await,
+        Command::Du { summarize } => admin::usage(context, summarize).await.map(|()| 0),
         Command::Version => server::version(context).await.map(|()| 0),
         Command::Info => server::info(context).await.map(|()| 0),
         Command::Plugins(verb) => server::plugins(context, verb).await.map(|()| 0),

@@ -11,6 +11,7 @@ use orlop_proto::kind::Kind;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 
+pub use self::walk::differences;
 use super::manifest::Descriptor;
 use super::media::{self, Role};
 use super::unpack::{self, hex};

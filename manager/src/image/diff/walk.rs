@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use orlop_proto::error::{Error, Result};
+use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -31,8 +31,70 @@ pub struct Roots {
 
 /// Writes the difference.
 pub fn walk<W: Write>(roots: Roots, archive: &mut LayerArchive<W>) -> Result<()> {
-    let mut walker = Walker { archive, parents: Vec::new(), links: HashMap::new() };
+    let mut walker =
+        Walker { found: archive, parents: Vec::new(), links: HashMap::new(), trusts_times: true };
     walker.directory(b"", roots)
+}
+
+/// The paths in which two trees differ, that of the roots being `/`. Reads every file, whatever its times say.
+pub fn differences(left: OwnedFd, right: OwnedFd) -> Result<Vec<String>> {
+    let mut names = Names::default();
+    let stats = [&left, &right].map(|root| rustix::fs::fstat(root).context("inspect", "/"));
+    let [before, after] = stats;
+    let owner = |stat: Stat| (stat.st_mode, stat.st_uid, stat.st_gid);
+    if owner(before?) != owner(after?) {
+        names.0.push("/".to_owned());
+    }
+    let roots = Roots { left: Some(left), right, upper: None };
+    let mut walker =
+        Walker { found: &mut names, parents: Vec::new(), links: HashMap::new(), trusts_times: false };
+    walker.directory(b"", roots)?;
+    Ok(names.0)
+}
+
+/// What is done with what differs.
+trait Found {
+    /// A name that is gone.
+    fn whiteout(&mut self, directory: &[u8], base: &[u8]) -> Result<()>;
+    /// Something that is new or different, after the directories on the way to it.
+    fn item(&mut self, item: Item<'_>) -> Result<()>;
+}
+
+impl<W: Write> Found for LayerArchive<W> {
+    fn whiteout(&mut self, directory: &[u8], base: &[u8]) -> Result<()> {
+        LayerArchive::whiteout(self, directory, base)
+    }
+
+    fn item(&mut self, item: Item<'_>) -> Result<()> {
+        LayerArchive::item(self, item)
+    }
+}
+
+/// Keeps the paths alone; a directory that is named because of what is in it is left out.
+#[derive(Default)]
+struct Names(Vec<String>);
+
+impl Names {
+    fn push(&mut self, path: &[u8]) {
+        let path = String::from_utf8_lossy(path).escape_debug().to_string();
+        while self.0.last().is_some_and(|last| path.starts_with(&format!("{last}/"))) {
+            self.0.pop();
+        }
+        self.0.push(path);
+    }
+}
+
+impl Found for Names {
+    fn whiteout(&mut self, directory: &[u8], base: &[u8]) -> Result<()> {
+        let slash: &[u8] = if directory.is_empty() { b"" } else { b"/" };
+        self.push(&[directory, slash, base].concat());
+        Ok(())
+    }
+
+    fn item(&mut self, item: Item<'_>) -> Result<()> {
+        self.push(item.path);
+        Ok(())
+    }
 }
 
 /// A directory on the way to what is being compared.
@@ -43,14 +105,16 @@ struct Parent {
     is_written: bool,
 }
 
-struct Walker<'a, W: Write> {
-    archive: &'a mut LayerArchive<W>,
+struct Walker<'a, F: Found> {
+    found: &'a mut F,
+    /// Whether a file with the same size and the same time to the nanosecond has the same content.
+    trusts_times: bool,
     parents: Vec<Parent>,
     /// The first name of every file with several, by device and inode.
     links: HashMap<(u64, u64), Vec<u8>>,
 }
 
-impl<W: Write> Walker<'_, W> {
+impl<F: Found> Walker<'_, F> {
     fn directory(&mut self, path: &[u8], roots: Roots) -> Result<()> {
         if self.parents.len() > MAX_DEPTH {
             return Err(Error::because(Kind::ResourceExhausted, "read", printable(path), "nested too deep"));
@@ -75,7 +139,7 @@ impl<W: Write> Walker<'_, W> {
             match (before, stat(&right, base, &inner)?) {
                 (_, None) if before.is_some() => {
                     self.write_parents()?;
-                    self.archive.whiteout(path, base)?;
+                    self.found.whiteout(path, base)?;
                 }
                 (_, None) => {}
                 (before, Some(after)) => {
@@ -100,7 +164,7 @@ impl<W: Write> Walker<'_, W> {
         let same_kind = before.filter(|before| before.st_mode & 0o170_000 == after.st_mode & 0o170_000);
         let is_same = match (left, same_kind) {
             (Some(left), Some(before)) => {
-                is_same(left, right, base, (&before, &after), &xattrs).map_err(failed)?
+                is_same(left, right, base, (&before, &after), &xattrs, self.trusts_times).map_err(failed)?
             }
             _ => false,
         };
@@ -141,14 +205,7 @@ impl<W: Write> Walker<'_, W> {
                 parent.is_written = true;
                 let xattrs = std::mem::take(&mut parent.xattrs);
                 let (path, stat) = (parent.path.as_slice(), &parent.stat);
-                self.archive.item(Item {
-                    path,
-                    stat,
-                    link: Vec::new(),
-                    same_as: None,
-                    xattrs,
-                    data: None,
-                })?;
+                self.found.item(Item { path, stat, link: Vec::new(), same_as: None, xattrs, data: None })?;
             }
         }
         Ok(())
@@ -187,7 +244,7 @@ impl<W: Write> Walker<'_, W> {
             }
             _ => {}
         }
-        self.archive.item(item)
+        self.found.item(item)
     }
 }
 
@@ -198,6 +255,7 @@ fn is_same(
     base: &[u8],
     (before, after): (&Stat, &Stat),
     attributes_after: &[(Vec<u8>, Vec<u8>)],
+    trusts_times: bool,
 ) -> rustix::io::Result<bool> {
     if (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino) {
         return Ok(true);
@@ -220,7 +278,7 @@ fn is_same(
                 return Ok(false);
             }
             // Times of whole seconds come from archives, or were cut: only the content tells.
-            if after.st_mtime_nsec != 0 {
+            if trusts_times && after.st_mtime_nsec != 0 {
                 return Ok(true);
             }
             same_content(open_file(left, base)?, open_file(right, base)?)

@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod clone;
 pub mod creds;
+pub mod disk;
 pub mod exec;
 pub mod fd;
 pub mod memory;

@@ -1,0 +1,168 @@
+//! `orlop.admin.v1.Admin`: what an administrator asks beyond the containerd API.
+
+use std::path::PathBuf;
+
+use orlop_proto::orlop::admin::v1 as proto;
+use tonic::{Request, Response, Status};
+
+use crate::db::blocking;
+use crate::fsck::{Checker, Options, Outcome, Problem, Report, Severity};
+use crate::gc::Collector;
+use crate::gc::explain::{Explanation, Step};
+use crate::request::RequestContext;
+use crate::space::{self, Owner, Taken};
+use crate::store::containers::Containers;
+use crate::store::images::Images;
+use crate::store::leases::Leases;
+
+/// Serves administrators.
+pub struct AdminService {
+    /// The root directory.
+    pub root: PathBuf,
+    /// Checks what is stored.
+    pub checker: Checker,
+    /// Collects and explains.
+    pub collector: Collector,
+    /// What is kept for its own sake.
+    pub images: Images,
+    /// What is kept for its own sake.
+    pub containers: Containers,
+    /// What is kept for its own sake.
+    pub leases: Leases,
+}
+
+/// The message of a problem.
+fn encode_problem(problem: Problem) -> proto::Problem {
+    let severity = match problem.severity {
+        Severity::Damage => proto::problem::Severity::Damage,
+        Severity::Notice => proto::problem::Severity::Notice,
+    };
+    let (repaired, outcome) = match problem.outcome {
+        Outcome::Untouched => (false, String::new()),
+        Outcome::Repaired(how) => (true, how),
+        Outcome::Left(why) => (false, why),
+    };
+    proto::Problem {
+        severity: severity.into(),
+        kind: problem.kind.to_owned(),
+        namespace: problem.namespace,
+        name: problem.name,
+        text: problem.text,
+        outcome,
+        repaired,
+    }
+}
+
+fn encode_report(report: Report) -> proto::CheckResponse {
+    proto::CheckResponse {
+        problems: report.problems.into_iter().map(encode_problem).collect(),
+        records: report.records,
+        blobs: report.blobs,
+        blob_bytes: report.blob_bytes,
+        snapshots: report.snapshots,
+        layers_compared: report.layers_compared,
+        layers_unsynced: report.layers_unsynced,
+    }
+}
+
+fn encode_owner((owner, taken): (Owner, Taken)) -> proto::Owner {
+    proto::Owner {
+        kind: owner.kind.to_owned(),
+        name: owner.name,
+        namespaces: owner.namespaces,
+        kept_by: owner.kept_by.unwrap_or_default(),
+        bytes: taken.bytes,
+        inodes: taken.inodes,
+    }
+}
+
+fn encode_explanation(explanation: Explanation) -> proto::Explanation {
+    let step =
+        |step: Step| proto::Step { kind: step.kind.to_owned(), name: step.name, because: step.because };
+    proto::Explanation {
+        kind: explanation.kind.to_owned(),
+        name: explanation.name,
+        path: explanation.path.into_iter().map(step).collect(),
+    }
+}
+
+/// Something that is kept until it is removed.
+fn own(kind: &'static str, namespace: &str, name: &str, because: &str) -> Explanation {
+    Explanation {
+        namespace: namespace.to_owned(),
+        kind,
+        name: name.to_owned(),
+        path: vec![Step { kind, name: name.to_owned(), because: because.to_owned() }],
+    }
+}
+
+#[tonic::async_trait]
+impl proto::admin_server::Admin for AdminService {
+    async fn check(
+        &self,
+        request: Request<proto::CheckRequest>,
+    ) -> Result<Response<proto::CheckResponse>, Status> {
+        let proto::CheckRequest { repair, quick } = request.into_inner();
+        let checker = self.checker.clone();
+        // It runs to its end whether or not the caller waits: nothing is left half repaired.
+        let check = tokio::spawn(async move { checker.check(Options { repair, quick }).await });
+        let report = check.await.map_err(|error| Status::internal(error.to_string()))??;
+        Ok(Response::new(encode_report(report)))
+    }
+
+    async fn usage(
+        &self,
+        _request: Request<proto::UsageRequest>,
+    ) -> Result<Response<proto::UsageResponse>, Status> {
+        let explainer = self.collector.explainer().await?;
+        let (root, checker) = (self.root.clone(), self.checker.clone());
+        let taken = blocking(move || {
+            space::usage(&root, &checker.db, &checker.content, &checker.snapshots, &explainer)
+        })
+        .await?;
+        let sum = |part: fn(&Taken) -> u64| taken.values().map(part).sum();
+        let (bytes, inodes) = (sum(|taken| taken.bytes), sum(|taken| taken.inodes));
+        let owners = taken.into_iter().map(encode_owner).collect();
+        Ok(Response::new(proto::UsageResponse { owners, bytes, inodes }))
+    }
+
+    async fn collect(
+        &self,
+        _request: Request<proto::CollectRequest>,
+    ) -> Result<Response<proto::CollectResponse>, Status> {
+        let removed = self.collector.collect().await?;
+        Ok(Response::new(proto::CollectResponse {
+            content: removed.content as u64,
+            snapshots: removed.snapshots as u64,
+            ingests: removed.ingests as u64,
+            leases: removed.leases as u64,
+        }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<proto::ExplainRequest>,
+    ) -> Result<Response<proto::ExplainResponse>, Status> {
+        let context = RequestContext::of(&request)?;
+        let name = request.into_inner().name;
+        let namespace = context.namespace.as_str();
+        let mut found = Vec::new();
+        if self.images.get(&context, &name).await.is_ok() {
+            found.push(own("image", namespace, &name, "images are kept until they are removed"));
+        }
+        if self.containers.get(&context, &name).await.is_ok() {
+            found.push(own("container", namespace, &name, "containers are kept until they are deleted"));
+        }
+        let leases = self.leases.list(&context, &[]).await?;
+        if leases.iter().any(|lease| lease.id == name) {
+            found.push(own("lease", namespace, &name, "leases are kept until they expire or are deleted"));
+        }
+        found.extend(self.collector.explainer().await?.explain(namespace, &name));
+        if found.is_empty() {
+            let text = format!("nothing in namespace {namespace} goes by the name {name:?}");
+            return Err(Status::not_found(text));
+        }
+        let explanations = found.into_iter().map(encode_explanation).collect();
+        Ok(Response::new(proto::ExplainResponse { explanations }))
+    }
+}
