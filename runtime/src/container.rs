@@ -1,24 +1,20 @@
 //! A container that exists: its state directory, its status, its end.
 
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use oci_spec::runtime::Hooks;
 use orlop_host::cgroup::{Cgroup, CgroupPaths};
+use orlop_host::live;
 use orlop_host::probe::SecurityModules;
 use orlop_host::process::Stat;
 use orlop_host::state::{StateDirectory, init_is_alive};
 use orlop_host::sys;
 use orlop_proto::contract::OCI_VERSION;
-use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::contract::state::{ContainerState, HookState, Status, StoredConfig, StoredState};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
@@ -44,9 +40,6 @@ const INHERITED: &str = "inherited";
 const NO_PROCESS: &str = "noProcess";
 const GROUPS: &str = "intelRdtGroups";
 const HOST_MOUNTS: &str = "hostMounts";
-
-/// How long a killed init may take to be gone; runc waits as long.
-const KILL_TIME: Duration = Duration::from_secs(10);
 
 /// A container that exists.
 pub struct Container {
@@ -101,19 +94,12 @@ impl Container {
 
     /// The directories of its cgroup.
     pub fn cgroup_paths(&self) -> CgroupPaths {
-        let paths = self.state.cgroup_paths.iter();
-        paths.map(|(controller, path)| (controller.clone(), PathBuf::from(path))).collect()
+        live::cgroup_paths(&self.state)
     }
 
     /// Its init as a descriptor; none if it has ended.
     pub fn init(&self) -> Result<Option<OwnedFd>> {
-        let pid = self.state.init_process_pid;
-        let pidfd = match sys::pid::pidfd_open(pid) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-            other => other.context("open process", pid.to_string())?,
-        };
-        // Only now does the start time say that it is this very process.
-        Ok(init_is_alive(&self.state).then_some(pidfd))
+        live::init(&self.state)
     }
 
     /// What `state` prints.
@@ -181,45 +167,13 @@ impl Container {
 
     /// Kills init and waits until it has ended.
     pub fn kill_init(&self) -> Result<()> {
-        let Some(init) = self.init()? else { return Ok(()) };
-        match sys::pid::pidfd_send_signal(init.as_fd(), libc::SIGKILL) {
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-            other => other.context("kill", "init")?,
-        }
-        let cgroup = self.cgroup()?;
-        if cgroup.frozen()? {
-            cgroup.thaw()?;
-        }
-        let deadline = Instant::now() + KILL_TIME;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            // A pidfd becomes readable when its process has ended, whether or not somebody has waited for it.
-            match poll(&mut [PollFd::new(init.as_fd(), PollFlags::POLLIN)], left) {
-                Err(nix::Error::EINTR) => {}
-                Err(error) => return Err(Error::io("wait for", "init", error.into())),
-                Ok(0) if Instant::now() >= deadline => {
-                    return Err(Error::new(
-                        Kind::DeadlineExceeded,
-                        "container init still running:",
-                        &*self.state.id,
-                    ));
-                }
-                Ok(0) => {}
-                Ok(_) => return Ok(()),
-            }
-        }
+        live::kill_init(&self.state, || self.cgroup())
     }
 
     /// Removes everything that a container with an ended init still holds: processes that outlived it in a shared pid
     /// namespace, its cgroup, its state directory; then runs its poststop hooks. What these fail with is a warning only.
     pub fn destroy(&self, log: &Log) -> Result<()> {
-        let own_pids = self.state.config.namespaces & libc::CLONE_NEWPID as u64 != 0;
-        let cgroup = self.cgroup()?;
-        if !own_pids {
-            cgroup.kill()?;
-        }
-        cgroup.remove()?;
+        live::leave_cgroup(&self.state, &self.cgroup()?)?;
         if let Some(groups) = self.groups()? {
             groups.remove()?;
         }
@@ -316,46 +270,6 @@ pub fn mark_started(container: &Container) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => other.context("remove", path.to_string_lossy()),
     }
-}
-
-/// A created container's init that has been let go on: the end of the FIFO that says when its program has taken over.
-pub struct Released(std::fs::File);
-
-impl Released {
-    /// Waits until the program has taken init's place, or init has ended: either closes init's end of the FIFO.
-    pub fn await_program(&self) -> Result<()> {
-        loop {
-            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::empty())], PollTimeout::NONE) {
-                Err(nix::Error::EINTR) => {}
-                other => return other.map(drop).context("wait for", "the start of the program"),
-            }
-        }
-    }
-}
-
-/// Lets a created container's init go on: takes the FIFO away, so that only one `start` can, and writes into it.
-pub fn release(container: &Container) -> Result<Released> {
-    let path = container.directory.fifo();
-    let shown = || path.to_string_lossy();
-    let opened = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path);
-    let mut fifo = match opened {
-        // Nobody has it open for reading: init has ended.
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
-            return Err(RuncError::StartStopped.into());
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(RuncError::AlreadyRunning.into());
-        }
-        other => other.context("open", shown())?,
-    };
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(RuncError::AlreadyRunning.into());
-        }
-        other => other.context("remove", shown())?,
-    }
-    fifo.write_all(b"0").context("write", shown())?;
-    Ok(Released(fifo))
 }
 
 /// What hooks get while a container is being created; the pid is not known yet.

@@ -128,10 +128,14 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         }
         hook_state.pid = process.pid;
         let hooks = bundle.spec.hooks().as_ref();
+        // A created container waits for its FIFO too, which nobody writes into yet.
         let starts_at_once =
-            purpose != Purpose::Create && before.is_none() && arguments.console_socket.is_none();
+            purpose == Purpose::Create || before.is_none() && arguments.console_socket.is_none();
         let filter = filter.as_ref();
         process.prepare(plan, &Surroundings { log, state: &hook_state, hooks, filter, starts_at_once })?;
+        if purpose == Purpose::Create && !process.may_start {
+            process.give_word();
+        }
         if let Some(before) = before {
             container::store_host_mounts(&mut state, &host_mounts::made_since(&rootfs, &before)?)?;
             directory.save(&state)?;

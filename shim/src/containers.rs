@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_host::cgroup::{Cgroup, OomWatch};
+use orlop_host::live;
 use orlop_host::sys::fd::memory_file;
 use orlop_host::sys::pid::{pidfd_open, pidfd_send_signal};
 use orlop_proto::any;
@@ -27,6 +28,7 @@ use crate::log;
 use crate::mounts;
 use crate::options;
 use crate::poll::{Interest, Token};
+use crate::remains;
 use crate::runtime::{self, Ended, Runtime, Spec, Verb};
 use crate::serve::Shim;
 use crate::service;
@@ -37,20 +39,24 @@ use crate::task::{Call, Creation, Effect, Event, Input, Job, Report, Stdio, Task
 const DRAIN: Duration = Duration::from_secs(2);
 /// What the helper that prepares a bundle prints when the container's processes may outlive init.
 const SHARES_PIDS: &str = "shares-pids";
+/// What it prints when the container has nothing that only the runtime's program starts and deletes.
+const PLAIN: &str = "plain";
 
 /// One container with all that belongs to it.
 pub struct Container {
     /// Its state.
     pub task: Task,
     pub number: u64,
-    runtime: Runtime,
+    pub runtime: Runtime,
+    /// It has nothing that only the runtime's program starts and deletes.
+    pub is_plain: bool,
     options: Options,
     rootfs: Vec<Mount>,
     /// Streams of processes that the runtime is making.
     opening: Vec<(String, Streams)>,
     /// Streams of processes that run, or ran.
     connected: Vec<(String, Connected)>,
-    cgroup: Option<Cgroup>,
+    pub cgroup: Option<Cgroup>,
     out_of_memory: Option<OomWatch>,
 }
 
@@ -138,6 +144,7 @@ impl Shim {
             task,
             number: self.number(),
             runtime,
+            is_plain: false,
             options,
             rootfs: request.rootfs,
             opening: Vec::new(),
@@ -218,6 +225,9 @@ impl Shim {
 
     /// Begins a job; it ends in [`Shim::finish`], or at once if there is nothing to do.
     fn begin(&mut self, id: &str, job: &Job, deadline: Option<Instant>) -> Result<()> {
+        if self.begin_directly(id, job, deadline)? {
+            return Ok(());
+        }
         let namespace = self.namespace.clone();
         let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
         match job {
@@ -231,23 +241,28 @@ impl Shim {
                         fs::create_dir_all(&target).context("make", target.display().to_string())?;
                         mounts::mount_all(&rootfs, &target)?;
                     }
-                    Ok(if spec.shares_pids() { SHARES_PIDS.to_owned() } else { String::new() })
+                    let words = [(spec.shares_pids(), SHARES_PIDS), (spec.is_plain(), PLAIN)];
+                    Ok(words
+                        .iter()
+                        .filter(|(is, _)| *is)
+                        .map(|(_, word)| *word)
+                        .collect::<Vec<_>>()
+                        .join(" "))
                 })?;
                 self.track(id, job, running, None, 0, None)
             }
             Job::Undo => {
                 drop(take(&mut container.opening, ""));
                 let target = (!container.rootfs.is_empty()).then(|| container.rootfs_directory());
-                let runtime = container.runtime.clone();
-                let command = runtime.command(id, &Verb::Delete)?;
+                let (runtime, id, bundle) = (container.runtime.clone(), id.to_owned(), container.bundle());
+                let name = id.clone();
                 let running = Running::helper(None, move || {
                     // What it says matters less than why the creation failed.
-                    let _ = runtime::run(&command);
-                    runtime.leave_root();
+                    let _ = remains::clear(&runtime, &name, &bundle);
                     target.map_or(Ok(()), |target| mounts::unmount_all(&target))?;
                     Ok(String::new())
                 })?;
-                self.track(id, job, running, None, 0, None)
+                self.track(&id, job, running, None, 0, None)
             }
             Job::Unmount => {
                 if container.rootfs.is_empty() {
@@ -353,7 +368,9 @@ impl Shim {
             // Without streams of the container's, or with a terminal, the runtime's own output is for us.
             None => [input.as_ref().map(AsFd::as_fd), None, None],
         };
-        let running = Running::program(&command, &runtime::environment(), child, deadline)?;
+        // A logging program that is not ready yet might never be, and what a container says would be lost.
+        let after = streams.as_ref().and_then(|(_, streams)| streams.ready());
+        let running = Running::program(&command, &runtime::environment(), child, after, deadline)?;
         if let Some((exec, mut streams)) = streams {
             // The container has its ends now; ours would keep it from seeing the end of them.
             streams.child = None;
@@ -362,7 +379,8 @@ impl Shim {
         self.track(id, job, running, Some(verb.failure()), log_since, input)
     }
 
-    fn track(
+    /// Waits for a child that does a job.
+    pub fn track(
         &mut self,
         id: &str,
         job: &Job,
@@ -398,8 +416,13 @@ impl Shim {
                 (Some(ended), Some(failure)) => {
                     Err(container.runtime.error(failure, ended, &output, log_since))
                 }
-                (_, None) => jobs::helped(status, &output)
-                    .map(|text| Report { shares_pids: text == SHARES_PIDS, ..Report::default() }),
+                (_, None) => jobs::helped(status, &output).map(|text| {
+                    let says = |word: &str| text.split(' ').any(|one| one == word);
+                    if job == Job::Prepare {
+                        container.is_plain = says(PLAIN);
+                    }
+                    Report { shares_pids: says(SHARES_PIDS), ..Report::default() }
+                }),
                 (None, Some(_)) => match &job {
                     Job::Create => self.made(&id, ""),
                     Job::Start { exec } if !exec.is_empty() => self.made(&id, exec),
@@ -458,7 +481,7 @@ impl Shim {
     }
 
     /// A process has started: from here on it may read.
-    fn let_input_in(&mut self, id: &str, exec: &str) {
+    pub fn let_input_in(&mut self, id: &str, exec: &str) {
         let connected = self.containers.get_mut(id).and_then(|container| container.connected(exec));
         if let Some(connected) = connected
             && let Err(error) = self.copies.open_stdin(&self.poller, connected)
@@ -502,7 +525,14 @@ impl Shim {
     fn watch_memory(&mut self, id: &str, pid: i32) {
         let Some(container) = self.containers.get_mut(id) else { return };
         // A container that ended already has none.
-        container.cgroup = Cgroup::of_process(pid).ok();
+        container.cgroup = match container.runtime.state_of(id) {
+            // A container may have no cgroup of its own; whatever is done to its processes must not meet others.
+            Some(state) => state
+                .and_then(|state| state.load())
+                .and_then(|state| Cgroup::open(&live::cgroup_paths(&state)))
+                .ok(),
+            None => Cgroup::of_process(pid).ok(),
+        };
         let Some(cgroup) = &container.cgroup else { return };
         let watched = cgroup.oom_events().and_then(|watch| {
             self.poller.add(&watch, Token::OutOfMemory(container.number), Interest::Read)?;

@@ -31,11 +31,13 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a program; `streams` are its standard streams, of which missing outputs are ours.
+    /// Starts a program; `streams` are its standard streams, of which missing outputs are ours. It is executed
+    /// when `after` can be read or has ended; its deadline does not wait for that.
     pub fn program(
         command: &[CString],
         environment: &[CString],
         streams: [Option<BorrowedFd>; 3],
+        after: Option<BorrowedFd>,
         deadline: Option<Instant>,
     ) -> Result<Running> {
         let (output, report) = output()?;
@@ -51,6 +53,7 @@ impl Running {
                 stderr.unwrap_or(report.as_fd()),
             ],
             report: report.as_fd(),
+            after,
             process_group: true,
             dies_with_us: true,
         })

@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use orlop_host::mounts::MountOptions;
+use orlop_host::sys::loop_device;
 use orlop_host::sys::mount::{self as calls, Attributes, FsContext};
 use orlop_proto::containerd::types::Mount;
 use orlop_proto::error::{Context, Error, Result};
@@ -43,7 +44,7 @@ fn mount_one(one: &Mount, root: &Path) -> Result<()> {
     let shown = target.display().to_string();
     let options = MountOptions::parse(&one.options);
     if options.flags.iter().any(|flag| flag == "loop") {
-        return Err(Error::because(Kind::Unimplemented, "mount", shown, "loop devices are not supported"));
+        return mount_loop(one, root);
     }
     let mount = if options.bind || one.r#type == "bind" {
         calls::clone_tree(nix::fcntl::AT_FDCWD, Path::new(&one.source), options.recursive_bind)
@@ -60,6 +61,18 @@ fn mount_one(one: &Mount, root: &Path) -> Result<()> {
     set(&mount, &options).context("set attributes of", &shown)?;
     let target = fs::File::open(&target).context("open", &shown)?;
     calls::attach(mount.as_fd(), target.as_fd()).context("mount", shown)
+}
+
+/// Mounts a file by way of a loop device, which goes with the mount, or at once if mounting fails.
+fn mount_loop(one: &Mount, root: &Path) -> Result<()> {
+    let read_only = one.options.iter().any(|word| word == "ro");
+    let file =
+        fs::File::options().read(true).write(!read_only).open(&one.source).context("open", &one.source)?;
+    let (device, _open) =
+        loop_device::attach(file.as_fd(), read_only).context("make a loop device of", &one.source)?;
+    let options = one.options.iter().filter(|word| *word != "loop").cloned().collect();
+    let mount = Mount { source: device.display().to_string(), options, ..one.clone() };
+    mount_one(&mount, root)
 }
 
 /// A mount's place below the root; anything that leads out of it is refused.

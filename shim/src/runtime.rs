@@ -7,10 +7,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
+use orlop_host::state::StateDirectory;
 use orlop_proto::containerd::runc::v1::Options;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// The runtime when the options name none.
 const DEFAULT_RUNTIME: &str = "orlop";
@@ -110,6 +112,16 @@ impl Runtime {
             no_new_keyring: options.no_new_keyring,
             is_orlop,
         })
+    }
+
+    /// The state of a container, if it is orlop's: then no program need be started for what the host library can do.
+    pub fn state_of(&self, id: &str) -> Option<Result<StateDirectory>> {
+        self.is_orlop.then(|| StateDirectory::open(&self.root, id))
+    }
+
+    /// Whether systemd has the containers' cgroups.
+    pub fn is_systemd(&self) -> bool {
+        self.systemd_cgroup
     }
 
     /// Removes the namespace's directory of states if the deleted container's was the last. orlop makes it again while it
@@ -377,12 +389,27 @@ pub struct Spec {
     pub annotations: std::collections::BTreeMap<String, String>,
     #[serde(default)]
     linux: Option<Linux>,
+    #[serde(default)]
+    process: Option<IgnoredAny>,
+    #[serde(default)]
+    hooks: Option<Hooks>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Hooks {
+    poststart: Option<Vec<IgnoredAny>>,
+    poststop: Option<Vec<IgnoredAny>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 struct Linux {
     #[serde(default)]
     namespaces: Option<Vec<Namespace>>,
+    #[serde(default, rename = "cgroupsPath")]
+    cgroups_path: Option<String>,
+    #[serde(default, rename = "intelRdt")]
+    intel_rdt: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -402,11 +429,28 @@ impl Spec {
             .map_err(|e| Error::because(Kind::InvalidArgument, "read", path.display().to_string(), e))
     }
 
+    /// Where the container's cgroup is to be.
+    pub fn cgroups_path(&self) -> Option<&str> {
+        self.linux.as_ref()?.cgroups_path.as_deref()
+    }
+
+    fn namespaces(&self) -> &[Namespace] {
+        self.linux.as_ref().and_then(|linux| linux.namespaces.as_deref()).unwrap_or_default()
+    }
+
+    /// Whether starting and deleting such a container takes no more than its FIFO, its cgroup and its state: no hooks that
+    /// run then, no groups of resctrl, no mounts among the host's.
+    pub fn is_plain(&self) -> bool {
+        let none = |hooks: &Option<Vec<IgnoredAny>>| hooks.as_ref().is_none_or(Vec::is_empty);
+        self.process.is_some()
+            && self.hooks.as_ref().is_none_or(|hooks| none(&hooks.poststart) && none(&hooks.poststop))
+            && self.linux.as_ref().is_none_or(|linux| linux.intel_rdt.is_none())
+            && self.namespaces().iter().any(|namespace| namespace.kind == "mount")
+    }
+
     /// Whether other processes live on when the container's init ends.
     pub fn shares_pids(&self) -> bool {
-        let namespaces =
-            self.linux.as_ref().and_then(|linux| linux.namespaces.as_deref()).unwrap_or_default();
-        !namespaces.iter().any(|namespace| namespace.kind == "pid" && namespace.path.is_empty())
+        !self.namespaces().iter().any(|namespace| namespace.kind == "pid" && namespace.path.is_empty())
     }
 }
 
@@ -484,6 +528,21 @@ mod tests {
         );
         let error = runtime().error("OCI runtime kill failed", Ended::Code(1), b"container not running", 0);
         assert_eq!(error.kind(), Kind::NotFound);
+    }
+
+    #[test]
+    fn knows_what_needs_the_runtime() {
+        let read = |text: &str| serde_json::from_str::<Spec>(text).unwrap();
+        let rest = r#""process":{},"linux":{"namespaces":[{"type":"mount"}]"#;
+        assert!(read(&format!("{{{rest}}}}}")).is_plain());
+        assert!(
+            read(&format!(r#"{{"hooks":{{"poststop":[],"createRuntime":[{{}}]}},{rest}}}}}"#)).is_plain()
+        );
+        assert!(!read(&format!(r#"{{"hooks":{{"poststop":[{{}}]}},{rest}}}}}"#)).is_plain());
+        assert!(!read(&format!(r#"{{"hooks":{{"poststart":[{{}}]}},{rest}}}}}"#)).is_plain());
+        assert!(!read(&format!(r#"{{{rest},"intelRdt":{{}}}}}}"#)).is_plain());
+        assert!(!read(r#"{"process":{},"linux":{"namespaces":[]}}"#).is_plain());
+        assert!(!read(r#"{"linux":{"namespaces":[{"type":"mount"}]}}"#).is_plain());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use prost::Message;
 use crate::cli::Arguments;
 use crate::connection::Connection;
 use crate::containers::{Active, Container, Drain};
+use crate::direct::Asked;
 use crate::events::Publisher;
 use crate::jobs::Running;
 use crate::log;
@@ -45,6 +46,7 @@ pub struct Shim {
     pub inputs: VecDeque<(String, Input)>,
     pub jobs: BTreeMap<u64, Active>,
     pub drains: Vec<Drain>,
+    pub asked: Vec<Asked>,
     pub copies: Copies,
     pub publisher: Publisher,
     pub reaper: Reaper,
@@ -128,6 +130,7 @@ impl Shim {
             inputs: VecDeque::new(),
             jobs: BTreeMap::new(),
             drains: Vec::new(),
+            asked: Vec::new(),
             copies: Copies::default(),
             publisher: Publisher::new(manager, namespace),
             reaper: Reaper::default(),
@@ -157,7 +160,8 @@ impl Shim {
             self.jobs.values().filter(|job| !job.running.timed_out).filter_map(|job| job.running.deadline);
         let drains = self.drains.iter().map(|drain| drain.until);
         let others = [self.publisher.wakes_at(), self.copies.wakes_at(), self.ending];
-        others.into_iter().flatten().chain(jobs).chain(drains).min()
+        let asked = self.asked.iter().map(|asked| asked.look);
+        others.into_iter().flatten().chain(jobs).chain(drains).chain(asked).min()
     }
 
     fn check_time(&mut self) {
@@ -166,6 +170,7 @@ impl Shim {
             job.running.check_deadline(now);
         }
         self.check_drains(now);
+        self.check_asked(now);
         if self.publisher.wakes_at().is_some_and(|time| time <= now) {
             self.publisher.advance(&self.poller);
         }

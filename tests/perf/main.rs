@@ -2,9 +2,10 @@
 //!
 //! `BENCH_ROUNDS` (20) samples of each, taken in turn, with `BENCH_PAUSE` (100) milliseconds before each sample: a lock of
 //! the kernel stays cheap for a while after its first taker, so a tight loop hides what a single start pays. Nothing here
-//! fails on a slow machine; counts and sizes that must hold are tests.
+//! fails on a slow machine; counts and sizes that must hold are tests. `BENCH_ONLY` names the one part to be run.
 
 mod runtimes;
+mod shims;
 mod stack;
 
 use std::os::unix::process::CommandExt;
@@ -114,6 +115,12 @@ fn main() {
     leave_hybrid_host();
     let plan = Plan::from_environment();
     println!("{} samples of each, {} ms between", plan.rounds, plan.pause.as_millis());
-    runtimes::bench(plan);
-    stack::bench(plan);
+    let only = std::env::var("BENCH_ONLY").ok();
+    for (name, bench) in
+        [("runtimes", runtimes::bench as fn(Plan)), ("shims", shims::bench), ("stack", stack::bench)]
+    {
+        if only.as_deref().is_none_or(|only| only == name) {
+            bench(plan);
+        }
+    }
 }

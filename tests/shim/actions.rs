@@ -7,8 +7,8 @@ use orlop_tests::{Bundle, Cmd, Root, binaries};
 use prost::Message;
 use serde_json::Value;
 
-use crate::client::Client;
-use crate::fixture::action;
+use orlop_tests::shim::Client;
+use orlop_tests::shim::action;
 
 #[test]
 fn newer_managers_are_answered_in_json() {
@@ -27,7 +27,7 @@ fn newer_managers_are_answered_in_json() {
     let mut client = Client::connect(&socket);
     let request = orlop_proto::containerd::task::v2::ShutdownRequest::default();
     client.call::<()>("Shutdown", &request).unwrap();
-    orlop_tests::poll_until(crate::fixture::DEADLINE, "the socket is gone", || !socket.exists());
+    orlop_tests::poll_until(orlop_tests::shim::DEADLINE, "the socket is gone", || !socket.exists());
     root.assert_clean();
 }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use orlop_tests::{Root, binaries};
 
-use crate::fixture::{Fifos, Shim, runtime};
+use orlop_tests::shim::{Fifos, Shim, runtime};
 
 /// Anonymous memory of a process, in KiB.
 pub fn anonymous(pid: i32) -> u64 {

@@ -14,7 +14,7 @@ use orlop_proto::kind::Kind;
 use orlop_tests::{Bundle, Cmd, Root, binaries, host, poll_until, pretender};
 use serde_json::json;
 
-use crate::fixture::{DEADLINE, Fifos, Shim, read_to_end, reader, runtime};
+use orlop_tests::shim::{DEADLINE, Fifos, Shim, read_to_end, reader, runtime};
 
 fn checkpoint(shim: &mut Shim, images: &Path, exit: bool) -> Result<()> {
     let options = CheckpointOptions { exit, file_locks: true, ..CheckpointOptions::default() };

@@ -2,7 +2,7 @@
 
 use orlop_tests::{Containerd, Daemon, Image, Root, host, poll_until};
 
-use crate::fixture::DEADLINE;
+use orlop_tests::shim::DEADLINE;
 
 const IMAGE: &str = "example.org/shim/busybox:1";
 const RUNTIME: [&str; 2] = ["--runtime", "io.containerd.orlop.v1"];

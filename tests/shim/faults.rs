@@ -12,8 +12,8 @@ use orlop_proto::containerd::types::Mount;
 use orlop_proto::kind::Kind;
 use orlop_tests::{Root, binaries, host, poll_until};
 
-use crate::events::Manner;
-use crate::fixture::{DEADLINE, Fifos, Shim};
+use orlop_tests::shim::Manner;
+use orlop_tests::shim::{DEADLINE, Fifos, Shim};
 
 /// A runtime that misbehaves for one verb and is runc for all others.
 fn bad_runtime(root: &Root, verb: &str, behaviour: &str) -> PathBuf {

@@ -14,7 +14,7 @@ use orlop_proto::kind::Kind;
 use orlop_tests::{Root, host, poll_until};
 use prost_types::Any;
 
-use crate::fixture::{DEADLINE, Fifos, Shim, action, runtime};
+use orlop_tests::shim::{DEADLINE, Fifos, Shim, action, runtime};
 
 /// A container through its whole life, with an exec, on one runtime.
 fn whole_life(name: &str) {
@@ -199,13 +199,13 @@ fn processes_that_end_before_start_returns_are_not_lost() {
 }
 
 #[test]
-fn a_hundred_execs_at_once() {
+fn hundreds_of_execs_at_once() {
     let root = Root::new();
     let mut shim = Shim::start(&root, "sleep 1000");
     shim.run();
-    let names: Vec<String> = (0..100).map(|number| format!("e{number}")).collect();
+    let names: Vec<String> = (0..300).map(|number| format!("e{number}")).collect();
     for name in &names {
-        shim.exec(name, &format!("exit {}", &name[1..]), &Fifos::default());
+        shim.exec(name, &format!("exit $(({} % 256))", &name[1..]), &Fifos::default());
     }
     let id = shim.id.clone();
     let starts: Vec<_> = names
@@ -217,7 +217,7 @@ fn a_hundred_execs_at_once() {
         shim.client.receive::<StartResponse>(start).expect("Start");
     }
     for (number, wait) in waits.into_iter().enumerate() {
-        assert_eq!(shim.client.receive::<WaitResponse>(wait).unwrap().exit_status, number as u32);
+        assert_eq!(shim.client.receive::<WaitResponse>(wait).unwrap().exit_status, number as u32 % 256);
     }
     shim.finish();
     root.assert_clean();
@@ -247,6 +247,68 @@ fn orphans_of_the_container_are_reaped() {
     // Its background process ends with the container.
     shim.finish();
     root.assert_clean();
+}
+
+#[test]
+fn double_forks_stay_in_their_container() {
+    for name in ["orlop", "runc"] {
+        let root = Root::new();
+        // Twice forked, with a session of its own: an orphan belongs to the container's init, which reaps it.
+        let daemon = "(setsid sh -c 'sleep 1000 & echo $! >/tmp/pid' &)";
+        let mut shim =
+            Shim::start_with(&root, "c", &runtime(name), |bundle| bundle.sh("while :; do sleep 0.05; done"));
+        let init = shim.run();
+        shim.exec("e", &format!("{daemon}; exit 3"), &Fifos::default());
+        shim.start_process("e").unwrap();
+        assert_eq!(shim.wait("e"), 3, "{name}");
+        let file = shim.bundle.rootfs("tmp/pid");
+        poll_until(DEADLINE, "the daemon runs", || {
+            std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with('\n'))
+        });
+        let pids: PidsResponse = shim.client.call("Pids", &PidsRequest { id: shim.id.clone() }).unwrap();
+        let others: Vec<u32> =
+            pids.processes.iter().map(|one| one.pid).filter(|pid| *pid != init as u32).collect();
+        assert!(!others.is_empty());
+        shim.kill("", Signal::SIGKILL).unwrap();
+        assert_eq!(shim.wait(""), 137);
+        poll_until(DEADLINE, "the daemon ends with its container", || {
+            others.iter().all(|pid| !host::alive(*pid as i32))
+        });
+        shim.finish();
+        root.assert_clean();
+    }
+}
+
+#[test]
+fn a_container_that_forks_as_fast_as_it_can_is_waited_for_and_killed() {
+    for (name, own_pids) in [("orlop", true), ("runc", true), ("orlop", false)] {
+        let root = Root::new();
+        let script = "f() { while :; do (true & true &) 2>/dev/null; done; }; f & f & f & f & f";
+        let mut shim = Shim::start_with(&root, "c", &runtime(name), |bundle| {
+            bundle.sh(script).edit(|config| {
+                config["linux"]["resources"]["pids"] = serde_json::json!({"limit": 60});
+                if !own_pids {
+                    let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+                    namespaces.retain(|namespace| namespace["type"] != "pid");
+                }
+            })
+        });
+        shim.run();
+        let pid = shim.pid();
+        for _ in 0..20 {
+            assert_eq!(shim.status(""), Status::Running);
+            shim.client.call::<PidsResponse>("Pids", &PidsRequest { id: shim.id.clone() }).unwrap();
+        }
+        shim.simple("Pause").unwrap();
+        shim.simple("Resume").unwrap();
+        let all = KillRequest { id: shim.id.clone(), signal: 9, all: true, ..KillRequest::default() };
+        shim.client.call::<()>("Kill", &all).unwrap();
+        assert_eq!(shim.wait(""), 137, "{name}");
+        let children = || host::processes().into_iter().filter(|task| task.parent == pid).count();
+        poll_until(DEADLINE, "the shim has reaped all", || children() == 0);
+        shim.finish();
+        root.assert_clean();
+    }
 }
 
 #[test]
@@ -299,7 +361,7 @@ fn the_shim_mounts_the_rootfs() {
         std::fs::create_dir(root.join(name)).unwrap();
     }
     let stdio = Fifos::output(&root, "c");
-    let output = crate::fixture::reader(&stdio.stdout);
+    let output = orlop_tests::shim::reader(&stdio.stdout);
     let mut request = shim.create_request(&stdio);
     request.rootfs = vec![Mount {
         r#type: "overlay".into(),
@@ -315,7 +377,7 @@ fn the_shim_mounts_the_rootfs() {
     shim.client.call::<CreateTaskResponse>("Create", &request).unwrap();
     shim.start_process("").unwrap();
     assert_eq!(shim.wait(""), 0);
-    assert_eq!(crate::fixture::read_to_end(output), "from a layer\n");
+    assert_eq!(orlop_tests::shim::read_to_end(output), "from a layer\n");
     assert!(root.join("upper/written").exists());
     shim.delete("").unwrap();
     assert!(!host::mounts().iter().any(|mount| mount.target.starts_with(shim.bundle.path())));

@@ -3,12 +3,13 @@
 mod actions;
 mod budget;
 mod checkpoint;
-mod client;
 mod containerd;
-mod events;
+mod direct;
 mod faults;
-mod fixture;
+mod kill;
 mod lifecycle;
 mod memory;
 mod pods;
+mod rootfs;
+mod steps;
 mod streams;

@@ -3,7 +3,7 @@
 use orlop_tests::{Bundle, Root};
 use serde_json::json;
 
-use crate::fixture::{Fifos, Shim, runtime};
+use orlop_tests::shim::{Fifos, Shim, runtime};
 
 /// A shell that takes 8 MiB and more, where it may have no more than that.
 const GREEDY: &str = "x=x; while :; do x=$x$x; done";

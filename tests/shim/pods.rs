@@ -16,8 +16,8 @@ use orlop_tests::{Bundle, Root, host, poll_until};
 use prost::Message;
 use prost_types::Any;
 
-use crate::client::{Client, Pending};
-use crate::fixture::{DEADLINE, Fifos, Shim, action, read_to_end, reader, runtime};
+use orlop_tests::shim::{Client, Pending};
+use orlop_tests::shim::{DEADLINE, Fifos, Shim, action, read_to_end, reader, runtime};
 
 fn send(client: &mut Client, method: &'static str, message: &impl Message) -> Pending {
     client.send_as(method::SERVICE, method, message, Duration::ZERO)

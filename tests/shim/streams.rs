@@ -8,7 +8,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use orlop_proto::containerd::task::v2::*;
 use orlop_tests::{Root, poll_until};
 
-use crate::fixture::{DEADLINE, Fifos, Shim, read_available, read_to_end, reader, runtime, writer};
+use orlop_tests::shim::{DEADLINE, Fifos, Shim, read_available, read_to_end, reader, runtime, writer};
 
 #[test]
 fn all_three_streams_reach_their_ends() {
@@ -101,13 +101,13 @@ fn terminals_are_resized_through_orlop() {
 
 #[test]
 fn much_output_makes_the_shim_no_bigger() {
-    const BYTES: u64 = 64 << 20;
+    const BYTES: u64 = 2 << 30;
     let root = Root::new();
     let mut shim = Shim::start(&root, "sleep 1000");
     shim.run();
     let stdio = Fifos::output(&root, "e");
     let mut out = reader(&stdio.stdout);
-    shim.exec("e", &format!("head -c {BYTES} /dev/zero"), &stdio);
+    shim.exec("e", &format!("dd if=/dev/zero bs=65536 count={} 2>/dev/null", BYTES / 65536), &stdio);
     let pid = shim.pid();
     let before = crate::budget::anonymous(pid);
     shim.start_process("e").unwrap();
@@ -161,6 +161,91 @@ fn output_goes_to_a_file() {
     poll_until(DEADLINE, "both lines", || {
         fs::read_to_string(&path).is_ok_and(|text| text.contains("one\n") && text.contains("two\n"))
     });
+    shim.finish();
+    root.assert_clean();
+}
+
+#[test]
+fn without_streams_there_is_nothing_to_read_and_nobody_to_write_to() {
+    for name in ["orlop", "runc"] {
+        let root = Root::new();
+        // Input ends at once, and what is written goes to the null device of the host.
+        let script = "read line && exit 1; echo lost || exit 2; [ -c /proc/self/fd/1 ] && [ -c /proc/self/fd/2 ] && exit 5";
+        let mut shim = Shim::start_with(&root, "c", &runtime(name), |bundle| bundle.sh(script));
+        shim.run();
+        assert_eq!(shim.wait(""), 5, "{name}");
+        shim.finish();
+        root.assert_clean();
+    }
+}
+
+#[test]
+fn fifos_that_are_taken_away_cost_the_stream_and_no_more() {
+    let root = Root::new();
+    let mut shim = Shim::start(&root, "sleep 1000");
+    shim.run();
+    // Before the exec starts: its input is at its end, its output goes nowhere.
+    let stdio = Fifos::make(&root, "gone");
+    shim.exec("gone", "cat; echo out; exit 4", &stdio);
+    for path in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
+        fs::remove_file(path).unwrap();
+    }
+    let error = shim.start_process("gone").unwrap_err();
+    assert!(error.to_string().contains("no such file"), "{error}");
+    assert_eq!(shim.wait("gone"), 255);
+    // While it runs: who has it open goes on, and a writer of input that vanishes is no end of input.
+    let stdio = Fifos::make(&root, "later");
+    let mut out = reader(&stdio.stdout);
+    shim.exec("later", "read a; echo $a; read b; echo $b; exit 6", &stdio);
+    shim.start_process("later").unwrap();
+    let mut all = Vec::new();
+    let mut input = writer(&stdio.stdin);
+    for path in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
+        fs::remove_file(path).unwrap();
+    }
+    for line in ["one\n", "two\n"] {
+        input.write_all(line.as_bytes()).unwrap();
+        poll_until(DEADLINE, "the line comes back", || {
+            read_available(&mut out, &mut all);
+            all.ends_with(line.as_bytes())
+        });
+    }
+    drop((input, out));
+    assert_eq!(shim.wait("later"), 6);
+    shim.finish();
+    root.assert_clean();
+}
+
+#[test]
+fn a_container_waits_for_its_logging_program() {
+    let root = Root::new();
+    let program = root.join("logger");
+    let (go, log) = (root.join("go"), root.join("log"));
+    // It is ready when it says so, or has gone.
+    let script = format!(
+        "#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.02; done\nexec 5>&-\ncat <&3 >{}\n",
+        go.display(),
+        log.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut shim = Shim::start(&root, "echo one");
+    let uri = format!("binary://{}", program.display());
+    let stdio = Fifos { stdout: uri.clone(), stderr: uri, ..Fifos::default() };
+    let request = shim.create_request(&stdio);
+    // A caller who gives up before it is ready has no container.
+    let patience = std::time::Duration::from_millis(300);
+    let pending = shim.client.send_as("containerd.task.v2.Task", "Create", &request, patience);
+    let error = shim.client.receive::<CreateTaskResponse>(pending).unwrap_err();
+    assert_eq!(error.kind(), orlop_proto::kind::Kind::DeadlineExceeded, "{error}");
+    assert!(!shim.bundle.path().join("init.pid").exists());
+    let pending = shim.client.send("Create", &request);
+    assert!(!shim.client.has_answered(pending));
+    fs::write(&go, "").unwrap();
+    shim.client.receive::<CreateTaskResponse>(pending).unwrap();
+    shim.start_process("").unwrap();
+    shim.wait("");
+    poll_until(DEADLINE, "the log", || fs::read_to_string(&log).is_ok_and(|text| text == "one\n"));
     shim.finish();
     root.assert_clean();
 }

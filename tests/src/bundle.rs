@@ -57,6 +57,15 @@ impl Bundle {
         Bundle { dir, config: default_config(&root.cgroups_path(name)) }
     }
 
+    /// Makes the directory `name` below `root`, for a container on the rootfs of another bundle.
+    pub fn beside(root: &Root, name: &str, other: &Bundle) -> Bundle {
+        let dir = root.join(name);
+        fs::create_dir(&dir).expect("making the bundle");
+        let config = default_config(&root.cgroups_path(name));
+        let rootfs = other.rootfs("").display().to_string();
+        Bundle { dir, config }.edit(|config| config["root"]["path"] = json!(rootfs))
+    }
+
     /// The bundle's directory.
     pub fn path(&self) -> &Path {
         &self.dir

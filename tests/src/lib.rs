@@ -27,6 +27,7 @@ mod pretender;
 mod proxy;
 mod registry;
 mod root;
+pub mod shim;
 mod terminal;
 
 pub use bundle::{Bundle, busybox_rootfs};

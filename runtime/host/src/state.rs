@@ -3,10 +3,12 @@
 //! The directory's existence reserves the id; the file is replaced in one step, so a reader never sees half of it.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::contract::state::StoredState;
 use orlop_proto::contract::{EXEC_FIFO, STATE_FILE};
@@ -89,6 +91,31 @@ impl StateDirectory {
         self.path.join(EXEC_FIFO)
     }
 
+    /// Lets a created container's init go on: takes the FIFO away, so that only one `start` can, and writes into it.
+    pub fn release(&self) -> Result<Released> {
+        let path = self.fifo();
+        let shown = || path.to_string_lossy();
+        let opened = fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&path);
+        let mut fifo = match opened {
+            // Nobody has it open for reading: init has ended.
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+                return Err(RuncError::StartStopped.into());
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RuncError::AlreadyRunning.into());
+            }
+            other => other.context("open", shown())?,
+        };
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RuncError::AlreadyRunning.into());
+            }
+            other => other.context("remove", shown())?,
+        }
+        fifo.write_all(b"0").context("write", shown())?;
+        Ok(Released(fifo))
+    }
+
     /// Reads `state.json`; a directory without it is a container that is still being made, or a leftover.
     pub fn load(&self) -> Result<StoredState> {
         let path = self.path.join(STATE_FILE);
@@ -119,6 +146,22 @@ impl StateDirectory {
                 Err(Error::io("remove", self.path.to_string_lossy(), error))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// A created container's init that has been let go on: the end of the FIFO that says when its program has taken over.
+#[derive(Debug)]
+pub struct Released(fs::File);
+
+impl Released {
+    /// Waits until the program has taken init's place, or init has ended: either closes init's end of the FIFO.
+    pub fn await_program(&self) -> Result<()> {
+        loop {
+            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::empty())], PollTimeout::NONE) {
+                Err(nix::Error::EINTR) => {}
+                other => return other.map(drop).context("wait for", "the start of the program"),
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ pub fn run(global: &Global, arguments: &KillArgs) -> Result<()> {
     let container = Container::open(&global.root, &arguments.id)?;
     let number = number(arguments.signal.as_deref().unwrap_or("SIGTERM"))?;
     if arguments.all {
-        return all(&container, number);
+        return container.cgroup()?.signal_number(number);
     }
     let Some(init) = container.init()? else { return Err(RuncError::NotRunning.into()) };
     match sys::pid::pidfd_send_signal(init.as_fd(), number) {
@@ -26,23 +26,6 @@ pub fn run(global: &Global, arguments: &KillArgs) -> Result<()> {
     // Nothing else would let a frozen process die.
     if number == libc::SIGKILL && container.status()? == Status::Paused {
         container.cgroup()?.thaw()?;
-    }
-    Ok(())
-}
-
-fn all(container: &Container, number: i32) -> Result<()> {
-    let cgroup = container.cgroup()?;
-    if let Ok(signal) = Signal::try_from(number) {
-        return cgroup.signal(signal);
-    }
-    // Realtime signals and 0 have no names.
-    for pid in cgroup.pids()? {
-        match sys::pid::kill(pid, number) {
-            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-                return Err(Error::io("signal", pid.to_string(), error));
-            }
-            _ => {}
-        }
     }
     Ok(())
 }

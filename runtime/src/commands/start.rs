@@ -6,7 +6,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
 use crate::cli::Global;
-use crate::container::{self, Container};
+use crate::container::Container;
 
 /// Starts the user's program.
 pub fn run(global: &Global, id: &str) -> Result<()> {
@@ -22,7 +22,7 @@ pub fn run(global: &Global, id: &str) -> Result<()> {
     if !container.has_process() {
         return Err(Error::exactly(Kind::FailedPrecondition, "process property must not be empty"));
     }
-    let released = container::release(&container)?;
+    let released = container.directory.release()?;
     if container.has_poststart()? {
         // They follow the start of the program (runtime-spec, "Lifecycle", step 9); without them nobody need wait for it.
         released.await_program()?;

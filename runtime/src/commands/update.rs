@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::LinuxResources;
+use orlop_host::live;
 use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::contract::state::Status;
 use orlop_proto::error::{Context, Error, Result};
@@ -17,7 +17,7 @@ use crate::log::Log;
 /// Sets the limits that are given, leaves the others, and keeps the whole in the container's state.
 pub fn run(global: &Global, arguments: &UpdateArgs, log: &Log) -> Result<()> {
     let mut container = Container::open(&global.root, &arguments.id)?;
-    let mut wanted = match &arguments.resources {
+    let wanted = match &arguments.resources {
         Some(path) => read(path)?,
         None => from_flags(&arguments.given)?,
     };
@@ -32,23 +32,11 @@ pub fn run(global: &Global, arguments: &UpdateArgs, log: &Log) -> Result<()> {
     if container.life() == Status::Stopped {
         return Err(RuncError::NotRunning.into());
     }
-    complete(&mut wanted, &container.state.config.spec["resources"]);
-    let resources = parse(&wanted)?;
-    for warning in container.cgroup()?.apply(&resources, None)? {
+    let cgroup = container.cgroup()?;
+    for warning in live::update(&container.directory, &mut container.state, &cgroup, wanted)? {
         log.warning(warning);
     }
-    let spec = &mut container.state.config.spec;
-    if !spec.is_object() {
-        *spec = json!({});
-    }
-    merge(&mut spec["resources"], wanted);
-    container.directory.save(&container.state)
-}
-
-fn parse(json: &Value) -> Result<LinuxResources> {
-    let wrong = |error| Error::because(Kind::InvalidArgument, "parse", "resources", error);
-    // Through text: reading values would be a second copy of all this code.
-    serde_json::from_slice(&serde_json::to_vec(json).map_err(wrong)?).map_err(wrong)
+    Ok(())
 }
 
 fn read(path: &Path) -> Result<Value> {
@@ -63,34 +51,6 @@ fn read(path: &Path) -> Result<Value> {
         return Ok(value);
     }
     Err(Error::because(Kind::InvalidArgument, "parse", "resources", "they are no object"))
-}
-
-/// Adds what a limit needs beside it: the other half of the CPU quota, as it was last set, and what runc sets with two others.
-fn complete(wanted: &mut Value, stored: &Value) {
-    let is_set = |value: &Value| value.as_i64().is_some_and(|number| number != 0);
-    for (given, other) in [("quota", "period"), ("period", "quota")] {
-        if is_set(&wanted["cpu"][given]) && !is_set(&wanted["cpu"][other]) && is_set(&stored["cpu"][other]) {
-            wanted["cpu"][other] = stored["cpu"][other].clone();
-        }
-    }
-    if wanted["memory"]["limit"] == -1 && wanted["memory"]["swap"].is_null() {
-        wanted["memory"]["swap"] = json!(-1);
-    }
-}
-
-/// Puts what is in `newer` into `stored`, member by member.
-fn merge(stored: &mut Value, newer: Value) {
-    match (stored, newer) {
-        (_, Value::Null) => {}
-        (stored @ Value::Object(_), Value::Object(members)) => {
-            for (name, value) in members {
-                if !value.is_null() {
-                    merge(&mut stored[name.as_str()], value);
-                }
-            }
-        }
-        (stored, newer) => *stored = newer,
-    }
 }
 
 fn from_flags(given: &Given) -> Result<Value> {
@@ -191,19 +151,5 @@ mod tests {
         for bad in ["", "m", "1x", "99999999999t", "-2", "1kx", "1bb", "."] {
             assert_eq!(bytes(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn half_of_a_quota_gets_its_other_half() {
-        let mut wanted = json!({"cpu": {"quota": 5000}});
-        complete(&mut wanted, &json!({"cpu": {"period": 20000, "quota": 1}}));
-        assert_eq!(wanted["cpu"], json!({"quota": 5000, "period": 20000}));
-    }
-
-    #[test]
-    fn new_limits_go_over_the_old_ones() {
-        let mut stored = json!({"memory": {"limit": 1, "swap": 2}});
-        merge(&mut stored, json!({"memory": {"limit": 3}, "pids": {"limit": 4}, "cpu": null}));
-        assert_eq!(stored, json!({"memory": {"limit": 3, "swap": 2}, "pids": {"limit": 4}}));
     }
 }

@@ -135,10 +135,12 @@ pub fn ready(init: &mut Init) -> Result<()> {
     init.channel.send(&Message::Ready)
 }
 
-/// Waits for `start`: a byte in the FIFO, or the parent's word. The FIFO stays open until the program takes over: that it is
-/// closed then tells `start`.
+/// Waits for the parent's word, and where there is a FIFO for a byte in it, which is `start`. A parent that was killed before it
+/// noted the container gives no word, and nobody would ever find us. The FIFO stays open until the program takes over: that
+/// it is closed then tells `start`.
 pub fn await_start(init: &mut Init) -> Result<()> {
-    let Some(fifo) = &init.fifo else { return super::namespaces::await_go(init) };
+    super::namespaces::await_go(init)?;
+    let Some(fifo) = &init.fifo else { return Ok(()) };
     let mut byte = [0u8; 1];
     loop {
         match nix::unistd::read(fifo, &mut byte) {

@@ -14,7 +14,8 @@ use prost::Message;
 use super::record;
 use crate::cli::Arguments;
 use crate::mounts;
-use crate::runtime::{self, Runtime, Verb};
+use crate::remains;
+use crate::runtime::{self, Runtime};
 use crate::service::check_name;
 use crate::task::Exit;
 
@@ -27,12 +28,8 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
     };
     let options = record::read_options(&bundle)?;
     let mut complaints = Vec::new();
-    let deleted = Runtime::new(&options, &arguments.namespace, &bundle).and_then(|runtime| {
-        let command = runtime.command(&arguments.id, &Verb::Delete)?;
-        runtime::run(&command)?;
-        runtime.leave_root();
-        Ok(())
-    });
+    let deleted = Runtime::new(&options, &arguments.namespace, &bundle)
+        .and_then(|runtime| remains::clear(&runtime, &arguments.id, &bundle));
     if let Err(error) = deleted {
         complaints.push(error);
     }

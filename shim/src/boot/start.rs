@@ -85,6 +85,7 @@ fn serve_on(
         environment: &crate::runtime::environment(),
         descriptors: &[null.as_fd(), null.as_fd(), null.as_fd(), listener.as_fd()],
         report: null.as_fd(),
+        after: None,
         process_group: true,
         dies_with_us: false,
     })

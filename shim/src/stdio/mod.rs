@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -131,6 +131,13 @@ pub fn open(stdio: &Stdio, owner: Owner, directory: &Path, name: &str) -> Result
     Ok(Streams { child, console: None, copies, stdin, output: None, kept })
 }
 
+impl Streams {
+    /// What can be read, or has ended, when a logging program is ready for output.
+    pub fn ready(&self) -> Option<BorrowedFd<'_>> {
+        self.kept.first().map(AsFd::as_fd)
+    }
+}
+
 impl Output {
     fn open(target: &Target) -> Result<Output> {
         match target {
@@ -244,6 +251,7 @@ fn log_to(program: &Path, arguments: &[String], owner: Owner) -> Result<[OwnedFd
             ready_write.as_fd(),
         ],
         report: null.as_fd(),
+        after: None,
         process_group: true,
         dies_with_us: false,
     })

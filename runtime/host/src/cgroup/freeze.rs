@@ -26,25 +26,45 @@ const REFREEZE: Duration = Duration::from_millis(50);
 /// The first and the longest pause between looks at a version 1 freezer, which tells of changes in no other way.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(5));
 
+/// Asks every process to stop, or to go on, and waits for none.
+pub(super) fn ask(cgroup: &Cgroup, stop: bool) -> Result<()> {
+    match (cgroup.legacy("freezer"), cgroup.unified()) {
+        (Some(group), _) => group.write("freezer.state", if stop { "FROZEN" } else { "THAWED" }),
+        (None, Some(group)) => group.write("cgroup.freeze", if stop { "1" } else { "0" }),
+        (None, None) => Err(no_freezer()),
+    }
+}
+
+/// Whether every process has done what it was asked for.
+pub(super) fn has_answered(cgroup: &Cgroup, stop: bool) -> Result<bool> {
+    match (cgroup.legacy("freezer"), cgroup.unified()) {
+        (Some(group), _) => Ok((group.read("freezer.state")?.trim() == "FROZEN") == stop),
+        (None, Some(group)) => Ok(group.read("cgroup.events")?.lines().any(|line| line == answer(stop))),
+        (None, None) => Err(no_freezer()),
+    }
+}
+
+/// The line in `cgroup.events` that answers.
+fn answer(stop: bool) -> &'static str {
+    if stop { "frozen 1" } else { "frozen 0" }
+}
+
 pub(super) fn freeze(cgroup: &Cgroup) -> Result<()> {
     match (cgroup.legacy("freezer"), cgroup.unified()) {
         (Some(group), _) => freeze_legacy(group),
         (None, Some(group)) => {
-            group.write("cgroup.freeze", "1")?;
-            await_event(group, "frozen 1")
+            ask(cgroup, true)?;
+            await_event(group, answer(true))
         }
         (None, None) => Err(no_freezer()),
     }
 }
 
 pub(super) fn thaw(cgroup: &Cgroup) -> Result<()> {
+    ask(cgroup, false)?;
     match (cgroup.legacy("freezer"), cgroup.unified()) {
-        (Some(group), _) => group.write("freezer.state", "THAWED"),
-        (None, Some(group)) => {
-            group.write("cgroup.freeze", "0")?;
-            await_event(group, "frozen 0")
-        }
-        (None, None) => Err(no_freezer()),
+        (None, Some(group)) => await_event(group, answer(false)),
+        _ => Ok(()),
     }
 }
 

@@ -279,6 +279,32 @@ impl Cgroup {
         freeze::signal(self, signal)
     }
 
+    /// Like [`Cgroup::signal`], by the signal's number: realtime signals and 0 have no names.
+    pub fn signal_number(&self, number: i32) -> Result<()> {
+        if let Ok(signal) = Signal::try_from(number) {
+            return self.signal(signal);
+        }
+        for pid in self.pids()? {
+            match crate::sys::pid::kill(pid, number) {
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                    return Err(Error::io("signal", pid.to_string(), error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory in use, in bytes; nothing without a memory controller.
+    pub fn memory_in_use(&self) -> Option<u64> {
+        let (group, file) = match (self.legacy("memory"), self.unified()) {
+            (Some(group), _) => (group, "memory.usage_in_bytes"),
+            (None, Some(group)) => (group, "memory.current"),
+            (None, None) => return None,
+        };
+        group.try_read(file).ok()?.trim().parse().ok()
+    }
+
     /// Kills every process of the cgroup and of those below it. They may take a moment to be gone.
     pub fn kill(&self) -> Result<()> {
         self.signal(Signal::SIGKILL)
@@ -292,6 +318,22 @@ impl Cgroup {
     /// Lets frozen processes go on.
     pub fn thaw(&self) -> Result<()> {
         freeze::thaw(self)
+    }
+
+    /// Asks every process to stop, or to go on, for callers that may not wait: see [`Cgroup::has_answered`].
+    pub fn ask(&self, stop: bool) -> Result<()> {
+        freeze::ask(self, stop)
+    }
+
+    /// Whether every process has done what [`Cgroup::ask`] wanted. On version 1 one that forks at the wrong moment may never
+    /// do so: then ask for the opposite, and again.
+    pub fn has_answered(&self, stop: bool) -> Result<bool> {
+        freeze::has_answered(self, stop)
+    }
+
+    /// Whether there is a freezer.
+    pub fn can_freeze(&self) -> bool {
+        self.legacy("freezer").is_some() || self.unified().is_some()
     }
 
     /// Whether the cgroup has been frozen by itself, not through an ancestor.

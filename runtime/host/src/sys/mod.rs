@@ -10,6 +10,7 @@ pub mod creds;
 pub mod disk;
 pub mod exec;
 pub mod fd;
+pub mod loop_device;
 pub mod memory;
 pub mod mount;
 pub mod net;

@@ -19,6 +19,8 @@ pub const CANNOT_EXECUTE: i32 = 127;
 const PARKING: RawFd = 64;
 /// Where the child keeps [`Spawn::report`].
 const REPORT: RawFd = PARKING - 1;
+/// Where the child keeps [`Spawn::after`].
+const AFTER: RawFd = PARKING - 2;
 
 /// A program to be started.
 pub struct Spawn<'a> {
@@ -32,6 +34,8 @@ pub struct Spawn<'a> {
     pub descriptors: &'a [BorrowedFd<'a>],
     /// Where the child says why its program could not be executed.
     pub report: BorrowedFd<'a>,
+    /// Execute it only when this can be read or has ended.
+    pub after: Option<BorrowedFd<'a>>,
     /// Make it the leader of a process group of its own, so that a terminal's signals do not reach it.
     pub process_group: bool,
     /// Kill it when this program ends.
@@ -44,8 +48,16 @@ pub fn spawn(spawn: &Spawn) -> io::Result<i32> {
     match clone3(CloneRequest::default())? {
         Cloned::Parent { pid, .. } => Ok(pid),
         Cloned::Child => {
+            // By a number that is not filled; the copy that is lost ends with this child.
+            let after = spawn.after.map(|fd| {
+                // SAFETY: dup3 takes no pointers, and in this child nobody uses what the number may have meant.
+                unsafe { libc::dup3(fd.as_raw_fd(), AFTER, libc::O_CLOEXEC) }
+            });
             let error = match prepare(spawn.descriptors, spawn.report, spawn.dies_with_us) {
                 Ok(()) => {
+                    if after.is_some() {
+                        await_readable(AFTER);
+                    }
                     // Also those that we got ourselves from a careless parent. What fails here fails for none of ours.
                     let _ = super::fd::close_on_exec_from(spawn.descriptors.len() as u32);
                     // SAFETY: path and strings are NUL-terminated, both arrays end in null, and all outlive the calls.
@@ -86,6 +98,13 @@ pub fn helper(streams: [BorrowedFd; 3], work: impl FnOnce() -> i32) -> io::Resul
             exit(work())
         }
     }
+}
+
+/// Waits until a descriptor can be read or has ended.
+fn await_readable(fd: RawFd) {
+    let mut look = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: the pointer leads to one pollfd that outlives the call. A signal that interrupts would kill or is ignored.
+    while unsafe { libc::poll(&raw mut look, 1, -1) } < 0 && Errno::last() == Errno::EINTR {}
 }
 
 /// In the child: fills the descriptor numbers from 0, empties the signal mask, ties our end to the parent's.
@@ -163,12 +182,36 @@ mod tests {
             environment: &[],
             descriptors: &[null.as_fd(), out.as_fd(), out.as_fd(), extra.as_fd()],
             report: out.as_fd(),
+            after: None,
             process_group: true,
             dies_with_us: false,
         })
         .unwrap();
         assert_eq!(wait(pid), 7);
         assert_eq!((text(&mut out).as_str(), text(&mut extra).as_str()), ("out\n", "three\n"));
+    }
+
+    #[test]
+    fn waits_for_the_word() {
+        let null = File::open("/dev/null").unwrap();
+        let (after, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        let program = CString::new("/bin/true").unwrap();
+        let pid = spawn(&Spawn {
+            program: &program,
+            arguments: std::slice::from_ref(&program),
+            environment: &[],
+            descriptors: &[null.as_fd(); 3],
+            report: null.as_fd(),
+            after: Some(after.as_fd()),
+            process_group: false,
+            dies_with_us: true,
+        })
+        .unwrap();
+        let own = std::fs::read_link("/proc/self/exe").unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(std::fs::read_link(format!("/proc/{pid}/exe")).unwrap(), own);
+        drop(word);
+        assert_eq!(wait(pid), 0);
     }
 
     #[test]
@@ -182,6 +225,7 @@ mod tests {
             environment: &[],
             descriptors: &[null.as_fd(); 3],
             report: report.as_fd(),
+            after: None,
             process_group: false,
             dies_with_us: true,
         })

@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use crate::poll_until;
 use orlop_proto::any;
 use orlop_proto::containerd::events as messages;
 use orlop_proto::containerd::services::events::ttrpc::v1::ForwardRequest;
 use orlop_proto::containerd::types::Envelope;
 use orlop_proto::ttrpc::{self, FrameType, Request, Response};
-use orlop_tests::poll_until;
 use prost::Message;
 
 /// How the manager answers.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
     /// It takes every event.
     Answering,
@@ -25,6 +25,7 @@ pub enum Manner {
 }
 
 /// A manager's ttrpc socket, in a directory of its own: what listens there is no leak of the shim's.
+#[derive(Debug)]
 pub struct Events {
     path: PathBuf,
     _directory: tempfile::TempDir,

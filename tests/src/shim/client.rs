@@ -6,16 +6,18 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::patient;
 use orlop_proto::containerd::task::v2::task_ttrpc;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use orlop_proto::ttrpc::{self, FrameType, Request, Response};
-use orlop_tests::patient;
 use prost::Message;
 
 /// No answer takes longer than this, unless a test says so.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// A connection to one shim.
+#[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
     bytes: Vec<u8>,
@@ -24,13 +26,17 @@ pub struct Client {
 }
 
 /// A request whose answer is to come.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Pending {
     stream: u32,
     method: &'static str,
 }
 
 impl Client {
+    /// Connects to a shim's socket.
+    ///
+    /// # Panics
+    /// When nobody listens there.
     pub fn connect(socket: &Path) -> Client {
         let stream = UnixStream::connect(socket).expect("connecting to the shim");
         stream.set_read_timeout(Some(patient(DEADLINE))).unwrap();

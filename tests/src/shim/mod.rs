@@ -1,5 +1,8 @@
 //! A shim started as a manager starts it, and a container in it.
 
+mod client;
+mod events;
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -14,14 +17,16 @@ use orlop_proto::containerd::runc::v1::Options;
 use orlop_proto::containerd::task::v2::*;
 use orlop_proto::containerd::v1::types::Status;
 use orlop_proto::error::Result;
-use orlop_tests::{Bundle, Cmd, Root, binaries, host, poll_until, poll_value};
 use prost::Message;
 use prost_types::Any;
 use serde_json::json;
 
-use crate::client::{Client, Pending};
-use crate::events::{Events, Manner};
+use crate::{Bundle, Cmd, Root, binaries, host, poll_until, poll_value};
 
+pub use client::{Client, Pending};
+pub use events::{Events, Manner};
+
+/// How long anything may take that a shim does.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A runtime by the name that tests use for it.
@@ -31,13 +36,69 @@ pub fn runtime(name: &str) -> PathBuf {
 
 /// A serving shim with its bundle.
 pub struct Shim {
+    /// The container's id: the test's tag and a name.
     pub id: String,
+    /// What it is made from.
     pub bundle: Bundle,
+    /// Where the shim listens.
     pub socket: PathBuf,
+    /// The manager that takes its events.
     pub events: Events,
+    /// What a creation asks for.
     pub options: Options,
+    /// Its client.
     pub client: Client,
+    program: PathBuf,
     namespace: String,
+    _log: File,
+}
+
+/// Everything that a shim needs before it is started.
+#[derive(Debug)]
+pub struct Prepared {
+    id: String,
+    bundle: Bundle,
+    events: Events,
+    options: Options,
+    namespace: String,
+}
+
+impl Prepared {
+    /// For the container of a saved bundle, whose id is the root's tag and a name.
+    pub fn new(root: &Root, name: &str, bundle: Bundle, runtime: &Path, events: Events) -> Prepared {
+        let options = Options {
+            binary_name: runtime.display().to_string(),
+            root: root.join("runtime").display().to_string(),
+            ..Options::default()
+        };
+        let id = format!("{}-{name}", root.tag());
+        Prepared { id, bundle, events, options, namespace: root.tag().to_owned() }
+    }
+
+    /// Starts a shim by its program's start action and connects to it.
+    pub fn start(self, program: &Path) -> Shim {
+        let Prepared { id, bundle, events, options, namespace } = self;
+        // Managers make a FIFO for the shim's log and hold it; containerd's shim does not serve without.
+        let log = bundle.path().join("log");
+        mkfifo(&log, Mode::S_IRWXU).expect("making the log's FIFO");
+        let log = reader(&log.display().to_string());
+        let start = action_of(program, &bundle, &id, &namespace, events.path()).arg("start");
+        let output = start.run().success();
+        let path = output.stdout.trim().strip_prefix("unix://").expect("the answer is a unix socket's URL");
+        let socket = PathBuf::from(path);
+        let client = Client::connect(&socket);
+        Shim {
+            id,
+            bundle,
+            socket,
+            events,
+            options,
+            client,
+            namespace,
+            program: program.to_owned(),
+            _log: log,
+        }
+    }
 }
 
 impl Shim {
@@ -65,17 +126,8 @@ impl Shim {
         change: impl FnOnce(Bundle) -> Bundle,
     ) -> Shim {
         let bundle = change(Bundle::new(root, name)).save();
-        let events = Events::listen(manner);
-        let options = Options {
-            binary_name: runtime.display().to_string(),
-            root: root.join("runtime").display().to_string(),
-            ..Options::default()
-        };
-        let id = format!("{}-{name}", root.tag());
-        let socket = start_action(root, &bundle, &id, events.path());
-        let client = Client::connect(&socket);
-        let namespace = root.tag().to_owned();
-        Shim { id, bundle, socket, events, options, client, namespace }
+        let prepared = Prepared::new(root, name, bundle, runtime, Events::listen(manner));
+        prepared.start(&binaries::shim())
     }
 
     /// A second client, as a manager that was started again is.
@@ -83,11 +135,13 @@ impl Shim {
         Client::connect(&self.socket)
     }
 
+    /// The shim's pid, as it tells it.
     pub fn pid(&mut self) -> i32 {
         let request = ConnectRequest { id: self.id.clone() };
         self.client.call::<ConnectResponse>("Connect", &request).expect("Connect").shim_pid as i32
     }
 
+    /// The request that creates the container.
     pub fn create_request(&self, stdio: &Fifos) -> CreateTaskRequest {
         CreateTaskRequest {
             id: self.id.clone(),
@@ -101,11 +155,13 @@ impl Shim {
         }
     }
 
+    /// Asks for the container; its pid.
     pub fn try_create(&mut self, stdio: &Fifos) -> Result<i32> {
         let request = self.create_request(stdio);
         self.client.call::<CreateTaskResponse>("Create", &request).map(|response| response.pid as i32)
     }
 
+    /// Creates the container; its pid.
     pub fn create(&mut self, stdio: &Fifos) -> i32 {
         self.try_create(stdio).expect("Create")
     }
@@ -117,11 +173,13 @@ impl Shim {
         pid
     }
 
+    /// Starts init (an empty name) or an exec; its pid.
     pub fn start_process(&mut self, exec: &str) -> Result<i32> {
         let request = StartRequest { id: self.id.clone(), exec_id: exec.into() };
         self.client.call::<StartResponse>("Start", &request).map(|response| response.pid as i32)
     }
 
+    /// The request that adds an exec of a shell script.
     pub fn exec_request(&self, exec: &str, script: &str, stdio: &Fifos) -> ExecProcessRequest {
         let mut process = self.bundle.config()["process"].clone();
         process["args"] = json!(["sh", "-c", script]);
@@ -137,43 +195,51 @@ impl Shim {
         }
     }
 
+    /// Adds an exec of a shell script.
     pub fn exec(&mut self, exec: &str, script: &str, stdio: &Fifos) {
         let request = self.exec_request(exec, script, stdio);
         self.client.call::<()>("Exec", &request).expect("Exec");
     }
 
+    /// Begins to wait for a process.
     pub fn send_wait(&mut self, exec: &str) -> Pending {
         let request = WaitRequest { id: self.id.clone(), exec_id: exec.into() };
         self.client.send("Wait", &request)
     }
 
+    /// Waits for a process; its exit status.
     pub fn wait(&mut self, exec: &str) -> u32 {
         let pending = self.send_wait(exec);
         self.client.receive::<WaitResponse>(pending).expect("Wait").exit_status
     }
 
+    /// Asks for the state of a process.
     pub fn state(&mut self, exec: &str) -> Result<StateResponse> {
         let request = StateRequest { id: self.id.clone(), exec_id: exec.into() };
         self.client.call("State", &request)
     }
 
+    /// The status of a process.
     pub fn status(&mut self, exec: &str) -> Status {
         self.state(exec).expect("State").status()
     }
 
+    /// Signals a process.
     pub fn kill(&mut self, exec: &str, signal: Signal) -> Result<()> {
         let request =
             KillRequest { id: self.id.clone(), exec_id: exec.into(), signal: signal as u32, all: false };
         self.client.call("Kill", &request)
     }
 
+    /// Deletes a process.
     pub fn delete(&mut self, exec: &str) -> Result<DeleteResponse> {
         let request = DeleteRequest { id: self.id.clone(), exec_id: exec.into() };
         self.client.call("Delete", &request)
     }
 
+    /// Calls a method that takes nothing but the container's id.
     pub fn simple(&mut self, method: &'static str) -> Result<()> {
-        // Pause, Resume and others with nothing but an id have the same form.
+        // All of them have the same form on the wire.
         self.client.call(method, &PauseRequest { id: self.id.clone() })
     }
 
@@ -196,7 +262,7 @@ impl Shim {
 
     /// The delete action, as a manager calls it when a shim is gone.
     pub fn delete_action(&self) -> DeleteResponse {
-        let output = action(&self.bundle, &self.id, &self.namespace, self.events.path())
+        let output = action_of(&self.program, &self.bundle, &self.id, &self.namespace, self.events.path())
             .args(["-bundle", self.bundle.path().to_str().unwrap(), "delete"])
             .run()
             .success();
@@ -220,7 +286,12 @@ impl Drop for Shim {
 
 /// The shim's binary with the flags and environment that containerd gives it.
 pub fn action(bundle: &Bundle, id: &str, namespace: &str, manager: &Path) -> Cmd {
-    Cmd::new(binaries::shim())
+    action_of(&binaries::shim(), bundle, id, namespace, manager)
+}
+
+/// Any shim's binary with the flags and environment that containerd gives it.
+fn action_of(program: &Path, bundle: &Bundle, id: &str, namespace: &str, manager: &Path) -> Cmd {
+    Cmd::new(program)
         .args(["-namespace", namespace, "-address", "/nonexistent/manager.sock", "-publish-binary", "true"])
         .args(["-id", id])
         .env("TTRPC_ADDRESS", manager)
@@ -228,18 +299,16 @@ pub fn action(bundle: &Bundle, id: &str, namespace: &str, manager: &Path) -> Cmd
         .cwd(bundle.path())
 }
 
-fn start_action(root: &Root, bundle: &Bundle, id: &str, manager: &Path) -> PathBuf {
-    let output = action(bundle, id, root.tag(), manager).arg("start").run().success();
-    let path = output.stdout.trim().strip_prefix("unix://").expect("the answer is a unix socket's URL");
-    PathBuf::from(path)
-}
-
 /// A client's FIFOs. Empty names are no streams.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Fifos {
+    /// Where input comes from.
     pub stdin: String,
+    /// Where output goes.
     pub stdout: String,
+    /// Where complaints go.
     pub stderr: String,
+    /// Whether all of it is a terminal's.
     pub terminal: bool,
 }
 

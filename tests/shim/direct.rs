@@ -1,0 +1,185 @@
+//! What orlop's containers need no program for: counted, since it is what makes a shim fast.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use orlop_proto::any;
+use orlop_proto::containerd::task::v2::*;
+use orlop_proto::containerd::v1::types::Status;
+use orlop_proto::kind::Kind;
+use orlop_tests::shim::{DEADLINE, Fifos, Shim};
+use orlop_tests::{Cmd, Root, binaries, poll_until};
+use prost_types::Any;
+use serde_json::{Value, json};
+
+/// The runtime with a note of each of its starts: the verb, in `calls` below the root.
+fn noted(root: &Root) -> PathBuf {
+    let path = root.join("bin/orlop");
+    fs::create_dir(root.join("bin")).expect("making a directory");
+    let script = format!(
+        "#!/bin/sh\nfor word; do case $word in create|start|exec|kill|pause|resume|update|delete|state) \
+         echo $word >>{}; break;; esac; done\nexec {} \"$@\"\n",
+        root.join("calls").display(),
+        binaries::orlop().display()
+    );
+    fs::write(&path, script).expect("writing the runtime");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("making it executable");
+    path
+}
+
+fn calls(root: &Root) -> Vec<String> {
+    let text = fs::read_to_string(root.join("calls")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn update(shim: &mut Shim, resources: &Value) -> orlop_proto::error::Result<()> {
+    let request = UpdateTaskRequest {
+        id: shim.id.clone(),
+        resources: Some(Any {
+            type_url: any::RESOURCES_URL.into(),
+            value: resources.to_string().into_bytes(),
+        }),
+        ..UpdateTaskRequest::default()
+    };
+    shim.client.call("Update", &request)
+}
+
+/// Watches a process for new processes and programs while something is done.
+fn started_by(root: &Root, pid: i32, work: impl FnOnce()) -> String {
+    let trace = root.join("trace");
+    let tracer = Cmd::new(binaries::system("strace"))
+        .args(["-f", "-e", "trace=clone,clone3,fork,vfork,execve,execveat", "-o"])
+        .arg(&trace)
+        .args(["-p", &pid.to_string()])
+        .spawn();
+    let traced = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there");
+        !status.contains("TracerPid:\t0\n")
+    };
+    poll_until(DEADLINE, "it is traced", traced);
+    work();
+    kill(Pid::from_raw(tracer.pid()), Signal::SIGINT).expect("ending strace");
+    poll_until(DEADLINE, "it is traced no more", || !traced());
+    drop(tracer);
+    fs::read_to_string(trace).expect("the trace").lines().filter(|line| line.contains('(')).collect()
+}
+
+#[test]
+fn what_the_library_can_do_starts_no_process() {
+    let root = Root::new();
+    let runtime = noted(&root);
+    let mut shim = Shim::start_with(&root, "c", &runtime, |bundle| {
+        bundle.sh("trap '' USR1; while :; do sleep 0.1; done")
+    });
+    shim.create(&Fifos::default());
+    let pid = shim.pid();
+    let id = shim.id.clone();
+    let started = started_by(&root, pid, || {
+        shim.start_process("").unwrap();
+        shim.kill("", Signal::SIGUSR1).unwrap();
+        for _ in 0..10 {
+            shim.simple("Pause").unwrap();
+            assert_eq!(shim.status(""), Status::Paused);
+            shim.simple("Resume").unwrap();
+        }
+        let all = KillRequest {
+            id: id.clone(),
+            signal: Signal::SIGUSR1 as u32,
+            all: true,
+            ..KillRequest::default()
+        };
+        shim.client.call::<()>("Kill", &all).unwrap();
+        update(&mut shim, &json!({"pids": {"limit": 40}, "memory": {"limit": 256 << 20}})).unwrap();
+        update(&mut shim, &json!({"cpu": {"quota": 50_000, "period": 100_000}})).unwrap();
+        shim.client.call::<StatsResponse>("Stats", &StatsRequest { id: id.clone() }).unwrap();
+        shim.client.call::<PidsResponse>("Pids", &PidsRequest { id: id.clone() }).unwrap();
+    });
+    assert_eq!(started, "");
+    shim.finish();
+    assert_eq!(calls(&root), ["create"], "it is deleted without the program, too");
+    root.assert_clean();
+}
+
+#[test]
+fn a_frozen_container_can_be_killed_and_deleted() {
+    let root = Root::new();
+    let mut shim = Shim::start_with(&root, "c", &noted(&root), |bundle| bundle.sh("sleep 1000"));
+    shim.run();
+    shim.simple("Pause").unwrap();
+    assert_eq!(shim.simple("Pause").unwrap_err().kind(), Kind::FailedPrecondition);
+    shim.kill("", Signal::SIGKILL).unwrap();
+    assert_eq!(shim.wait(""), 137);
+    let error = shim.kill("", Signal::SIGKILL).unwrap_err();
+    assert!(error.to_string().contains("process already finished"), "{error}");
+    shim.delete("").unwrap();
+    shim.shut_down();
+
+    // Never started: deletion kills it.
+    let mut shim = Shim::start_with(&root, "d", &root.join("bin/orlop"), |bundle| bundle.sh("sleep 1000"));
+    let init = shim.create(&Fifos::default());
+    let deleted = shim.delete("").unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status), (init as u32, 137));
+    shim.shut_down();
+    assert_eq!(calls(&root), ["create", "create"]);
+    root.assert_clean();
+}
+
+#[test]
+fn a_limit_below_what_is_used_holds_up_nobody() {
+    let root = Root::new();
+    let script = "head -c 30000000 /dev/zero >/dev/shm/x; sleep 1000";
+    let mut shim = Shim::start_with(&root, "c", &noted(&root), |bundle| bundle.sh(script));
+    shim.run();
+    let used = || fs::metadata(format!("/proc/{}/root/dev/shm/x", init(&root))).map_or(0, |file| file.len());
+    poll_until(DEADLINE, "it uses memory", || used() >= 30_000_000);
+    // Shared memory can go nowhere: the kernel tries for a while and refuses, or kills.
+    let _ = update(&mut shim, &json!({"memory": {"limit": 8 << 20}}));
+    assert!(shim.state("").is_ok());
+    let error = update(&mut shim, &json!([1])).unwrap_err();
+    assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
+    shim.finish();
+    root.assert_clean();
+}
+
+/// The container's init, by the file that names it.
+fn init(root: &Root) -> i32 {
+    fs::read_to_string(root.join("c/init.pid")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn hooks_still_run_through_the_program() {
+    let root = Root::new();
+    let hook =
+        |file: &Path| json!([{"path": "/bin/sh", "args": ["sh", "-c", format!("touch {}", file.display())]}]);
+    let (after_start, after_end) = (root.join("after-start"), root.join("after-end"));
+    let mut shim = Shim::start_with(&root, "c", &noted(&root), |bundle| {
+        bundle.sh("sleep 1000").edit(|config| {
+            config["hooks"] = json!({"poststart": hook(&after_start), "poststop": hook(&after_end)});
+        })
+    });
+    shim.run();
+    assert!(after_start.exists());
+    shim.finish();
+    assert!(after_end.exists());
+    assert_eq!(calls(&root), ["create", "start", "delete"]);
+    root.assert_clean();
+}
+
+#[test]
+fn another_runtime_is_driven_by_its_command_line() {
+    let root = Root::new();
+    let noted = noted(&root);
+    let other = root.join("bin/other");
+    fs::rename(noted, &other).unwrap();
+    let mut shim = Shim::start_with(&root, "c", &other, |bundle| bundle.sh("sleep 1000"));
+    shim.run();
+    shim.simple("Pause").unwrap();
+    shim.simple("Resume").unwrap();
+    update(&mut shim, &json!({"pids": {"limit": 40}})).unwrap();
+    shim.finish();
+    assert_eq!(calls(&root), ["create", "start", "pause", "resume", "update", "kill", "delete"]);
+    root.assert_clean();
+}
