@@ -211,6 +211,7 @@ impl Criu {
             environment: &environment,
             descriptors: &descriptors,
             report: errors.as_fd(),
+            after: None,
             process_group: false,
             dies_with_us: false,
         })
