@@ -120,6 +120,7 @@ fuzz-coverage: ## which lines of the runtime's parsers its fuzz targets reach; r
 soak: build ## a million inputs for each parser, and containers run and removed for SOAK_SECONDS (600) (as root)
 	ORLOP_FUZZ_RUNS=$${FUZZ_RUNS:-1000000} CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		$(CARGO) test --release --locked -p orlop --target-dir target/soak -- fuzz:: --nocapture
+	$(BINARIES) ORLOP_CUTS=$${CUTS:-200} $(CARGO) test --locked -p orlop-tests --test manager registry_faults -- --nocapture
 	$(BINARIES) ORLOP_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p orlop-tests --test stack soak -- --nocapture
 
 proto: ## generate the protocol code again from proto/schema

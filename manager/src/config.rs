@@ -137,6 +137,8 @@ pub struct Registry {
     pub connect_timeout: u64,
     /// Time without a byte after which a registry counts as hanging, in seconds.
     pub stall_timeout: u64,
+    /// How many parts of large blobs are fetched at once; each takes 8 MiB of memory. 0 for one request per blob.
+    pub ranges: usize,
 }
 
 /// What holds for all shims.
@@ -210,7 +212,12 @@ impl Default for Shim {
 
 impl Default for Registry {
     fn default() -> Self {
-        Registry { config_path: "/etc/containerd/certs.d".into(), connect_timeout: 10, stall_timeout: 30 }
+        Registry {
+            config_path: "/etc/containerd/certs.d".into(),
+            connect_timeout: 10,
+            stall_timeout: 30,
+            ranges: 3,
+        }
     }
 }
 

@@ -68,6 +68,7 @@ impl Stores {
             connect_timeout: Duration::from_secs(config.registry.connect_timeout),
             stall_timeout: Duration::from_secs(config.registry.stall_timeout),
             hosts: config.registry.config_path.clone(),
+            ranges: config.registry.ranges,
         });
         let transfers =
             ImageService::new(content.clone(), snapshots.clone(), images.clone(), leases.clone(), registries);

@@ -34,7 +34,7 @@ pub enum Guard {
     Token,
 }
 
-/// An authority with one certificate, both made by openssl.
+/// An authority with a certificate for a registry and one for a client, all made by openssl.
 #[derive(Debug)]
 pub struct Authority {
     dir: PathBuf,
@@ -57,12 +57,21 @@ impl Authority {
         let names =
             ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"];
         openssl(&[&request[..], &signed, &by, &names].concat());
+        let client = ["-keyout", "client.key", "-out", "client.pem", "-subj", "/CN=orlop tests client"];
+        let use_as =
+            ["-addext", "extendedKeyUsage=clientAuth", "-addext", "basicConstraints=critical,CA:FALSE"];
+        openssl(&[&request[..], &client, &by, &use_as].concat());
         authority
     }
 
     /// The authority's certificate, which clients must trust.
     pub fn certificate(&self) -> PathBuf {
         self.dir.join("ca.pem")
+    }
+
+    /// A client's certificate and key.
+    pub fn client(&self) -> (PathBuf, PathBuf) {
+        (self.dir.join("client.pem"), self.dir.join("client.key"))
     }
 
     /// The registry's certificate and key.

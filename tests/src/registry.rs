@@ -58,6 +58,31 @@ impl Registry {
         })
     }
 
+    /// Starts one that fetches what it lacks from `remote` (host:port) by plain HTTP, and takes no uploads: a pull-through mirror.
+    pub fn mirror(root: &Root, remote: &str) -> Registry {
+        let dir = free_name(root, "registry");
+        fs::create_dir(&dir).expect("making the registry's directory");
+        let up =
+            |address: &str| http::request(address, "GET", "/v2/", &[], &[]).is_ok_and(|r| r.status == 200);
+        Registry::launch(dir.clone(), up, |address| {
+            let mut configuration = configuration(&dir.join("data"), json!({"addr": address}), None);
+            configuration["proxy"] = json!({"remoteurl": format!("http://{remote}")});
+            configuration
+        })
+    }
+
+    /// Starts a second one on the content of this one, by HTTPS alone, for clients with a certificate of the authority's.
+    pub fn for_known_clients(&self, root: &Root, authority: &Authority) -> Registry {
+        let dir = free_name(root, "registry");
+        fs::create_dir(&dir).expect("making the registry's directory");
+        let (certificate, key) = authority.registry();
+        let up = |address: &str| TcpStream::connect(address).is_ok();
+        Registry::launch(dir, up, |address| {
+            let tls = json!({"certificate": certificate, "key": key, "clientcas": [authority.certificate()]});
+            configuration(&self.dir.join("data"), json!({"addr": address, "tls": tls}), None)
+        })
+    }
+
     fn launch(dir: PathBuf, up: impl Fn(&str) -> bool, configuration: impl Fn(&str) -> Value) -> Registry {
         for _ in 0..5 {
             // The port is free now and may be taken before the registry binds it: then the next one is tried.

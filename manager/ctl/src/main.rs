@@ -4,6 +4,7 @@ mod cli;
 mod client;
 mod commands;
 mod create;
+mod docker_config;
 mod events;
 mod host;
 mod image;

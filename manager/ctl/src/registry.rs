@@ -70,14 +70,15 @@ pub fn hosts(options: &Registry, reference: &str, root: &std::path::Path) -> Res
     Ok(Some(made))
 }
 
-/// The credentials of the command line; a missing password is read from the terminal.
+/// The credentials of the command line, or those that docker's configuration has for whoever asks; a missing password is
+/// read from the terminal.
 ///
 /// # Errors
 ///
 /// Those of reading it.
-pub fn credentials(options: &Registry) -> Result<Option<Credentials>> {
+pub fn credentials(options: &Registry) -> Result<Credentials> {
     if let Some(user) = &options.user {
-        return Ok(Some(match user.split_once(':') {
+        return Ok(match user.split_once(':') {
             Some((name, password)) => Credentials::Password(name.to_owned(), password.to_owned()),
             None => {
                 let terminal = console::Term::stderr();
@@ -85,13 +86,13 @@ pub fn credentials(options: &Registry) -> Result<Option<Credentials>> {
                 let password = terminal.read_secure_line().context("read password from", "terminal")?;
                 Credentials::Password(user.clone(), password)
             }
-        }));
+        });
     }
-    Ok(options.refresh.clone().map(Credentials::Token))
+    Ok(options.refresh.clone().map_or(Credentials::Stored, Credentials::Token))
 }
 
 /// The registry side of a transfer.
-pub fn endpoint(options: &Registry, reference: &str, hosts: Option<&Hosts>, auth: Option<&Stream>) -> Any {
+pub fn endpoint(options: &Registry, reference: &str, hosts: Option<&Hosts>, auth: &Stream) -> Any {
     let made = hosts.map(|hosts| hosts.directory.to_string_lossy().into_owned());
     let debug = match (options.http_dump, options.http_trace) {
         (false, false) => HttpDebug::Disabled,
@@ -102,7 +103,7 @@ pub fn endpoint(options: &Registry, reference: &str, hosts: Option<&Hosts>, auth
     any::pack(&OciRegistry {
         reference: reference.to_owned(),
         resolver: Some(RegistryResolver {
-            auth_stream: auth.map(|stream| stream.id.clone()).unwrap_or_default(),
+            auth_stream: auth.id.clone(),
             host_dir: options.hosts_dir.clone().or(made).unwrap_or_default(),
             default_scheme: if options.plain_http { "http".to_owned() } else { String::new() },
             http_debug: debug as i32,
@@ -149,7 +150,7 @@ mod tests {
     #[test]
     fn credentials_come_from_the_options() {
         let user = credentials(&options(&["-u", "a:b:c"])).unwrap();
-        assert_eq!(user, Some(Credentials::Password("a".into(), "b:c".into())));
-        assert_eq!(credentials(&options(&[])).unwrap(), None);
+        assert_eq!(user, Credentials::Password("a".into(), "b:c".into()));
+        assert_eq!(credentials(&options(&[])).unwrap(), Credentials::Stored);
     }
 }

@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
 use crate::client::{Client, random_id};
+use crate::docker_config::{self, Stored};
 use crate::progress::Display;
 
 /// Bytes that the other side may send ahead, and the size of one part, containerd's numbers.
@@ -75,8 +76,8 @@ impl Stream {
     /// Answers the server's requests for credentials until it closes the stream.
     async fn authenticate(mut self, credentials: &Credentials) -> Result<()> {
         while let Some(message) = self.next().await? {
-            any::unpack::<AuthRequest>(&message)?;
-            let answer = credentials.answer();
+            let request = any::unpack::<AuthRequest>(&message)?;
+            let answer = credentials.answer(&request.host).await;
             self.send(any::pack(&answer)).await?;
         }
         Ok(())
@@ -127,6 +128,8 @@ impl Stream {
 /// Who we are to a registry.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Credentials {
+    /// Whoever docker's configuration says.
+    Stored,
     /// A name and a password.
     Password(String, String),
     /// A refresh token.
@@ -134,27 +137,33 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    fn answer(&self) -> AuthResponse {
-        match self {
-            Credentials::Password(username, secret) => AuthResponse {
-                auth_type: AuthType::Credentials as i32,
-                username: username.clone(),
-                secret: secret.clone(),
-                ..AuthResponse::default()
-            },
-            Credentials::Token(secret) => AuthResponse {
-                auth_type: AuthType::Refresh as i32,
-                secret: secret.clone(),
-                ..AuthResponse::default()
-            },
-        }
+    async fn answer(&self, host: &str) -> AuthResponse {
+        let found = match self {
+            Credentials::Password(name, secret) => Stored::Password(name.clone(), secret.clone()),
+            Credentials::Token(secret) => Stored::Refresh(secret.clone()),
+            Credentials::Stored => {
+                let host = host.to_owned();
+                // Reads files and runs programs.
+                let found = tokio::task::spawn_blocking(move || docker_config::credentials(&host)).await;
+                found.unwrap_or(Ok(Stored::Nothing)).unwrap_or_else(|error| {
+                    // The registry may let us in all the same.
+                    eprintln!("orlopctl: warning: {error}");
+                    Stored::Nothing
+                })
+            }
+        };
+        let (kind, username, secret) = match found {
+            Stored::Nothing => (AuthType::None, String::new(), String::new()),
+            Stored::Password(name, secret) => (AuthType::Credentials, name, secret),
+            Stored::Refresh(secret) => (AuthType::Refresh, String::new(), secret),
+            Stored::Bearer(token) => (AuthType::Header, String::new(), format!("Bearer {token}")),
+        };
+        AuthResponse { auth_type: kind as i32, username, secret, ..AuthResponse::default() }
     }
 }
 
 /// What flows beside a transfer.
 pub enum Flow<'a> {
-    /// Nothing.
-    None,
     /// Credentials for a registry.
     Credentials(Stream, &'a Credentials),
     /// An archive to the server.
@@ -185,7 +194,6 @@ pub async fn transfer(
     let shown = progress.show(display);
     let flowing = async {
         match flow {
-            Flow::None => Ok(()),
             Flow::Credentials(stream, credentials) => stream.authenticate(credentials).await,
             Flow::Upload(stream, archive) => stream.upload(archive).await,
             Flow::Download(stream, archive) => stream.download(archive).await,

@@ -63,7 +63,8 @@ impl ImageService {
         for unpack in &request.unpacks {
             self.shared.snapshots.snapshotter(&unpack.snapshotter)?;
         }
-        let repository = Arc::new(self.shared.registries.repository(&reference, request.access.clone())?);
+        let repository =
+            Arc::new(self.shared.registries.repository(&reference, request.access.clone(), &job.progress)?);
         job.progress.note(&format!("Resolving from {reference}"), "").await;
         let root = tokio::select! {
             biased;

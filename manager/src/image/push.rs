@@ -1,19 +1,25 @@
 //! Pushes an image: what the registry lacks, the lowest first, the name last.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+use reqwest::Body;
+use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
+
 use tokio_util::io::ReaderStream;
 
 use super::manifest::{Descriptor, Document, select};
 use super::media::{self, Role};
 use super::platform::Platform;
 use super::reference::Reference;
-use super::registry::{Access, Repository};
+use super::registry::{Access, Repository, Source};
 use super::{ImageService, Job, canceled, ingest_name};
 use crate::content::digest::Digest;
 
@@ -57,7 +63,8 @@ impl ImageService {
         let mut tree = Tree::default();
         let root = self.collect(job, &request, root, &mut tree).await?;
 
-        let repository = Arc::new(self.shared.registries.repository(&reference, request.access)?);
+        let repository =
+            Arc::new(self.shared.registries.repository(&reference, request.access, &job.progress)?);
         repository.choose_for_push()?;
         job.progress.note(&format!("Pushing to {reference}"), "").await;
         let mut uploads = JoinSet::new();
@@ -188,15 +195,13 @@ impl ImageService {
             };
             job.progress.blob("uploading", descriptor, parent, 0).await;
             let blob = self.shared.content.open_blob(&job.context, &descriptor.digest).await?;
-            let reader = ReaderStream::with_capacity(tokio::fs::File::from_std(blob.file), BUFFER);
-            let body = Watched {
-                reader,
+            let source = Blob {
+                file: blob.file,
                 job: job.clone(),
                 descriptor: descriptor.clone(),
                 parent: parent.to_owned(),
-                sent: 0,
             };
-            match upload.send(descriptor, body).await {
+            match upload.send(descriptor, &source).await {
                 Ok(()) => break,
                 Err(error) if error.kind() != Kind::Unavailable || attempt == ATTEMPTS => return Err(error),
                 Err(_) => attempt += 1,
@@ -219,27 +224,26 @@ impl ImageService {
     }
 }
 
-/// A body whose progress is told.
-struct Watched {
-    reader: ReaderStream<tokio::fs::File>,
+/// A blob of the content store, whose upload is told as it goes on.
+struct Blob {
+    file: File,
     job: Job,
     descriptor: Descriptor,
     parent: String,
-    sent: u64,
 }
 
-impl futures_util::Stream for Watched {
-    type Item = std::io::Result<Bytes>;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        let polled = std::pin::Pin::new(&mut self.reader).poll_next(context);
-        if let std::task::Poll::Ready(Some(Ok(bytes))) = &polled {
-            self.sent += bytes.len() as u64;
-            self.job.progress.step("uploading", &self.descriptor, &self.parent, self.sent);
-        }
-        polled
+impl Source for Blob {
+    fn open(&self, offset: u64, length: u64) -> Result<Body> {
+        let failed = |error| Error::io("read", self.descriptor.digest.to_string(), error);
+        let mut file = self.file.try_clone().map_err(failed)?;
+        // The clones share their position; one is read at a time.
+        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        let reader = ReaderStream::with_capacity(tokio::fs::File::from_std(file).take(length), BUFFER);
+        let (job, descriptor, parent) = (self.job.clone(), self.descriptor.clone(), self.parent.clone());
+        let mut sent = offset;
+        Ok(Body::wrap_stream(reader.inspect_ok(move |bytes| {
+            sent += bytes.len() as u64;
+            job.progress.step("uploading", &descriptor, &parent, sent);
+        })))
     }
 }

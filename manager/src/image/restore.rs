@@ -180,7 +180,9 @@ impl ImageService {
 
     async fn fetch_from(&self, place: &str, digest: &Digest, size: u64) -> Result<()> {
         let reference = Reference::parse(place)?;
-        let repository = Arc::new(self.shared.registries.repository(&reference, Access::default())?);
+        let access = Access::default();
+        let repository = self.shared.registries.repository(&reference, access, &Arc::default())?;
+        let repository = Arc::new(repository);
         let mut descriptor = Descriptor::of(media::OCI_MANIFEST, b"");
         (descriptor.digest, descriptor.size) = (digest.clone(), size);
         match self.fetch_into(&repository, &descriptor).await {

@@ -67,15 +67,9 @@ pub async fn pull(context: &Context<'_>, options: &Pull) -> Result<()> {
     context
         .client
         .with_lease(async |client| {
-            let auth = match &credentials {
-                Some(_) => Some(Stream::open(client, "creds").await?),
-                None => None,
-            };
-            let source = registry::endpoint(&options.registry, &options.image, hosts.as_ref(), auth.as_ref());
-            let flow = match (auth, &credentials) {
-                (Some(stream), Some(credentials)) => Flow::Credentials(stream, credentials),
-                _ => Flow::None,
-            };
+            let auth = Stream::open(client, "creds").await?;
+            let source = registry::endpoint(&options.registry, &options.image, hosts.as_ref(), &auth);
+            let flow = Flow::Credentials(auth, &credentials);
             transfer(client, source, any::pack(&destination), flow, &mut display).await
         })
         .await?;
@@ -106,15 +100,9 @@ pub async fn push(context: &Context<'_>, options: &Push) -> Result<()> {
     let source = ImageStore { name: local.clone(), platforms, ..ImageStore::default() };
     let hosts = registry::hosts(&options.registry, &options.remote, &context.fifo_directory())?;
     let credentials = registry::credentials(&options.registry)?;
-    let auth = match &credentials {
-        Some(_) => Some(Stream::open(context.client, "creds").await?),
-        None => None,
-    };
-    let destination = registry::endpoint(&options.registry, &options.remote, hosts.as_ref(), auth.as_ref());
-    let flow = match (auth, &credentials) {
-        (Some(stream), Some(credentials)) => Flow::Credentials(stream, credentials),
-        _ => Flow::None,
-    };
+    let auth = Stream::open(context.client, "creds").await?;
+    let destination = registry::endpoint(&options.registry, &options.remote, hosts.as_ref(), &auth);
+    let flow = Flow::Credentials(auth, &credentials);
     let mut display = Display::new();
     transfer(context.client, any::pack(&source), destination, flow, &mut display).await?;
     display.finish();

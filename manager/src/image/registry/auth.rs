@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
@@ -10,11 +12,14 @@ use reqwest::header::HeaderValue;
 use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
-use super::{Place, failure, read_limited, read_some};
+use super::place::{FIRST_PAUSE, Place};
+use super::{failure, read_limited, read_some};
 use crate::image::reference::Reference;
 
 /// The longest answer of a token server, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;
+/// How often a token server that cannot be reached is asked.
+const TOKEN_ATTEMPTS: u32 = 3;
 
 /// What a client offers to say who it is.
 #[derive(Clone, PartialEq, Eq)]
@@ -45,13 +50,41 @@ pub trait Credentials: Send + Sync {
     ) -> BoxFuture<'a, Result<Credential>>;
 }
 
-/// The authorization of requests to one repository.
+/// What a token must allow: actions on the repository, and reading another that a blob is taken over from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Scope {
+    actions: &'static str,
+    from: Option<String>,
+}
+
+impl Scope {
+    pub(super) fn pull() -> Scope {
+        Scope { actions: "pull", from: None }
+    }
+
+    pub(super) fn push() -> Scope {
+        Scope { actions: "pull,push", from: None }
+    }
+
+    pub(super) fn push_from(repository: &str) -> Scope {
+        Scope { from: Some(repository.to_owned()), ..Scope::push() }
+    }
+
+    /// In the words of the distribution project's token scope specification.
+    fn words(&self, repository: &str) -> Vec<String> {
+        let own = format!("repository:{repository}:{}", self.actions);
+        let from = self.from.iter().map(|from| format!("repository:{from}:pull"));
+        std::iter::once(own).chain(from).collect()
+    }
+}
+
+/// The authorization of requests to one repository at one place: no other place learns of it.
 pub(super) struct Authorization {
     repository: String,
     reference: String,
     credentials: Option<Arc<dyn Credentials>>,
-    /// The header for each set of actions.
-    headers: Mutex<HashMap<&'static str, HeaderValue>>,
+    /// The header for each scope.
+    headers: Mutex<HashMap<Scope, HeaderValue>>,
 }
 
 impl Authorization {
@@ -65,17 +98,12 @@ impl Authorization {
     }
 
     /// The header to send, once there is one.
-    pub(super) fn header(&self, actions: &'static str) -> Option<HeaderValue> {
-        self.headers.lock().unwrap_or_else(PoisonError::into_inner).get(actions).cloned()
+    pub(super) fn header(&self, scope: &Scope) -> Option<HeaderValue> {
+        self.headers.lock().unwrap_or_else(PoisonError::into_inner).get(scope).cloned()
     }
 
     /// Gets what the registry asks for; `false` when there is nothing to offer.
-    pub(super) async fn answer(
-        &self,
-        place: &Place,
-        challenges: &[String],
-        actions: &'static str,
-    ) -> Result<bool> {
+    pub(super) async fn answer(&self, place: &Place, challenges: &[String], wanted: &Scope) -> Result<bool> {
         let Some(challenge) = challenge::parse(challenges.iter().map(String::as_str)) else {
             return Ok(false);
         };
@@ -90,9 +118,10 @@ impl Authorization {
             (Challenge::Bearer { realm, service, scope }, credential) => {
                 let mut scopes: Vec<String> =
                     scope.split(' ').filter(|s| !s.is_empty()).map(str::to_owned).collect();
-                let own = format!("repository:{}:{actions}", self.repository);
-                if !scopes.contains(&own) {
-                    scopes.push(own);
+                for own in wanted.words(&self.repository) {
+                    if !scopes.contains(&own) {
+                        scopes.push(own);
+                    }
                 }
                 let token = token(place, &realm, &service, &scopes, credential).await?;
                 format!("Bearer {token}")
@@ -107,7 +136,7 @@ impl Authorization {
             )
         })?;
         header.set_sensitive(true);
-        self.headers.lock().unwrap_or_else(PoisonError::into_inner).insert(actions, header);
+        self.headers.lock().unwrap_or_else(PoisonError::into_inner).insert(wanted.clone(), header);
         Ok(true)
     }
 }
@@ -133,6 +162,7 @@ async fn token(
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https"))
         .ok_or_else(|| Error::because(Kind::InvalidArgument, OPERATION, realm, "not an address"))?;
+    let (client, _) = place.client_for(&url)?;
     let request = match &credential {
         Credential::Refresh(refresh) => {
             let mut form = url.clone();
@@ -144,8 +174,7 @@ async fn token(
                 .append_pair("client_id", "orlop")
                 .append_pair("scope", &scopes.join(" "));
             let body = form.query().unwrap_or_default().to_owned();
-            place
-                .client
+            client
                 .post(url)
                 .header(reqwest::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(body)
@@ -161,7 +190,7 @@ async fn token(
                     query.append_pair("scope", scope);
                 }
             }
-            let request = place.client.get(url);
+            let request = client.get(url);
             match &credential {
                 Credential::Password { user, secret } => {
                     request.header(reqwest::header::AUTHORIZATION, basic(user, secret))
@@ -170,7 +199,21 @@ async fn token(
             }
         }
     };
-    let response = request.send().await.map_err(failed)?;
+    let mut response = None;
+    for attempt in 1..=TOKEN_ATTEMPTS {
+        let Some(again) = request.try_clone() else { break };
+        match again.send().await.map_err(failed) {
+            Ok(answer) => {
+                response = Some(answer);
+                break;
+            }
+            Err(error) if error.kind() != Kind::Unavailable || attempt == TOKEN_ATTEMPTS => {
+                return Err(error);
+            }
+            Err(_) => tokio::time::sleep(FIRST_PAUSE).await,
+        }
+    }
+    let response = response.ok_or_else(|| Error::new(Kind::Internal, OPERATION, realm))?;
     let status = response.status();
     if !status.is_success() {
         let body = read_some(response).await;
@@ -188,24 +231,7 @@ async fn token(
 
 /// The header of basic authentication (RFC 7617).
 fn basic(user: &str, secret: &str) -> String {
-    format!("Basic {}", base64(format!("{user}:{secret}").as_bytes()))
-}
-
-/// Base 64 with padding (RFC 4648).
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let bits =
-            group.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for place in 0..4 {
-            match place <= group.len() {
-                true => text.push(char::from(ALPHABET[(bits >> (18 - 6 * place)) as usize & 63])),
-                false => text.push('='),
-            }
-        }
-    }
-    text
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{secret}")))
 }
 
 #[cfg(test)]
@@ -216,10 +242,5 @@ mod tests {
     fn writes_basic_headers() {
         // The example of RFC 7617, section 2.
         assert_eq!(basic("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
-        for (text, expected) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
-        {
-            assert_eq!(base64(text.as_bytes()), expected);
-        }
     }
 }

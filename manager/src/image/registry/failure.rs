@@ -1,9 +1,13 @@
 //! What went wrong between us and a registry, in one sentence and of the right kind.
 
+use std::time::Duration;
+
 use orlop_proto::error::Error;
 use orlop_proto::kind::Kind;
 use reqwest::StatusCode;
 use serde::Deserialize;
+
+use super::limits;
 
 /// The most of an answer's text that goes into a message, in bytes.
 const MAX_TEXT: usize = 200;
@@ -90,6 +94,17 @@ pub fn answer(operation: &'static str, object: impl Into<String>, status: Status
         None => format!("the registry answered {status}"),
     };
     Error::because(kind, operation, object, why)
+}
+
+/// An answer that we ask too often: with what is left, and when to come back.
+pub fn limited(error: Error, left: Option<(u64, String)>, wait: Option<Duration>) -> Error {
+    let left = left.map(|(_, text)| text);
+    let wait = wait.map(|wait| format!("try again in {}", limits::words(wait)));
+    let more: Vec<String> = left.into_iter().chain(wait).collect();
+    if more.is_empty() {
+        return error;
+    }
+    Error::exactly(error.kind(), format!("{error} ({})", more.join("; ")))
 }
 
 /// The reason in a registry's JSON answer, or the start of what it said.

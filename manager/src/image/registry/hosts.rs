@@ -1,14 +1,16 @@
-//! Where a registry is reached: `certs.d/HOST/hosts.toml` (containerd's registry host configuration), or what its
-//! name says.
+//! Where a registry is reached: `certs.d/HOST/hosts.toml` (containerd's docs/hosts.md), certificates laid out as docker
+//! does, or what the registry's name says.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use crate::image::reference::is_loopback;
+use crate::image::reference::{Reference, is_loopback};
 
 /// One place that serves a registry's API.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,12 @@ pub struct Endpoint {
     pub skip_verify: bool,
     /// Certificates of authorities to trust besides the system's.
     pub authorities: Vec<PathBuf>,
+    /// Our certificate and its key, which may be in the same file.
+    pub client: Option<(PathBuf, Option<PathBuf>)>,
+    /// Headers to send with every request.
+    pub headers: HeaderMap,
+    /// Time for a connection to be made, where it differs from the usual one.
+    pub connect_timeout: Option<Duration>,
     /// What the place may be asked for.
     pub capabilities: Capabilities,
 }
@@ -55,59 +63,115 @@ struct HostsFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct HostEntry {
-    capabilities: Option<Vec<String>>,
-    ca: Option<OneOrMore>,
+    capabilities: Vec<String>,
+    ca: Option<OneOrMore<PathBuf>>,
+    client: Option<Certificates>,
     skip_verify: bool,
+    header: BTreeMap<String, OneOrMore<String>>,
     override_path: bool,
-    #[serde(flatten)]
-    rest: BTreeMap<String, toml::Value>,
+    dial_timeout: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-enum OneOrMore {
-    One(PathBuf),
-    More(Vec<PathBuf>),
+enum OneOrMore<T> {
+    One(T),
+    More(Vec<T>),
+}
+
+/// Our certificates: a file with its key, several of these, or pairs of files.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Certificates {
+    File(PathBuf),
+    Several(Vec<OneOrMore<PathBuf>>),
+}
+
+impl<T> OneOrMore<T> {
+    fn all(&self) -> &[T] {
+        match self {
+            OneOrMore::One(one) => std::slice::from_ref(one),
+            OneOrMore::More(more) => more,
+        }
+    }
 }
 
 /// The places that serve a registry, in the order in which they are asked; the registry itself comes last.
 ///
 /// `scheme` is what the client asked for; without it, this machine is reached by plain HTTP, then HTTPS, and every
 /// other by HTTPS.
-pub fn endpoints(directory: Option<&Path>, host: &str, scheme: Option<&str>) -> Result<Vec<Endpoint>> {
-    let file = match directory.map(|directory| read(directory, host)).transpose()?.flatten() {
-        Some(file) => file,
-        None => return Ok(implied(host, scheme)),
+pub fn endpoints(
+    directory: Option<&Path>,
+    reference: &Reference,
+    scheme: Option<&str>,
+) -> Result<Vec<Endpoint>> {
+    let found = directory.and_then(|directory| directory_of(directory, reference.domain()));
+    let Some(base) = found else { return Ok(implied(reference.host(), scheme)) };
+    let path = base.join("hosts.toml");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return certificates(&base, implied(reference.host(), scheme));
+        }
+        Err(error) => return Err(error).context("read", path.display().to_string()),
     };
-    let (text, path) = file;
-    let fail = |why: String| Error::because(Kind::InvalidArgument, "read", path.display().to_string(), why);
-    let parsed: HostsFile = toml::from_str(&text).map_err(|error| fail(error.message().to_owned()))?;
-    let base = path.parent().unwrap_or(Path::new("/"));
+    parse(&text, &base, reference.host(), scheme)
+        .map_err(|why| Error::because(Kind::InvalidArgument, "read", path.display().to_string(), why))
+}
+
+/// The directory that speaks for a registry, by the name that people use (`docker.io`): a colon may not be wanted in a
+/// name, and `_default` speaks for all that have none of their own.
+fn directory_of(directory: &Path, domain: &str) -> Option<PathBuf> {
+    let without_colon = domain.rsplit_once(':').map(|(host, port)| format!("{host}_{port}_"));
+    let names = without_colon.into_iter().chain([domain.to_owned(), "_default".to_owned()]);
+    names.map(|name| directory.join(name)).find(|path| path.is_dir())
+}
+
+/// What a file says.
+pub(super) fn parse(
+    text: &str,
+    base: &Path,
+    host: &str,
+    scheme: Option<&str>,
+) -> Result<Vec<Endpoint>, String> {
+    let parsed: HostsFile = toml::from_str(text).map_err(|error| error.message().to_owned())?;
     let mut endpoints = Vec::new();
-    for (url, entry) in &parsed.host {
+    for (url, entry) in parsed.host {
         let entry: HostEntry =
-            entry.clone().try_into().map_err(|error: toml::de::Error| fail(error.to_string()))?;
-        endpoints.push(endpoint(url, &entry, base).map_err(fail)?);
+            entry.try_into().map_err(|error: toml::de::Error| format!("host {url}: {}", error.message()))?;
+        endpoints.push(named(&url, &entry, base)?);
     }
-    match &parsed.server {
-        Some(server) => endpoints.push(endpoint(server, &parsed.default, base).map_err(fail)?),
-        None => endpoints.extend(implied(host, scheme)),
+    match parsed.server.as_deref().filter(|server| !server.is_empty()) {
+        Some(server) => endpoints.push(named(server, &parsed.default, base)?),
+        None => {
+            for endpoint in implied(host, scheme) {
+                endpoints.push(parsed.default.applied_to(endpoint, base)?);
+            }
+        }
     }
     Ok(endpoints)
 }
 
-fn read(directory: &Path, host: &str) -> Result<Option<(String, PathBuf)>> {
-    // A colon may not be wanted in a directory's name; `_default` serves every host without its own.
-    let names = [host.to_owned(), host.replacen(':', "_", 1) + "_", "_default".to_owned()];
-    for name in names {
-        let path = directory.join(name).join("hosts.toml");
-        match std::fs::read_to_string(&path) {
-            Ok(text) => return Ok(Some((text, path))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).context("read", path.display().to_string()),
-        }
+/// Docker's way: authorities are `*.crt`, our certificates `*.cert` with `*.key` beside them.
+fn certificates(base: &Path, mut endpoints: Vec<Endpoint>) -> Result<Vec<Endpoint>> {
+    let shown = || base.display().to_string();
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(base).context("read", shown())? {
+        files.push(entry.context("read", shown())?.path());
     }
-    Ok(None)
+    files.sort();
+    let of_kind =
+        |kind: &'static str| files.iter().filter(move |path| path.extension().is_some_and(|e| e == kind));
+    let authorities: Vec<PathBuf> = of_kind("crt").cloned().collect();
+    let client = of_kind("cert").next().map(|certificate| {
+        let key = certificate.with_extension("key");
+        (certificate.clone(), key.exists().then_some(key))
+    });
+    for endpoint in &mut endpoints {
+        endpoint.authorities.clone_from(&authorities);
+        endpoint.client.clone_from(&client);
+    }
+    Ok(endpoints)
 }
 
 fn implied(host: &str, scheme: Option<&str>) -> Vec<Endpoint> {
@@ -117,28 +181,18 @@ fn implied(host: &str, scheme: Option<&str>) -> Vec<Endpoint> {
         None if is_loopback(host) => &["http", "https"],
         None => &["https"],
     };
-    let endpoint = |scheme: &&str| Endpoint {
-        scheme: (*scheme).to_owned(),
-        host: host.to_owned(),
-        path: "/v2".to_owned(),
-        skip_verify: false,
-        authorities: Vec::new(),
-        capabilities: Capabilities::ALL,
-    };
-    schemes.iter().map(endpoint).collect()
+    schemes.iter().map(|scheme| Endpoint::new(scheme, host, "/v2".to_owned())).collect()
 }
 
-fn endpoint(url: &str, entry: &HostEntry, base: &Path) -> Result<Endpoint, String> {
-    if let Some(unknown) = entry.rest.keys().find(|key| matches!(key.as_str(), "client" | "header")) {
-        return Err(format!("{unknown} is not supported"));
-    }
+fn named(url: &str, entry: &HostEntry, base: &Path) -> Result<Endpoint, String> {
     let (scheme, rest) = match url.split_once("://") {
         Some((scheme @ ("http" | "https"), rest)) => (scheme, rest),
         Some((scheme, _)) => return Err(format!("{url}: scheme {scheme} is not http or https")),
         None => ("https", url),
     };
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    if host.is_empty() {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    if host.is_empty() || !host.bytes().all(is_plain) {
         return Err(format!("{url} names no host"));
     }
     let path = path.trim_end_matches('/');
@@ -149,26 +203,97 @@ fn endpoint(url: &str, entry: &HostEntry, base: &Path) -> Result<Endpoint, Strin
         (false, path) if path.ends_with("/v2") => format!("/{path}"),
         (false, path) => format!("/{path}/v2"),
     };
-    let capabilities = match &entry.capabilities {
-        None => Capabilities::ALL,
-        Some(names) => {
-            let has = |name: &str| names.iter().any(|known| known == name);
-            Capabilities { pull: has("pull"), resolve: has("resolve"), push: has("push") }
+    entry.applied_to(Endpoint::new(scheme, host, path), base)
+}
+
+impl Endpoint {
+    fn new(scheme: &str, host: &str, path: String) -> Endpoint {
+        Endpoint {
+            scheme: scheme.to_owned(),
+            host: host.to_owned(),
+            path,
+            skip_verify: false,
+            authorities: Vec::new(),
+            client: None,
+            headers: HeaderMap::new(),
+            connect_timeout: None,
+            capabilities: Capabilities::ALL,
         }
-    };
-    let authorities = match &entry.ca {
-        None => Vec::new(),
-        Some(OneOrMore::One(path)) => vec![base.join(path)],
-        Some(OneOrMore::More(paths)) => paths.iter().map(|path| base.join(path)).collect(),
-    };
-    Ok(Endpoint {
-        scheme: scheme.to_owned(),
-        host: host.to_owned(),
-        path,
-        skip_verify: entry.skip_verify,
-        authorities,
-        capabilities,
-    })
+    }
+}
+
+impl HostEntry {
+    fn applied_to(&self, endpoint: Endpoint, base: &Path) -> Result<Endpoint, String> {
+        let capabilities = match self.capabilities.as_slice() {
+            [] => Capabilities::ALL,
+            names => {
+                let names: Vec<String> = names.iter().map(|name| name.to_lowercase()).collect();
+                let known = ["pull", "resolve", "push", "referrers"];
+                if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
+                    return Err(format!("unknown capability {unknown}"));
+                }
+                let has = |name: &str| names.iter().any(|known| known == name);
+                Capabilities { pull: has("pull"), resolve: has("resolve"), push: has("push") }
+            }
+        };
+        let mut headers = HeaderMap::new();
+        for (name, values) in &self.header {
+            for value in values.all() {
+                let invalid = || format!("header {name} is not valid");
+                let mut value = HeaderValue::from_str(value).map_err(|_| invalid())?;
+                // What is set here is often a secret.
+                value.set_sensitive(true);
+                headers.append(HeaderName::try_from(name.as_str()).map_err(|_| invalid())?, value);
+            }
+        }
+        let authorities = self.ca.iter().flat_map(OneOrMore::all).map(|path| base.join(path)).collect();
+        Ok(Endpoint {
+            skip_verify: self.skip_verify,
+            authorities,
+            client: self.certificate(base)?,
+            headers,
+            connect_timeout: self.dial_timeout.as_deref().map(duration).transpose()?,
+            capabilities,
+            ..endpoint
+        })
+    }
+
+    fn certificate(&self, base: &Path) -> Result<Option<(PathBuf, Option<PathBuf>)>, String> {
+        let several = match &self.client {
+            None => return Ok(None),
+            Some(Certificates::File(file)) => return Ok(Some((base.join(file), None))),
+            Some(Certificates::Several(several)) => several.as_slice(),
+        };
+        match several {
+            [] => Ok(None),
+            [OneOrMore::One(file)] => Ok(Some((base.join(file), None))),
+            [OneOrMore::More(pair)] => match pair.as_slice() {
+                [certificate, key] => Ok(Some((base.join(certificate), Some(base.join(key))))),
+                _ => Err("client: a pair is a certificate and its key".to_owned()),
+            },
+            _ => Err("client: more than one certificate is not supported".to_owned()),
+        }
+    }
+}
+
+/// A duration as Go writes it: numbers with units, such as `1m30s` or `500ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("dial_timeout: invalid duration {text:?}");
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| invalid())?;
+        let units =
+            [("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("ns", 1e-9), ("h", 3600.0), ("m", 60.0), ("s", 1.0)];
+        let unit = units.iter().find(|(name, _)| rest[digits..].starts_with(name)).ok_or_else(invalid)?;
+        seconds += number * unit.1;
+        rest = &rest[digits + unit.0.len()..];
+    }
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err(invalid()),
+    }
 }
 
 #[cfg(test)]
@@ -184,7 +309,9 @@ mod tests {
 
     #[test]
     fn names_say_where_registries_are() {
-        let implied = |host, scheme| urls(&endpoints(None, host, scheme).unwrap());
+        let implied = |host, scheme| {
+            urls(&endpoints(None, &Reference::parse(&format!("{host}/x")).unwrap(), scheme).unwrap())
+        };
         assert_eq!(
             implied("127.0.0.1:5000", None),
             ["http://127.0.0.1:5000/v2", "https://127.0.0.1:5000/v2"]
@@ -198,6 +325,7 @@ mod tests {
     fn files_say_otherwise() {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("registry.example:5000");
+        let reference = Reference::parse("registry.example:5000/x").unwrap();
         std::fs::create_dir(&place).unwrap();
         std::fs::write(
             place.join("hosts.toml"),
@@ -212,7 +340,7 @@ mod tests {
             "#,
         )
         .unwrap();
-        let found = endpoints(Some(directory.path()), "registry.example:5000", None).unwrap();
+        let found = endpoints(Some(directory.path()), &reference, None).unwrap();
         assert_eq!(
             urls(&found),
             [
@@ -225,7 +353,82 @@ mod tests {
         assert!(found[1].skip_verify);
         assert_eq!(found[1].authorities, [place.join("ca.crt")]);
         std::fs::write(place.join("hosts.toml"), "server = 3").unwrap();
-        let error = endpoints(Some(directory.path()), "registry.example:5000", None).unwrap_err();
+        let error = endpoints(Some(directory.path()), &reference, None).unwrap_err();
         assert!(error.to_string().contains("hosts.toml"), "{error}");
+    }
+
+    fn parsed(text: &str) -> Result<Vec<Endpoint>, String> {
+        parse(text, Path::new("/d"), "registry.example", None)
+    }
+
+    #[test]
+    fn certificates_and_headers_have_every_form_that_containerd_takes() {
+        let client = |value: &str| {
+            parsed(&format!("[host.\"https://m\"]\nclient = {value}\n")).map(|found| found[0].client.clone())
+        };
+        let file = |name: &str| Path::new("/d").join(name);
+        assert_eq!(client("'both.pem'").unwrap(), Some((file("both.pem"), None)));
+        assert_eq!(client("['/both.pem']").unwrap(), Some((PathBuf::from("/both.pem"), None)));
+        assert_eq!(client("[['a.cert', 'a.key']]").unwrap(), Some((file("a.cert"), Some(file("a.key")))));
+        assert_eq!(client("[]").unwrap(), None);
+        for wrong in ["[['a.cert']]", "[['a', 'b', 'c']]", "3", "[['a', 'b'], ['c', 'd']]"] {
+            assert!(client(wrong).is_err(), "{wrong}");
+        }
+        let found = parsed(
+            "[host.'m'.header]\nX-Key = 'secret'\nX-List = ['a', 'b']\n[host.'n']\ndial_timeout = '1m2.5s'\n",
+        )
+        .unwrap();
+        assert_eq!(found[0].headers["x-key"], "secret");
+        assert_eq!(found[0].headers.get_all("x-list").iter().count(), 2);
+        assert_eq!(found[1].connect_timeout, Some(Duration::from_millis(62_500)));
+        assert!(parsed("[host.m.header]\n'a b' = 'c'\n").is_err());
+    }
+
+    #[test]
+    fn what_stands_at_the_top_is_about_the_registry_itself() {
+        let found = parsed("skip_verify = true\nca = ['a', '/b']\ncapabilities = ['Pull']\n").unwrap();
+        assert_eq!(urls(&found), ["https://registry.example/v2"]);
+        assert!(found[0].skip_verify && !found[0].capabilities.push);
+        assert_eq!(found[0].authorities, [PathBuf::from("/d/a"), PathBuf::from("/b")]);
+        for wrong in
+            ["capabilities = ['fly']", "dial_timeout = '3'", "[host.'ftp://x']", "[host.'https://a b']"]
+        {
+            assert!(parsed(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn directories_are_those_of_the_names_that_people_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let find = |reference: &str| {
+            let reference = Reference::parse(reference).unwrap();
+            urls(&endpoints(Some(directory.path()), &reference, None).unwrap())
+        };
+        let write = |name: &str, server: &str| {
+            std::fs::create_dir(directory.path().join(name)).unwrap();
+            let text = format!("server = \"https://{server}\"");
+            std::fs::write(directory.path().join(name).join("hosts.toml"), text).unwrap();
+        };
+        assert_eq!(find("busybox"), ["https://registry-1.docker.io/v2"]);
+        write("_default", "all.example");
+        write("docker.io", "hub.example");
+        write("registry.example_5000_", "five.example");
+        assert_eq!(find("busybox"), ["https://hub.example/v2"]);
+        assert_eq!(find("registry.example:5000/x"), ["https://five.example/v2"]);
+        assert_eq!(find("other.example/x"), ["https://all.example/v2"]);
+    }
+
+    #[test]
+    fn certificates_may_be_laid_out_as_docker_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("registry.example");
+        std::fs::create_dir(&place).unwrap();
+        for name in ["b.crt", "a.crt", "me.cert", "me.key", "README"] {
+            std::fs::write(place.join(name), "").unwrap();
+        }
+        let reference = Reference::parse("registry.example/x").unwrap();
+        let found = endpoints(Some(directory.path()), &reference, None).unwrap();
+        assert_eq!(found[0].authorities, [place.join("a.crt"), place.join("b.crt")]);
+        assert_eq!(found[0].client, Some((place.join("me.cert"), Some(place.join("me.key")))));
     }
 }

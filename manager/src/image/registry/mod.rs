@@ -3,38 +3,40 @@
 mod auth;
 mod blob;
 pub mod challenge;
+mod connect;
 mod failure;
 mod hosts;
+mod limits;
+mod place;
+mod round;
 mod upload;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
-use reqwest::header::{
-    ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Method, Response};
+use tokio::sync::Semaphore;
 
 use self::auth::Authorization;
 pub use self::auth::{Credential, Credentials};
 pub use self::blob::BlobReader;
-use self::hosts::Endpoint;
+use self::connect::Clients;
+use self::hosts::Capabilities;
+use self::place::{Ask, Place};
+use self::round::{ATTEMPTS, Round};
+pub use self::upload::Source;
 use super::manifest::{Descriptor, MAX_DOCUMENT};
 use super::media;
-use super::reference::{Reference, is_loopback};
+use super::progress::Progress;
+use super::reference::Reference;
 use crate::content::digest::Digest;
 
-/// How often an idempotent request is made at most.
-const ATTEMPTS: u32 = 5;
-/// The pause after the first failure; it doubles with each.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause that a registry may ask for.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// The longest error answer that is read, in bytes.
 const MAX_ERROR: usize = 16 << 10;
 /// What is accepted as a manifest, as containerd asks.
@@ -52,6 +54,9 @@ pub struct Settings {
     pub stall_timeout: Duration,
     /// Directory of `HOST/hosts.toml` files.
     pub hosts: PathBuf,
+    /// How many parts of large blobs are fetched at once, over all blobs; each waits in memory for its turn. Below 2, every
+    /// blob is fetched in one piece.
+    pub ranges: usize,
 }
 
 /// How one client wants a registry to be reached.
@@ -69,34 +74,31 @@ pub struct Access {
 
 /// Registries, and the connections that are kept to them.
 pub struct Registries {
-    settings: Settings,
-    clients: Mutex<HashMap<ClientKey, reqwest::Client>>,
-}
-
-/// What a connection may not be shared across.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct ClientKey {
-    is_loopback: bool,
-    skip_verify: bool,
-    authorities: Vec<PathBuf>,
+    hosts: PathBuf,
+    clients: Arc<Clients>,
+    parts: Arc<Semaphore>,
+    ranges: usize,
 }
 
 impl Registries {
     /// Registries with nothing connected yet.
     pub fn new(settings: Settings) -> Self {
-        // reqwest is built without a provider of its own. An error means that one is there already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        Registries { settings, clients: Mutex::new(HashMap::new()) }
+        Registries {
+            clients: Arc::new(Clients::new(settings.connect_timeout, settings.stall_timeout)),
+            parts: Arc::new(Semaphore::new(settings.ranges)),
+            ranges: settings.ranges,
+            hosts: settings.hosts,
+        }
     }
 
-    /// A repository of a registry. Nothing is sent yet.
-    pub fn repository(&self, reference: &Reference, access: Access) -> Result<Repository> {
-        let directory = access.hosts.as_deref().unwrap_or(&self.settings.hosts);
-        let endpoints = hosts::endpoints(Some(directory), reference.host(), access.scheme.as_deref())?;
-        let mut places = Vec::with_capacity(endpoints.len());
-        for endpoint in endpoints {
-            places.push(Place { client: self.client(&endpoint)?, endpoint });
-        }
+    /// A repository of a registry. Nothing is sent yet; what the registry has to say goes to `progress`.
+    pub fn repository(
+        &self,
+        reference: &Reference,
+        access: Access,
+        progress: &Arc<Progress>,
+    ) -> Result<Repository> {
+        let directory = access.hosts.as_deref().unwrap_or(&self.hosts);
         let mut headers = HeaderMap::new();
         for (name, value) in &access.headers {
             let invalid =
@@ -104,70 +106,37 @@ impl Registries {
             let value = HeaderValue::from_str(value).map_err(|_| invalid())?;
             headers.append(HeaderName::try_from(name.as_str()).map_err(|_| invalid())?, value);
         }
+        let mut places = Vec::new();
+        for endpoint in hosts::endpoints(Some(directory), reference, access.scheme.as_deref())? {
+            let is_mirror = endpoint.host != reference.host() && endpoint.host != reference.domain();
+            places.push(Place::new(
+                endpoint,
+                reference.path(),
+                is_mirror.then(|| reference.domain().to_owned()),
+                headers.clone(),
+                Authorization::new(reference, access.credentials.clone()),
+                self.clients.clone(),
+                progress.clone(),
+            )?);
+        }
         Ok(Repository {
             reference: reference.clone(),
             places,
-            chosen: Mutex::new(0),
-            headers,
-            authorization: Authorization::new(reference, access.credentials),
+            chosen: AtomicUsize::new(0),
+            parts: self.parts.clone(),
+            ranges: self.ranges,
         })
     }
-
-    fn client(&self, endpoint: &Endpoint) -> Result<reqwest::Client> {
-        let key = ClientKey {
-            is_loopback: is_loopback(&endpoint.host),
-            skip_verify: endpoint.skip_verify,
-            authorities: endpoint.authorities.clone(),
-        };
-        if let Some(client) = self.clients.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            return Ok(client.clone());
-        }
-        let client = self.build(&key)?;
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner).insert(key, client.clone());
-        Ok(client)
-    }
-
-    fn build(&self, key: &ClientKey) -> Result<reqwest::Client> {
-        let builder = || {
-            let builder = reqwest::Client::builder()
-                .user_agent(concat!("orlop/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(self.settings.connect_timeout)
-                .read_timeout(self.settings.stall_timeout)
-                .tls_danger_accept_invalid_certs(key.skip_verify);
-            // This machine is not reached through a proxy.
-            if key.is_loopback { builder.no_proxy() } else { builder }
-        };
-        let mut certificates = Vec::new();
-        for path in &key.authorities {
-            let pem = std::fs::read(path).context("read", path.display().to_string())?;
-            let parsed = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| {
-                Error::because(Kind::InvalidArgument, "read certificates", path.display().to_string(), error)
-            })?;
-            certificates.extend(parsed);
-        }
-        let built = match builder().tls_certs_merge(certificates.clone()).build() {
-            // A machine without certificates of its own can still speak plain HTTP, and trust the given ones.
-            Err(_) => builder().tls_certs_only(certificates).build(),
-            built => built,
-        };
-        built.map_err(|error| failure::connection("set up", "TLS", error))
-    }
-}
-
-/// One place that serves the repository.
-struct Place {
-    client: reqwest::Client,
-    endpoint: Endpoint,
 }
 
 /// A repository of a registry.
 pub struct Repository {
     reference: Reference,
     places: Vec<Place>,
-    /// The place that answered for the reference.
-    chosen: Mutex<usize>,
-    headers: HeaderMap,
-    authorization: Authorization,
+    /// The place that served last.
+    chosen: AtomicUsize,
+    parts: Arc<Semaphore>,
+    ranges: usize,
 }
 
 impl Repository {
@@ -176,66 +145,80 @@ impl Repository {
         &self.reference
     }
 
+    /// The places that may do it, from `first` on.
+    fn round(&self, operation: &'static str, first: usize, may: impl Fn(Capabilities) -> bool) -> Round<'_> {
+        let why = "no host is configured for it";
+        let none = Error::because(Kind::Unavailable, operation, self.reference.to_string(), why);
+        Round::new(&self.places, &self.chosen, first, may, none)
+    }
+
+    /// Asks the places that may be pulled from, the one that served last before the others.
+    async fn fetch(&self, ask: &Ask<'_>) -> Result<Response> {
+        let first = self.chosen.load(Ordering::Relaxed);
+        let mut round = self.round(ask.operation, first, |may| may.pull);
+        loop {
+            let (place, attempts) = round.next()?;
+            match place.send(ask, attempts).await {
+                Ok(response) => {
+                    round.served();
+                    return Ok(response);
+                }
+                Err(error) => round.failed(error),
+            }
+        }
+    }
+
+    /// Turns away from the place that served last, if another host may be pulled from.
+    fn pass_on(&self) -> bool {
+        let (count, chosen) = (self.places.len(), self.chosen.load(Ordering::Relaxed));
+        let is_other = |place: &Place| {
+            place.endpoint.capabilities.pull && place.endpoint.host != self.places[chosen].endpoint.host
+        };
+        let next =
+            (1..count).map(|step| (chosen + step) % count).find(|index| is_other(&self.places[*index]));
+        if let Some(next) = next {
+            self.chosen.store(next, Ordering::Relaxed);
+        }
+        next.is_some()
+    }
+
     /// The descriptor that the reference's tag or digest means.
     ///
     /// Every place is asked in turn; the first that knows serves the rest of the pull.
     pub async fn resolve(&self) -> Result<Descriptor> {
-        let mut first_error = None;
-        for (index, place) in self.places.iter().enumerate() {
-            let capabilities = place.endpoint.capabilities;
-            if !capabilities.pull || (self.reference.digest().is_none() && !capabilities.resolve) {
-                continue;
-            }
-            *self.chosen.lock().unwrap_or_else(PoisonError::into_inner) = index;
-            match self.resolve_at(place).await {
-                Ok(descriptor) => return Ok(descriptor),
-                // A place that hangs or refuses is no reason to try the same registry over another protocol.
-                Err(error) if matches!(error.kind(), Kind::DeadlineExceeded | Kind::Unauthenticated) => {
-                    return Err(first_error.unwrap_or(error));
+        let is_pinned = self.reference.digest().is_some();
+        let may = |may: Capabilities| may.pull && (is_pinned || may.resolve);
+        let mut round = self.round("resolve", 0, may);
+        loop {
+            let (place, attempts) = round.next()?;
+            match self.resolve_at(place, attempts).await {
+                Ok(descriptor) => {
+                    round.served();
+                    return Ok(descriptor);
                 }
-                // The registry itself comes last, and knows best why; but HTTP is tried before HTTPS on this machine.
-                Err(error) if first_error.is_none() || error.kind() == Kind::NotFound => {
-                    first_error = Some(error)
-                }
-                Err(_) => {}
+                Err(error) => round.failed(error),
             }
         }
-        Err(first_error.unwrap_or_else(|| {
-            Error::because(
-                Kind::Unavailable,
-                "resolve",
-                self.reference.to_string(),
-                "no host is configured for it",
-            )
-        }))
     }
 
-    async fn resolve_at(&self, place: &Place) -> Result<Descriptor> {
-        let object = self.reference.object();
-        let url = self.url(place, &format!("manifests/{object}"));
+    async fn resolve_at(&self, place: &Place, attempts: u32) -> Result<Descriptor> {
         let name = self.reference.to_string();
-        let response = self.send("resolve", &name, Method::HEAD, &url, accept_manifests).await?;
-        let header = |key: HeaderName| response.headers().get(key).and_then(|value| value.to_str().ok());
-        let digest = header(CONTENT_DIGEST).and_then(|digest| Digest::parse(digest).ok());
-        let media_type = media::bare(header(CONTENT_TYPE).unwrap_or_default()).to_owned();
-        let size = header(CONTENT_LENGTH).and_then(|length| length.parse().ok());
+        let mut ask = Ask::get("resolve", &name, format!("manifests/{}", self.reference.object()));
+        ask.headers = accept_manifests();
+        ask.method = Method::HEAD;
+        let response = place.send(&ask, attempts).await?;
+        let digest = text(response.headers(), CONTENT_DIGEST).and_then(|digest| Digest::parse(digest).ok());
+        let size = text(response.headers(), CONTENT_LENGTH).and_then(|length| length.parse().ok());
         let wanted = self.reference.digest().map(Digest::parse).transpose()?;
-        let descriptor = match (digest, size) {
-            (Some(digest), Some(size)) if !media_type.is_empty() => Descriptor {
-                size,
-                digest,
-                media_type,
-                urls: Vec::new(),
-                annotations: Default::default(),
-                platform: None,
-            },
+        let descriptor = match (digest, size, media_type(response.headers())) {
+            (Some(digest), Some(size), Some(media_type)) => {
+                Descriptor { digest, size, ..Descriptor::of(media_type, b"") }
+            }
             // Not every registry tells by headers alone.
             _ => {
-                let response = self.send("resolve", &name, Method::GET, &url, accept_manifests).await?;
-                let media_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-                let media_type = media::bare(media_type.unwrap_or_default()).to_owned();
-                let body = read_limited(response, "resolve", &name, MAX_DOCUMENT).await?;
-                Descriptor::of(&media_type, &body)
+                ask.method = Method::GET;
+                let (headers, body) = place.read(&ask, attempts, MAX_DOCUMENT).await?;
+                Descriptor::of(media_type(&headers).unwrap_or_default(), &body)
             }
         };
         if let Some(wanted) = wanted.filter(|wanted| *wanted != descriptor.digest) {
@@ -252,16 +235,20 @@ impl Repository {
             let why = format!("{} bytes are more than a manifest may have", descriptor.size);
             return Err(Error::because(Kind::ResourceExhausted, "fetch manifest", digest.to_string(), why));
         }
-        let url = self.url(self.place(), &format!("manifests/{digest}"));
-        let response =
-            self.send("fetch manifest", digest.as_str(), Method::GET, &url, accept_manifests).await?;
-        let body = read_limited(response, "fetch manifest", digest.as_str(), MAX_DOCUMENT).await?;
-        let got = Digest::of_bytes(&body);
-        if got.algorithm() == digest.algorithm() && got != *digest {
-            let why = format!("the registry answered with other content, digest {got}");
-            return Err(Error::because(Kind::FailedPrecondition, "fetch manifest", digest.to_string(), why));
+        let mut ask = Ask::get("fetch manifest", digest.as_str(), format!("manifests/{digest}"));
+        ask.headers = accept_manifests();
+        let first = self.chosen.load(Ordering::Relaxed);
+        let mut round = self.round(ask.operation, first, |may| may.pull);
+        loop {
+            let (place, attempts) = round.next()?;
+            match manifest_at(place, attempts, &ask, digest).await {
+                Ok(body) => {
+                    round.served();
+                    return Ok(body);
+                }
+                Err(error) => round.failed(error),
+            }
         }
-        Ok(body)
     }
 
     /// A reader of a blob, from an offset on.
@@ -270,108 +257,32 @@ impl Repository {
     }
 
     fn place(&self) -> &Place {
-        let chosen = *self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        &self.places[chosen]
-    }
-
-    fn url(&self, place: &Place, rest: &str) -> String {
-        let Endpoint { scheme, host, path, .. } = &place.endpoint;
-        format!("{scheme}://{host}{path}/{}/{rest}", self.reference.path())
-    }
-
-    /// Makes a request until it succeeds, fails for good or has failed too often; answers other than success are
-    /// errors. Only for requests that may be made twice.
-    async fn send(
-        &self,
-        operation: &'static str,
-        object: &str,
-        method: Method,
-        url: &str,
-        complete: impl Fn(RequestBuilder) -> RequestBuilder,
-    ) -> Result<Response> {
-        let mut pause = FIRST_PAUSE;
-        let mut attempt = 1;
-        loop {
-            let failed = match self.exchange(operation, object, method.clone(), url, &complete).await {
-                Ok(response) if response.status().is_success() => return Ok(response),
-                Ok(response) => {
-                    let status = response.status();
-                    let wanted_pause = retry_after(&response);
-                    let body = read_some(response).await;
-                    let error = failure::answer(operation, object, status, &body);
-                    let is_transient = matches!(
-                        status,
-                        StatusCode::TOO_MANY_REQUESTS
-                            | StatusCode::REQUEST_TIMEOUT
-                            | StatusCode::BAD_GATEWAY
-                            | StatusCode::SERVICE_UNAVAILABLE
-                            | StatusCode::GATEWAY_TIMEOUT
-                            | StatusCode::INTERNAL_SERVER_ERROR
-                    );
-                    if !is_transient {
-                        return Err(error);
-                    }
-                    pause = wanted_pause.unwrap_or(pause).min(LONGEST_PAUSE);
-                    error
-                }
-                // Who hangs once will hang again; nobody listening may be a restart.
-                Err(error) if error.kind() != Kind::Unavailable => return Err(error),
-                Err(error) => error,
-            };
-            if attempt == ATTEMPTS {
-                return Err(failed);
-            }
-            attempt += 1;
-            tokio::time::sleep(pause).await;
-            pause *= 2;
-        }
-    }
-
-    /// Makes a request once, and once more with authorization where the registry asks for it.
-    async fn exchange(
-        &self,
-        operation: &'static str,
-        object: &str,
-        method: Method,
-        url: &str,
-        complete: &impl Fn(RequestBuilder) -> RequestBuilder,
-    ) -> Result<Response> {
-        let place = self.place();
-        let actions = if method == Method::GET || method == Method::HEAD { "pull" } else { "pull,push" };
-        let request = || {
-            let request = place.client.request(method.clone(), url).headers(self.headers.clone());
-            let request = complete(request);
-            match self.authorization.header(actions) {
-                Some(header) => request.header(reqwest::header::AUTHORIZATION, header),
-                None => request,
-            }
-        };
-        let failed = |error| failure::connection(operation, object, error);
-        let response = request().send().await.map_err(failed)?;
-        if response.status() != StatusCode::UNAUTHORIZED {
-            return Ok(response);
-        }
-        let challenges: Vec<String> = response
-            .headers()
-            .get_all(reqwest::header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok().map(str::to_owned))
-            .collect();
-        if !self.authorization.answer(place, &challenges, actions).await? {
-            return Ok(response);
-        }
-        request().send().await.map_err(failed)
+        &self.places[self.chosen.load(Ordering::Relaxed)]
     }
 }
 
-fn accept_manifests(request: RequestBuilder) -> RequestBuilder {
-    request.header(ACCEPT, format!("{}, */*", MANIFESTS.join(", ")))
+/// A manifest as a place has it, which need not be what was asked for.
+async fn manifest_at(place: &Place, attempts: u32, ask: &Ask<'_>, digest: &Digest) -> Result<Bytes> {
+    let (_, body) = place.read(ask, attempts, MAX_DOCUMENT).await?;
+    let got = Digest::of_bytes(&body);
+    if got.algorithm() == digest.algorithm() && got != *digest {
+        let why = format!("the registry answered with other content, digest {got}");
+        return Err(Error::because(Kind::FailedPrecondition, ask.operation, digest.to_string(), why));
+    }
+    Ok(body)
 }
 
-/// How long a registry asks to wait, in seconds.
-fn retry_after(response: &Response) -> Option<Duration> {
-    let seconds = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn media_type(headers: &HeaderMap) -> Option<&str> {
+    text(headers, CONTENT_TYPE).map(media::bare).filter(|media_type| !media_type.is_empty())
+}
+
+fn accept_manifests() -> HeaderMap {
+    let value = HeaderValue::from_str(&format!("{}, */*", MANIFESTS.join(", ")));
+    value.map(|value| (ACCEPT, value)).into_iter().collect()
 }
 
 /// Reads an answer whole, up to a limit.

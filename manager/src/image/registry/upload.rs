@@ -1,15 +1,40 @@
 //! Uploads blobs and manifests.
+//!
+//! A small blob goes in one request, a large one as a stream (PATCH) that is gone on with where it broke, as far as the
+//! registry can tell where that was; one that takes no requests of that size gets it in chunks.
+
+use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
-use reqwest::{Body, Method, StatusCode, Url};
+use reqwest::header::{
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE,
+};
+use reqwest::{Body, Method, Response, StatusCode, Url};
 
-use super::{Place, Repository, failure, read_some};
+use super::auth::Scope;
+use super::place::{Ask, FIRST_PAUSE, Place};
+use super::{ATTEMPTS, Repository, failure, read_some};
 use crate::content::digest::Digest;
 use crate::image::manifest::Descriptor;
+
+/// What is being done, for messages.
+const OPERATION: &str = "upload";
+/// From this size on a blob is sent as a stream that can be gone on with, in bytes.
+const LARGE: u64 = 4 << 20;
+/// The chunks for a registry that refuses larger requests, in bytes.
+const CHUNK: u64 = 32 << 20;
+/// The least that a registry takes in a chunk but the last, in bytes.
+const CHUNK_MINIMUM: HeaderName = HeaderName::from_static("oci-chunk-min-length");
+/// A registry says by this header that it keeps the list of a subject's referrers itself.
+const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+
+/// Where an upload reads a blob from, as often as it must.
+pub trait Source: Send + Sync {
+    /// A body of the bytes from `offset` on, `length` of them.
+    fn open(&self, offset: u64, length: u64) -> Result<Body>;
+}
 
 impl Repository {
     /// Chooses the place that takes uploads.
@@ -23,23 +48,26 @@ impl Repository {
                     "no host takes uploads",
                 )
             })?;
-        *self.chosen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = index;
+        self.chosen.store(index, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
 
     /// Whether the repository has a blob.
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool> {
-        self.has(&format!("blobs/{digest}"), digest).await
+        self.has(format!("blobs/{digest}"), digest).await
     }
 
     /// Whether the repository has a manifest or index.
     pub async fn has_manifest(&self, digest: &Digest) -> Result<bool> {
-        self.has(&format!("manifests/{digest}"), digest).await
+        self.has(format!("manifests/{digest}"), digest).await
     }
 
-    async fn has(&self, what: &str, digest: &Digest) -> Result<bool> {
-        let url = self.url(self.place(), what);
-        match self.send("look for", digest.as_str(), Method::HEAD, &url, super::accept_manifests).await {
+    async fn has(&self, target: String, digest: &Digest) -> Result<bool> {
+        let mut ask = Ask::get("look for", digest.as_str(), target);
+        ask.headers = super::accept_manifests();
+        ask.method = Method::HEAD;
+        ask.scope = Scope::push();
+        match self.place().send(&ask, ATTEMPTS).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == Kind::NotFound => Ok(false),
             Err(error) => Err(error),
@@ -50,68 +78,194 @@ impl Repository {
     /// to upload, and `None` is returned.
     pub async fn start_upload(&self, digest: &Digest, from: Option<&str>) -> Result<Option<Upload<'_>>> {
         let place = self.place();
-        let mut url = self.url(place, "blobs/uploads/");
+        let mut ask = Ask::get(OPERATION, digest.as_str(), "blobs/uploads/".to_owned());
+        ask.method = Method::POST;
+        ask.scope = Scope::push();
+        ask.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        let mut started = None;
         if let Some(from) = from {
-            url.push_str(&format!("?mount={digest}&from={from}"));
+            let mut mount = ask.clone();
+            mount.target = format!("blobs/uploads/?mount={digest}&from={from}");
+            mount.scope = Scope::push_from(from);
+            match place.send(&mount, ATTEMPTS).await {
+                Ok(response) => started = Some(response),
+                // Who may push here need not be let into the neighbour.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        Kind::Unauthenticated | Kind::PermissionDenied | Kind::NotFound | Kind::Unknown
+                    ) => {}
+                Err(error) => return Err(error),
+            }
         }
-        let no_body = |request: reqwest::RequestBuilder| request.header(CONTENT_LENGTH, 0);
-        let response = self.send("upload", digest.as_str(), Method::POST, &url, no_body).await?;
+        let response = match started {
+            Some(response) => response,
+            None => place.send(&ask, ATTEMPTS).await?,
+        };
         if response.status() == StatusCode::CREATED {
             return Ok(None);
         }
-        let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-        // A relative location is relative to what was asked.
-        let location = location.and_then(|location| response.url().join(location).ok()).ok_or_else(|| {
-            Error::because(Kind::Unknown, "upload", digest.to_string(), "the registry does not say where to")
+        let location = location(&response).ok_or_else(|| {
+            Error::because(Kind::Unknown, OPERATION, digest.to_string(), "the registry does not say where to")
         })?;
-        Ok(Some(Upload { repository: self, place, location }))
+        let minimum =
+            response.headers().get(CHUNK_MINIMUM).and_then(|value| value.to_str().ok()?.parse().ok());
+        Ok(Some(Upload { place, location, chunk_minimum: minimum.unwrap_or(0) }))
     }
 
-    /// Puts a manifest or index under a tag or its digest.
-    pub async fn put_manifest(&self, object: &str, descriptor: &Descriptor, bytes: Bytes) -> Result<()> {
-        let url = self.url(self.place(), &format!("manifests/{object}"));
-        let name = descriptor.digest.as_str();
-        let complete = |request: reqwest::RequestBuilder| {
-            request.header(CONTENT_TYPE, &descriptor.media_type).body(bytes.clone())
-        };
-        self.send("push manifest", name, Method::PUT, &url, complete).await.map(|_| ())
+    /// Puts a manifest or index under a tag or its digest. Whether the registry notes by itself that it refers to a
+    /// subject.
+    pub async fn put_manifest(&self, object: &str, descriptor: &Descriptor, bytes: Bytes) -> Result<bool> {
+        let mut ask = Ask::get("push manifest", descriptor.digest.as_str(), format!("manifests/{object}"));
+        ask.method = Method::PUT;
+        ask.scope = Scope::push();
+        ask.body = bytes;
+        let media_type = HeaderValue::from_str(&descriptor.media_type).map_err(|_| {
+            let why = format!("media type {:?} is not valid", descriptor.media_type);
+            Error::because(Kind::InvalidArgument, "push manifest", descriptor.digest.to_string(), why)
+        })?;
+        ask.headers.insert(CONTENT_TYPE, media_type);
+        let response = self.place().send(&ask, ATTEMPTS).await?;
+        Ok(response.headers().contains_key(SUBJECT))
     }
+}
+
+/// Where an answer sends us; a relative location is relative to what was asked.
+fn location(response: &Response) -> Option<Url> {
+    let text = response.headers().get(LOCATION)?.to_str().ok()?;
+    let url = response.url().join(text).ok()?;
+    matches!(url.scheme(), "http" | "https").then_some(url)
 }
 
 /// An upload that a registry waits for.
 pub struct Upload<'a> {
-    repository: &'a Repository,
     place: &'a Place,
     location: Url,
+    chunk_minimum: u64,
 }
 
 impl Upload<'_> {
-    /// Sends the blob in one piece.
-    pub async fn send(
-        self,
-        descriptor: &Descriptor,
-        body: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
-    ) -> Result<()> {
+    /// Sends the blob.
+    ///
+    /// # Errors
+    /// `Unavailable` where it broke off and the registry cannot go on with it: a new upload may be started.
+    pub async fn send(mut self, descriptor: &Descriptor, source: &dyn Source) -> Result<()> {
         let digest = descriptor.digest.as_str();
-        let mut url = self.location;
-        url.query_pairs_mut().append_pair("digest", digest);
-        let mut request = self
-            .place
-            .client
-            .put(url)
-            .headers(self.repository.headers.clone())
-            .header(CONTENT_TYPE, "application/octet-stream")
-            .header(CONTENT_LENGTH, descriptor.size)
-            .body(Body::wrap_stream(body));
-        if let Some(header) = self.repository.authorization.header("pull,push") {
-            request = request.header(reqwest::header::AUTHORIZATION, header);
+        let (mut rest, mut is_stream) = ((0, descriptor.size), descriptor.size >= LARGE);
+        if is_stream {
+            is_stream = self.stream(descriptor, source).await?;
+            if is_stream {
+                rest = (descriptor.size, 0);
+            }
         }
-        let response = request.send().await.map_err(|error| failure::connection("upload", digest, error))?;
+        let mut url = self.location.clone();
+        url.query_pairs_mut().append_pair("digest", digest);
+        let body = if is_stream { Body::from(Bytes::new()) } else { source.open(rest.0, rest.1)? };
+        let response = self.request(descriptor, Method::PUT, url, sized(rest.1), Some(body)).await?;
         let status = response.status();
         if status.is_success() {
             return Ok(());
         }
         let body = read_some(response).await;
-        Err(failure::answer("upload", digest, status, &body))
+        Err(failure::answer(OPERATION, digest, status, &body))
     }
+
+    /// Sends all bytes ahead of the request that ends the upload; `false` where the registry knows no such thing.
+    async fn stream(&mut self, descriptor: &Descriptor, source: &dyn Source) -> Result<bool> {
+        let digest = descriptor.digest.as_str();
+        let (mut offset, mut chunk) = (0, u64::MAX);
+        let (mut failures, mut pause) = (0, FIRST_PAUSE);
+        while offset < descriptor.size {
+            let length = chunk.min(descriptor.size - offset);
+            let mut headers = sized(length);
+            let range = HeaderValue::from_str(&format!("{offset}-{}", offset + length - 1));
+            headers.extend(range.map(|range| (CONTENT_RANGE, range)));
+            let body = source.open(offset, length)?;
+            let sent =
+                self.request(descriptor, Method::PATCH, self.location.clone(), headers, Some(body)).await;
+            let failed = match sent {
+                Ok(response) if response.status().is_success() => {
+                    self.location = location(&response).unwrap_or_else(|| self.location.clone());
+                    (failures, pause) = (0, FIRST_PAUSE);
+                    offset += length;
+                    continue;
+                }
+                Ok(response) if response.status() == StatusCode::PAYLOAD_TOO_LARGE && chunk == u64::MAX => {
+                    chunk = CHUNK.max(self.chunk_minimum);
+                    continue;
+                }
+                Ok(response) => {
+                    let status = response.status();
+                    let known = !matches!(
+                        status,
+                        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+                    );
+                    if offset == 0 && !known {
+                        return Ok(false);
+                    }
+                    let body = read_some(response).await;
+                    failure::answer(OPERATION, digest, status, &body)
+                }
+                Err(error) => error,
+            };
+            failures += 1;
+            if failures == ATTEMPTS || failed.kind() != Kind::Unavailable {
+                return Err(failed);
+            }
+            pause = wait(pause).await;
+            // Where the registry cannot say how much it has, the blob is sent again from its start by a new upload.
+            offset = self.progress(descriptor).await?.ok_or(failed)?;
+        }
+        Ok(true)
+    }
+
+    /// How many bytes the registry has, if it can say.
+    async fn progress(&mut self, descriptor: &Descriptor) -> Result<Option<u64>> {
+        let response =
+            self.request(descriptor, Method::GET, self.location.clone(), HeaderMap::new(), None).await?;
+        if response.status() != StatusCode::NO_CONTENT {
+            return Ok(None);
+        }
+        if let Some(next) = location(&response) {
+            self.location = next;
+        }
+        let range = response.headers().get(RANGE).and_then(|value| value.to_str().ok());
+        Ok(match range {
+            None => Some(0),
+            Some(range) => range.trim_start_matches("bytes=").strip_prefix("0-").and_then(|last| {
+                let last: u64 = last.parse().ok()?;
+                // Nothing at all is said as 0-0 too, by some, and by others as one byte: sending one twice is refused.
+                let count = if last == 0 { 0 } else { last.checked_add(1)? };
+                (count <= descriptor.size).then_some(count)
+            }),
+        })
+    }
+
+    async fn request(
+        &self,
+        descriptor: &Descriptor,
+        method: Method,
+        url: Url,
+        headers: HeaderMap,
+        body: Option<Body>,
+    ) -> Result<Response> {
+        let mut ask = Ask::get(OPERATION, descriptor.digest.as_str(), String::new());
+        (ask.method, ask.headers, ask.scope) = (method, headers, Scope::push());
+        self.place.request(&ask, url, body).await
+    }
+}
+
+/// The headers of a body of that length.
+fn sized(length: u64) -> HeaderMap {
+    [
+        (CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
+        (CONTENT_LENGTH, HeaderValue::from(length)),
+    ]
+    .into_iter()
+    .collect()
+}
+
+async fn wait(pause: Duration) -> Duration {
+    tokio::time::sleep(pause).await;
+    pause * 2
 }
