@@ -14,6 +14,8 @@ mod gc;
 mod identifier;
 mod image;
 mod labels;
+#[allow(dead_code, reason = "the Docker API, which uses it, comes next")]
+mod network;
 mod offline;
 mod plugins;
 mod publish;

@@ -1,7 +1,12 @@
-//! Network devices of a network namespace, by rtnetlink(7).
+//! Network devices and firewall of a network namespace, by netlink(7).
 //!
-//! Written here rather than taken from a crate: five requests are needed, and the crates bring an asynchronous runtime
-//! and many times this code (docs/decisions/0102-network-devices.md).
+//! Written here rather than taken from a crate: few requests are needed, and the crates bring an asynchronous runtime
+//! and many times this code (docs/decisions/0102-network-devices.md), or a C library or licence that we cannot link
+//! (docs/decisions/0940-networks.md).
+
+pub mod link;
+pub mod message;
+pub mod nftables;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,16 +16,12 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 use nix::sys::stat::Mode;
 
 use crate::sys;
+use message::{
+    ACK, CREATE, DUMP, MESSAGE_HEADER, Message, REQUEST, attributes, next_message, number_at, short_at,
+};
 
-const MESSAGE_HEADER: usize = 16; // struct nlmsghdr
 const LINK_HEADER: usize = 16; // struct ifinfomsg
 const ADDRESS_HEADER: usize = 8; // struct ifaddrmsg
-const ATTRIBUTE_HEADER: usize = 4; // struct rtattr
-
-const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
-const ACK: u16 = libc::NLM_F_ACK as u16;
-const DUMP: u16 = libc::NLM_F_DUMP as u16;
-const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
 
 /// An address of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +59,7 @@ impl Devices {
 
     /// The index of a device by its name; `ENODEV` if there is none.
     pub fn index(&self, name: &str) -> io::Result<i32> {
-        let mut request = Request::link(libc::RTM_GETLINK, REQUEST | ACK, 0, 0, 0);
+        let mut request = link_message(libc::RTM_GETLINK, REQUEST | ACK, 0, 0, 0);
         request.text(libc::IFLA_IFNAME, name);
         let answers = self.ask(request)?;
         let index = answers.iter().find_map(|answer| link_index(answer));
@@ -67,13 +68,13 @@ impl Devices {
 
     /// The indices of all devices.
     pub fn indices(&self) -> io::Result<Vec<i32>> {
-        let answers = self.ask(Request::link(libc::RTM_GETLINK, REQUEST | DUMP, 0, 0, 0))?;
+        let answers = self.ask(link_message(libc::RTM_GETLINK, REQUEST | DUMP, 0, 0, 0))?;
         Ok(answers.iter().filter_map(|answer| link_index(answer)).collect())
     }
 
     /// The addresses of a device.
     pub fn addresses(&self, index: i32) -> io::Result<Vec<Address>> {
-        let request = Request::new(libc::RTM_GETADDR, REQUEST | DUMP, &[0; ADDRESS_HEADER]);
+        let request = Message::new(libc::RTM_GETADDR, REQUEST | DUMP, &[0; ADDRESS_HEADER]);
         let answers = self.ask(request)?;
         Ok(answers.iter().filter_map(|answer| address_of(answer, index)).collect())
     }
@@ -81,12 +82,12 @@ impl Devices {
     /// Switches a device on.
     pub fn set_up(&self, index: i32) -> io::Result<()> {
         let up = libc::IFF_UP as u32;
-        self.ask(Request::link(libc::RTM_NEWLINK, REQUEST | ACK, index, up, up)).map(drop)
+        self.ask(link_message(libc::RTM_NEWLINK, REQUEST | ACK, index, up, up)).map(drop)
     }
 
     /// Moves a device into another namespace and gives it a name there, in one step; `EEXIST` if the name is taken.
     pub fn hand_over(&self, index: i32, namespace: BorrowedFd, name: &str) -> io::Result<()> {
-        let mut request = Request::link(libc::RTM_NEWLINK, REQUEST | ACK, index, 0, 0);
+        let mut request = link_message(libc::RTM_NEWLINK, REQUEST | ACK, index, 0, 0);
         request.text(libc::IFLA_IFNAME, name);
         request.attribute(libc::IFLA_NET_NS_FD, &namespace.as_raw_fd().to_ne_bytes());
         self.ask(request).map(drop)
@@ -98,7 +99,7 @@ impl Devices {
         header[0] = address.family;
         header[1] = address.prefix;
         header[4..].copy_from_slice(&index.to_ne_bytes());
-        let mut request = Request::new(libc::RTM_NEWADDR, REQUEST | ACK | CREATE, &header);
+        let mut request = Message::new(libc::RTM_NEWADDR, REQUEST | ACK | CREATE, &header);
         for (number, value) in &address.attributes {
             request.attribute(*number, value);
         }
@@ -106,7 +107,7 @@ impl Devices {
     }
 
     /// Sends a request and collects the answers until the kernel says that it is done.
-    fn ask(&self, request: Request) -> io::Result<Vec<Vec<u8>>> {
+    fn ask(&self, request: Message) -> io::Result<Vec<Vec<u8>>> {
         send(self.0.as_raw_fd(), &request.finish(), MsgFlags::empty())?;
         let mut answers = Vec::new();
         let mut buffer = vec![0; 64 << 10];
@@ -130,66 +131,12 @@ impl Devices {
     }
 }
 
-/// A message in the making.
-struct Request(Vec<u8>);
-
-impl Request {
-    fn new(kind: u16, flags: u16, header: &[u8]) -> Request {
-        let mut bytes = vec![0; MESSAGE_HEADER];
-        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
-        bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        bytes.extend_from_slice(header);
-        Request(bytes)
-    }
-
-    fn link(kind: u16, request: u16, index: i32, flags: u32, change: u32) -> Request {
-        let mut header = [0; LINK_HEADER];
-        header[4..8].copy_from_slice(&index.to_ne_bytes());
-        header[8..12].copy_from_slice(&flags.to_ne_bytes());
-        header[12..].copy_from_slice(&change.to_ne_bytes());
-        Request::new(kind, request, &header)
-    }
-
-    fn attribute(&mut self, number: u16, value: &[u8]) {
-        let length = (ATTRIBUTE_HEADER + value.len()) as u16;
-        self.0.extend_from_slice(&length.to_ne_bytes());
-        self.0.extend_from_slice(&number.to_ne_bytes());
-        self.0.extend_from_slice(value);
-        self.0.resize(aligned(self.0.len()), 0);
-    }
-
-    fn text(&mut self, number: u16, value: &str) {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.attribute(number, &bytes);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        let length = self.0.len() as u32;
-        self.0[..4].copy_from_slice(&length.to_ne_bytes());
-        self.0
-    }
-}
-
-fn aligned(length: usize) -> usize {
-    length.next_multiple_of(4)
-}
-
-fn number_at(bytes: &[u8], at: usize) -> i32 {
-    let four = bytes.get(at..at + 4).and_then(|four| four.try_into().ok());
-    four.map_or(0, i32::from_ne_bytes)
-}
-
-fn short_at(bytes: &[u8], at: usize) -> u16 {
-    let two = bytes.get(at..at + 2).and_then(|two| two.try_into().ok());
-    two.map_or(0, u16::from_ne_bytes)
-}
-
-/// The first message with its type, and what follows it.
-fn next_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = usize::try_from(number_at(bytes, 0)).ok()?;
-    let message = bytes.get(..length).filter(|_| length >= MESSAGE_HEADER)?;
-    Some((short_at(bytes, 4), message, bytes.get(aligned(length)..).unwrap_or_default()))
+fn link_message(kind: u16, request: u16, index: i32, flags: u32, change: u32) -> Message {
+    let mut header = [0; LINK_HEADER];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..].copy_from_slice(&change.to_ne_bytes());
+    Message::new(kind, request, &header)
 }
 
 fn link_index(message: &[u8]) -> Option<i32> {
@@ -208,14 +155,10 @@ fn address_of(message: &[u8], index: i32) -> Option<Address> {
         is_global: header[3] == libc::RT_SCOPE_UNIVERSE,
         attributes: Vec::new(),
     };
-    let mut rest = &message[MESSAGE_HEADER + ADDRESS_HEADER..];
-    while rest.len() >= ATTRIBUTE_HEADER {
-        let (length, number) = (usize::from(short_at(rest, 0)), short_at(rest, 2));
-        let Some(value) = rest.get(ATTRIBUTE_HEADER..length) else { break };
+    for (number, value) in attributes(&message[MESSAGE_HEADER + ADDRESS_HEADER..]) {
         if [libc::IFA_LOCAL, libc::IFA_ADDRESS, libc::IFA_BROADCAST].contains(&number) {
             address.attributes.push((number, value.to_vec()));
         }
-        rest = rest.get(aligned(length)..).unwrap_or_default();
     }
     Some(address)
 }
@@ -238,7 +181,7 @@ mod tests {
         let mut header = [0; ADDRESS_HEADER];
         (header[0], header[1], header[2]) = (libc::AF_INET as u8, 24, libc::IFA_F_PERMANENT as u8);
         header[4..].copy_from_slice(&7i32.to_ne_bytes());
-        let mut request = Request::new(libc::RTM_NEWADDR, 0, &header);
+        let mut request = Message::new(libc::RTM_NEWADDR, 0, &header);
         request.attribute(libc::IFA_LOCAL, &[10, 0, 0, 1]);
         request.text(libc::IFA_LABEL, "eth0");
         request.attribute(libc::IFA_ADDRESS, &[10, 0, 0, 2]);
@@ -254,13 +197,8 @@ mod tests {
     }
 
     #[test]
-    fn broken_messages_are_no_messages() {
-        assert_eq!(next_message(&[1, 2, 3]), None);
-        assert_eq!(next_message(&[0; 32]), None);
-        let mut long = vec![0; MESSAGE_HEADER];
-        long[0] = 200;
-        assert_eq!(next_message(&long), None);
-        let mut cut = Request::new(libc::RTM_NEWADDR, 0, &[0; ADDRESS_HEADER]).finish();
+    fn an_address_that_is_cut_off_has_no_attributes() {
+        let mut cut = Message::new(libc::RTM_NEWADDR, 0, &[0; ADDRESS_HEADER]).finish();
         cut.extend([9, 0, 1, 0, 5]);
         assert!(address_of(&cut, 0).unwrap().attributes.is_empty());
     }
