@@ -1,5 +1,5 @@
-//! Networks of a host that is a network namespace of the test's own; its containers and the world outside are further ones.
-//! Needs root, and nft(8), which tells what the kernel has.
+//! Networks of a host that is a network namespace of the test's own; its containers and the world outside are further ones. One file, as
+//! all of them stand on this host. Needs root, and nft(8), which tells what the kernel has.
 
 use std::collections::BTreeMap;
 use std::future::Future;
