@@ -1,7 +1,10 @@
 //! A bundle: a directory with a `config.json`.
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
+use orlop_host::file;
 use orlop_proto::contract::CONFIG_FILE;
 use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::error::{Context, Error, Result};
@@ -27,7 +30,7 @@ impl Bundle {
             std::env::set_current_dir(path).context("chdir", path.to_string_lossy())?;
         }
         let path = std::env::current_dir().context("find", "the working directory")?;
-        let text = match std::fs::read(CONFIG_FILE) {
+        let text = match file::read(Path::new(CONFIG_FILE)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(RuncError::NoConfig.into());
             }
@@ -40,15 +43,18 @@ impl Bundle {
     /// The root file system, absolute, with links resolved.
     pub fn rootfs(&self) -> Result<PathBuf> {
         let root = self.spec.root().as_ref().map(|root| self.path.join(root.path())).unwrap_or_default();
-        let found = std::fs::canonicalize(&root).map_err(|error| {
-            let error = Error::io("stat", root.to_string_lossy(), error);
-            Error::exactly(error.kind(), format!("invalid rootfs: {error}"))
-        })?;
-        if !found.is_dir() {
-            let why = format!("invalid rootfs: {} is not a directory", root.display());
-            return Err(Error::exactly(Kind::InvalidArgument, why));
-        }
-        Ok(found)
+        let found = file::open(&root, OFlag::O_PATH | OFlag::O_DIRECTORY)
+            .and_then(|directory| std::fs::read_link(format!("/proc/self/fd/{}", directory.as_raw_fd())));
+        found.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotADirectory => {
+                let why = format!("invalid rootfs: {} is not a directory", root.display());
+                Error::exactly(Kind::InvalidArgument, why)
+            }
+            _ => {
+                let error = Error::io("stat", root.to_string_lossy(), error);
+                Error::exactly(error.kind(), format!("invalid rootfs: {error}"))
+            }
+        })
     }
 }
 

@@ -9,10 +9,11 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use oci_spec::runtime::Hooks;
 use orlop_host::cgroup::{Cgroup, CgroupPaths};
+use orlop_host::file;
 use orlop_host::live;
 use orlop_host::probe::SecurityModules;
 use orlop_host::process::Stat;
-use orlop_host::state::{StateDirectory, init_is_alive};
+use orlop_host::state::{StateDirectory, living_init};
 use orlop_host::sys;
 use orlop_proto::contract::OCI_VERSION;
 use orlop_proto::contract::state::{ContainerState, HookState, Status, StoredConfig, StoredState};
@@ -35,11 +36,12 @@ use crate::{hooks, rootless};
 const FILTER_FILE: &str = "seccomp.bpf";
 
 /// Members of the stored configuration: what processes inherit, that there is no process to start, groups of resctrl, mounts on
-/// the host.
+/// the host, that the container was made by `run` and waits for no `start`.
 const INHERITED: &str = "inherited";
 const NO_PROCESS: &str = "noProcess";
 const GROUPS: &str = "intelRdtGroups";
 const HOST_MOUNTS: &str = "hostMounts";
+const STARTS_AT_ONCE: &str = "startsAtOnce";
 
 /// A container that exists.
 pub struct Container {
@@ -64,13 +66,13 @@ impl Container {
 
     /// Where it is in its life, as far as its init tells: not whether it is paused.
     pub fn life(&self) -> Status {
-        if !init_is_alive(&self.state) {
-            Status::Stopped
-        } else if self.directory.fifo().exists() {
-            Status::Created
-        } else {
-            Status::Running
-        }
+        let Some(init) = living_init(&self.state) else { return Status::Stopped };
+        // What `run` made has no FIFO, and runs as soon as its init has executed the program.
+        let is_created = match self.state.config.spec.get(STARTS_AT_ONCE) {
+            Some(_) => !init.has_executed(),
+            None => self.directory.fifo().exists(),
+        };
+        if is_created { Status::Created } else { Status::Running }
     }
 
     /// Where it is in its life.
@@ -173,7 +175,13 @@ impl Container {
     /// Removes everything that a container with an ended init still holds: processes that outlived it in a shared pid
     /// namespace, its cgroup, its state directory; then runs its poststop hooks. What these fail with is a warning only.
     pub fn destroy(&self, log: &Log) -> Result<()> {
-        live::leave_cgroup(&self.state, &self.cgroup()?)?;
+        let own_pids = self.state.config.namespaces & libc::CLONE_NEWPID as u64 != 0;
+        if own_pids && !self.state.config.systemd_cgroup {
+            // Nothing is left in it, and nothing but its removal is wanted of it.
+            Cgroup::remove_at(&self.cgroup_paths())?;
+        } else {
+            live::leave_cgroup(&self.state, &self.cgroup()?)?;
+        }
         if let Some(groups) = self.groups()? {
             groups.remove()?;
         }
@@ -219,7 +227,7 @@ impl Container {
     /// The compiled seccomp filter, for an exec.
     pub fn filter(&self) -> Result<Option<Filter>> {
         let path = self.directory.path().join(FILTER_FILE);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match file::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.context("read", path.to_string_lossy())?,
         };
@@ -250,26 +258,11 @@ pub fn save_filter(directory: &StateDirectory, filter: &Filter) -> Result<()> {
 
 /// Makes the FIFO on which init waits, and opens it for init in a way that waits for nobody.
 pub fn make_fifo(directory: &StateDirectory) -> Result<OwnedFd> {
-    mark_unstarted(directory)?;
     let path = directory.fifo();
     let shown = || path.to_string_lossy();
+    mkfifo(&path, Mode::from_bits_truncate(0o600)).context("create", shown())?;
     // With both ends open init's read waits for a byte, never for an end of file.
     open(&path, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).context("open", shown())
-}
-
-/// Makes the FIFO whose presence says that the program has not been started yet.
-pub fn mark_unstarted(directory: &StateDirectory) -> Result<()> {
-    let path = directory.fifo();
-    mkfifo(&path, Mode::from_bits_truncate(0o600)).context("create", path.to_string_lossy())
-}
-
-/// Takes the FIFO away from a container that was started without it; somebody else may have deleted the container meanwhile.
-pub fn mark_started(container: &Container) -> Result<()> {
-    let path = container.directory.fifo();
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.context("remove", path.to_string_lossy()),
-    }
 }
 
 /// What hooks get while a container is being created; the pid is not known yet.
@@ -374,6 +367,11 @@ pub fn stored(
         external_descriptors: (0..=2).map(stream).collect(),
         intel_rdt_path: String::new(),
     })
+}
+
+/// Notes that a container starts as soon as it is made.
+pub fn store_starts_at_once(state: &mut StoredState) {
+    state.config.spec[STARTS_AT_ONCE] = true.into();
 }
 
 /// Notes a container's groups of resctrl.

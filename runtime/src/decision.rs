@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
-use orlop_host::cgroup::{Cgroup, CgroupPaths, Hierarchies, Mode, Unit, default_device_rules};
+use orlop_host::cgroup::{Cgroup, CgroupPaths, Hierarchies, Mode, Part, Unit, default_device_rules};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -12,6 +12,7 @@ use crate::cli::{CreateArgs, Global};
 use crate::idmap::{self, Idmap};
 use crate::launch::{Purpose, preserved};
 use crate::log::Log;
+use crate::notify::Notify;
 use crate::plan::{Host, Plan, Request};
 use crate::seccomp::{self, Filter};
 use crate::{console, container, join, network, resctrl, rootless};
@@ -34,9 +35,12 @@ pub struct Decision {
     pub rdt: Option<resctrl::Plan>,
     /// What was prepared for id-mapped mounts, one for each mount.
     pub idmaps: Vec<Option<Idmap>>,
+    /// How its program says that it is ready.
+    pub notify: Option<Notify>,
     /// The unit that the cgroup is, with the systemd driver.
     unit: Option<Unit>,
-    cgroup_paths: CgroupPaths,
+    /// Where its cgroup will be.
+    pub cgroup_paths: CgroupPaths,
     resources: LinuxResources,
     device_rules: Vec<LinuxDeviceCgroup>,
     /// The configuration names a cgroup, which is to be had or the container is not made.
@@ -48,8 +52,13 @@ pub struct Decision {
 impl Decision {
     /// Decides. Warnings go to the log; nothing is changed but the working directory, which is the bundle from now on.
     pub fn new(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &Log) -> Result<Decision> {
-        let (bundle, warnings) = Bundle::load(arguments.bundle.as_deref())?;
+        let (mut bundle, warnings) = Bundle::load(arguments.bundle.as_deref())?;
         orlop_host::state::check_id(&arguments.id)?;
+        let notify = Notify::asked(&global.root.join(&arguments.id))?;
+        if let Some(notify) = &notify {
+            bundle.spec.add_mount(notify.mount()?);
+            bundle.spec.add_variable(Notify::variable());
+        }
         let rootless = global.rootless()?;
         let hierarchies = Hierarchies::detect()?;
         let host = Host {
@@ -112,6 +121,7 @@ impl Decision {
             network,
             rdt,
             idmaps,
+            notify,
             unit,
             cgroup_paths,
             resources,
@@ -122,12 +132,20 @@ impl Decision {
         })
     }
 
-    /// Makes the cgroup. Somebody who named none gets what of it can be had.
-    pub fn make_cgroup(&self, log: &Log) -> Result<Cgroup> {
+    /// Whether the cgroup's version 1 part can be made while the process is setting itself up: not where it takes more than making
+    /// directories, or may turn out to be less than planned.
+    pub fn has_late_cgroup(&self) -> bool {
+        !self.hierarchies.legacy.is_empty()
+            && self.unit.is_none()
+            && (self.cgroup_is_named || !rootless::does_without_cgroup(self.rootless))
+    }
+
+    /// Makes the cgroup, or a part of it. Somebody who named none gets what of it can be had.
+    pub fn make_cgroup(&self, part: Part, log: &Log) -> Result<Cgroup> {
         if let Some(unit) = &self.unit {
             return Cgroup::create_unit(&self.hierarchies, &self.cgroup_paths, unit, &self.plan.id);
         }
-        match Cgroup::create(&self.hierarchies, &self.cgroup_paths) {
+        match Cgroup::create(&self.hierarchies, &self.cgroup_paths, part) {
             Err(error) if !self.cgroup_is_named && self.can_do_without(&error) => {
                 log.debug(error);
                 Cgroup::create_permitted(&self.hierarchies, &self.cgroup_paths)

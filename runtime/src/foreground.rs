@@ -13,6 +13,8 @@ use nix::unistd::{Pid, isatty};
 use orlop_host::sys;
 use orlop_proto::error::{Context, Result};
 
+use crate::notify::Listener;
+
 /// Signals held back from now on, to be passed on to a process that is yet to be made.
 pub struct Signals(SignalFd);
 
@@ -65,9 +67,24 @@ impl Drop for Raw {
     }
 }
 
-/// Waits for a child of ours; passes signals on and copies its terminal meanwhile. Returns its exit code, 128 and the
-/// signal's number if one ended it.
-pub fn wait(signals: &Signals, process: BorrowedFd, pid: i32, console: Option<OwnedFd>) -> Result<u8> {
+/// The process that we stay with.
+#[derive(Clone, Copy)]
+pub struct Main<'a> {
+    /// Itself.
+    pub process: BorrowedFd<'a>,
+    /// Its id in our pid namespace.
+    pub pid: i32,
+}
+
+/// Waits for a child of ours; passes signals and the word that it is ready on, and copies its terminal meanwhile. Returns its exit
+/// code, 128 and the signal's number if one ended it.
+pub fn wait(
+    signals: &Signals,
+    main: Main,
+    console: Option<OwnedFd>,
+    listener: Option<&Listener>,
+) -> Result<u8> {
+    let Main { process, pid } = main;
     let mut console = console.map(File::from);
     let raw = console.as_ref().and_then(|console| {
         resize(console.as_fd());
@@ -84,13 +101,20 @@ pub fn wait(signals: &Signals, process: BorrowedFd, pid: i32, console: Option<Ow
                 watched.push(PollFd::new(input.as_fd(), PollFlags::POLLIN));
             }
         }
+        let heard = watched.len();
+        watched.extend(listener.map(|listener| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
         match poll(&mut watched, PollTimeout::NONE) {
             Err(nix::Error::EINTR) => continue,
             other => other.context("wait for", "the process")?,
         };
         let is_ready =
             |at: usize| watched.get(at).and_then(PollFd::revents).is_some_and(|events| !events.is_empty());
-        let (ended, signalled, output, typed) = (is_ready(0), is_ready(1), is_ready(2), is_ready(3));
+        let (ended, signalled) = (is_ready(0), is_ready(1));
+        let (output, typed) = (heard > 2 && is_ready(2), heard > 3 && is_ready(3));
+        if let Some(listener) = listener.filter(|_| is_ready(heard)) {
+            // A manager that has gone is no reason to leave the container alone.
+            let _ = listener.pass_on();
+        }
         if signalled {
             pass_on(signals, process, pid, console.as_ref());
         }

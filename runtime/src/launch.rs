@@ -1,17 +1,19 @@
 //! The parent's whole procedure: from a request to a process that waits for its start.
 
+use std::cell::RefCell;
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use oci_spec::runtime::Hooks;
-use orlop_host::cgroup::{CgroupPaths, Entry, Hierarchies};
+use orlop_host::cgroup::{CgroupPaths, Entry, Hierarchies, Part};
 use orlop_host::state::StateDirectory;
 use orlop_host::sys;
 use orlop_host::sys::clone::{CloneRequest, Cloned, clone3};
@@ -27,6 +29,7 @@ use crate::decision::Decision;
 use crate::idmap::Idmap;
 use crate::init::{self, Init, Stage};
 use crate::log::Log;
+use crate::notify::Listener;
 use crate::plan::Plan;
 use crate::seccomp::Filter;
 use crate::sync::{Channel, Message};
@@ -39,6 +42,8 @@ pub struct Created {
     pub container: Container,
     /// Its init.
     pub process: Launched,
+    /// Where its program says that it is ready; whoever starts a container of `create` makes it then.
+    pub listener: Option<Listener>,
 }
 
 /// What becomes of a container once it is created.
@@ -80,18 +85,26 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         });
         let fifo = match purpose {
             Purpose::Create => Some(container::make_fifo(&directory)?),
-            Purpose::RunDetached | Purpose::RunForeground => {
-                container::mark_unstarted(&directory)?;
-                None
-            }
+            Purpose::RunDetached | Purpose::RunForeground => None,
         };
-        let cgroup = std::rc::Rc::new(decision.make_cgroup(log)?);
+        let mut listener = None;
+        if let Some(notify) = &decision.notify {
+            notify.make_directory()?;
+            if purpose != Purpose::Create {
+                listener = notify.listen()?;
+            }
+        }
+        let is_late = decision.has_late_cgroup();
+        let first = if is_late { Part::Unified } else { Part::Whole };
+        let cgroup = Rc::new(RefCell::new(decision.make_cgroup(first, log)?));
         undo.push({
             let cgroup = cgroup.clone();
-            move || cgroup.undo()
+            move || cgroup.borrow().undo()
         });
-        decision.limit(&cgroup, log)?;
-        let cgroup_paths = cgroup.paths();
+        if !is_late {
+            decision.limit(&cgroup.borrow(), log)?;
+        }
+        let cgroup_paths = if is_late { decision.cgroup_paths.clone() } else { cgroup.borrow().paths() };
         let Decision { bundle, plan, hierarchies, filter, rdt, .. } = &decision;
         let mut hook_state = container::hook_state(bundle, &arguments.id);
         let own_mounts = plan.namespaces.is_new_or_joined(libc::CLONE_NEWNS);
@@ -104,7 +117,8 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         let mut process = spawn(Launch {
             plan,
             joins,
-            entry: cgroup.entry()?,
+            entry: cgroup.borrow().entry()?,
+            cgroup_follows: is_late,
             hierarchies: Some(hierarchies),
             cgroup_paths: &cgroup_paths,
             fifo,
@@ -114,9 +128,19 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         })?;
         let pidfd = process.pidfd.try_clone().context("keep", "the process")?;
         undo.push(move || kill_and_reap(pidfd));
+        if is_late {
+            cgroup.borrow_mut().add(decision.make_cgroup(Part::Legacy, log)?);
+            let cgroup = cgroup.borrow();
+            decision.limit(&cgroup, log)?;
+            process.let_in(&cgroup.tasks()?)?;
+        }
+        process.await_namespaces()?;
         network::give(plan.net_devices(), network, process.pid)?;
         let created = rfc3339_nano(SystemTime::now());
         let mut state = container::stored(bundle, plan, process.pid, &cgroup_paths, created, global)?;
+        if purpose != Purpose::Create {
+            container::store_starts_at_once(&mut state);
+        }
         if let Some(rdt) = rdt {
             let groups = rdt.enter(process.pid)?;
             container::store_groups(&mut state, &groups)?;
@@ -140,7 +164,7 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
             container::store_host_mounts(&mut state, &host_mounts::made_since(&rootfs, &before)?)?;
             directory.save(&state)?;
         }
-        decision.settle(&cgroup)?;
+        decision.settle(&cgroup.borrow())?;
         console::deliver(
             &mut process,
             arguments.console_socket.as_deref(),
@@ -149,7 +173,7 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         if let Some(path) = &arguments.pid_file {
             write_pid_file(path, process.pid)?;
         }
-        Ok(Created { container: Container::new(directory, state), process })
+        Ok(Created { container: Container::new(directory, state), process, listener })
     };
     match effects() {
         Ok(created) => Ok(created),
@@ -165,6 +189,8 @@ pub struct Launch<'a> {
     pub joins: Vec<(OwnedFd, u64)>,
     /// How it gets into its cgroup.
     pub entry: Entry,
+    /// The cgroup has a part that is made later, and [`Launched::let_in`] lets it in.
+    pub cgroup_follows: bool,
     /// Where the host's cgroups are.
     pub hierarchies: Option<&'a Hierarchies>,
     /// The container's cgroups.
@@ -189,6 +215,8 @@ pub struct Launched {
     pub console: Option<OwnedFd>,
     /// The word to start has been given.
     may_start: bool,
+    /// It makes namespaces itself and says when it has.
+    makes_namespaces: bool,
     channel: Channel,
 }
 
@@ -211,7 +239,8 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
     let back = if in_between { None } else { enter_pid_namespace(&joins)? };
     // The intermediate process has a channel of its own, or init could speak before it.
     let between = if in_between { Some(Channel::pair()?) } else { None };
-    let first_flags = if in_between { 0 } else { flags };
+    let apart = if in_between { 0 } else { made_by_init(plan) };
+    let first_flags = if in_between { 0 } else { flags & !apart };
     let request = CloneRequest {
         flags: first_flags,
         cgroup: cgroup.as_ref().filter(|_| !in_between).map(|directory| directory.as_fd()),
@@ -225,7 +254,8 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
                 plan,
                 channel: theirs,
                 joins,
-                tasks: entry.tasks,
+                apart,
+                tasks: (!launch.cgroup_follows).then_some(entry.tasks),
                 hierarchies: launch.hierarchies,
                 cgroup_paths: launch.cgroup_paths,
                 fifo: launch.fifo,
@@ -247,11 +277,20 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
         sys::pid::setns(own.as_fd(), libc::CLONE_NEWPID).context("go back to", "our pid namespace")?;
     }
     drop(theirs);
-    let launched = Launched { pid, pidfd, console: None, may_start: false, channel: ours };
+    let launched =
+        Launched { pid, pidfd, console: None, may_start: false, makes_namespaces: apart != 0, channel: ours };
     match between.map(|(ours, _)| ours) {
         Some(from_intermediate) => launched.adopt_sibling(&from_intermediate),
         None => Ok(launched),
     }
+}
+
+/// Namespaces that init makes itself: what takes longest, a network above all, is then done while the parent makes the cgroup.
+/// Not if the parent is to put something into one.
+fn made_by_init(plan: &Plan) -> u64 {
+    const LEFT: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let is_empty = plan.container.is_some() && plan.net_devices().is_empty();
+    if is_empty { plan.namespaces.at_clone & LEFT as u64 } else { 0 }
 }
 
 /// Lets our next child be born in the pid namespace that it joins; returns the way back.
@@ -298,6 +337,22 @@ impl Launched {
                 let pidfd = sys::pid::pidfd_open(pid).context("open", "the new process")?;
                 Ok(Launched { pid, pidfd, ..self })
             }
+            other => Err(self.failure(other.map(|(message, _)| message))),
+        }
+    }
+
+    /// Lets the process into the version 1 part of its cgroup.
+    fn let_in(&self, tasks: &[OwnedFd]) -> Result<()> {
+        self.channel.send_with_all(&Message::Cgroup, tasks)
+    }
+
+    /// Waits until its namespaces are its own: who finds the container from now on may join them.
+    fn await_namespaces(&self) -> Result<()> {
+        if !self.makes_namespaces {
+            return Ok(());
+        }
+        match self.channel.receive()? {
+            Some((Message::Apart, _)) => Ok(()),
             other => Err(self.failure(other.map(|(message, _)| message))),
         }
     }

@@ -19,6 +19,7 @@ mod join;
 mod launch;
 mod log;
 mod network;
+mod notify;
 mod plan;
 mod resctrl;
 mod rootless;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use orlop_host::file;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -22,7 +23,7 @@ pub fn does_without_cgroup(flag: Option<bool>) -> bool {
 
 /// Whether the caller lives in another user namespace than the machine's first.
 pub fn is_in_user_namespace() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let map = file::read_text(Path::new("/proc/self/uid_map")).unwrap_or_default();
     !map.split_whitespace().eq(EVERYBODY)
 }
 

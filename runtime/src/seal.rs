@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use orlop_host::file;
 use orlop_host::sys::{self, mount};
 use orlop_proto::error::{Context, Error, Result};
 
@@ -32,8 +32,7 @@ pub fn ensure() -> Result<()> {
     if crate::switches::is_off("seal") {
         return Ok(());
     }
-    let own =
-        open(OWN_BINARY, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).context("open", OWN_BINARY)?;
+    let own = file::open(Path::new(OWN_BINARY), OFlag::O_PATH).context("open", OWN_BINARY)?;
     if is_sealed(&own)? {
         return Ok(());
     }
@@ -60,9 +59,8 @@ fn is_sealed(own: &OwnedFd) -> Result<bool> {
     if !Path::new(OWN_BINARY).read_link().is_ok_and(is_memory) {
         return Ok(false);
     }
-    let file =
-        open(OWN_BINARY, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).context("open", OWN_BINARY)?;
-    let seals = fcntl(&file, FcntlArg::F_GET_SEALS).context("look at", OWN_BINARY)?;
+    let copy = file::open(Path::new(OWN_BINARY), OFlag::O_RDONLY).context("open", OWN_BINARY)?;
+    let seals = fcntl(&copy, FcntlArg::F_GET_SEALS).context("look at", OWN_BINARY)?;
     Ok(SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_WRITE))
 }
 

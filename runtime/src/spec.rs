@@ -57,6 +57,20 @@ getters!(Spec {
     linux: Option<Linux>, "What only Linux has.";
 });
 
+impl Spec {
+    /// Adds a mount after the others.
+    pub fn add_mount(&mut self, mount: Mount) {
+        self.mounts.get_or_insert_default().push(mount);
+    }
+
+    /// Adds a variable to the environment of the process, if there is one.
+    pub fn add_variable(&mut self, assignment: String) {
+        if let Some(process) = &mut self.process {
+            process.env.get_or_insert_default().push(assignment);
+        }
+    }
+}
+
 /// A process of a container (runtime-spec, "Process").
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

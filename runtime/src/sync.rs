@@ -3,7 +3,7 @@
 //! A SEQPACKET socket pair keeps messages whole. One byte says what it is, four bytes carry a number, the rest is text.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
@@ -15,6 +15,9 @@ use orlop_proto::kind::Kind;
 
 /// The longest text of a message in bytes; longer ones are cut.
 const MAX_TEXT: usize = 3000;
+
+/// The most descriptors that come with one message: more than there are hierarchies of cgroups.
+const MAX_DESCRIPTORS: usize = 32;
 
 /// A message.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,6 +32,10 @@ pub enum Message {
     Console,
     /// Child: everything is ready for the user's program.
     Ready,
+    /// Child: its namespaces are its own.
+    Apart,
+    /// Parent, with a descriptor for each: the `tasks` files of the cgroup, to write oneself into.
+    Cgroup,
     /// Child: number, in its own table, of the descriptor that gets seccomp notifications.
     Listener(i32),
     /// Child: something to warn of.
@@ -58,6 +65,8 @@ impl Message {
             Message::Listener(number) => (5, *number, ""),
             Message::Warning(text) => (6, 0, text.as_str()),
             Message::Note(text) => (8, 0, text.as_str()),
+            Message::Apart => (9, 0, ""),
+            Message::Cgroup => (10, 0, ""),
             Message::Failed { stage, kind, what } => (7, i32::from(*stage) << 8 | kind.code(), what.as_str()),
         };
         let text = &text.as_bytes()[..text.len().min(MAX_TEXT)];
@@ -88,6 +97,8 @@ impl Message {
                 what: text(),
             },
             8 => Message::Note(text()),
+            9 => Message::Apart,
+            10 => Message::Cgroup,
             _ => return None,
         })
     }
@@ -118,22 +129,42 @@ impl Channel {
         send_descriptor(self.0.as_fd(), &message.encode(), descriptor)
     }
 
+    /// Sends a message with descriptors, at most [`MAX_DESCRIPTORS`]. Another side that has ended hears nothing, which is no error
+    /// here: what it said before is read next.
+    pub fn send_with_all(&self, message: &Message, descriptors: &[OwnedFd]) -> Result<()> {
+        let numbers: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        match send_descriptors(self.0.as_fd(), &message.encode(), &numbers) {
+            Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => Ok(()),
+            sent => sent.context("send", "descriptors"),
+        }
+    }
+
     /// Waits for a message; `None` when the other side has ended or executed its program.
     pub fn receive(&self) -> Result<Option<(Message, Option<OwnedFd>)>> {
+        Ok(self.receive_all()?.map(|(message, mut descriptors)| (message, descriptors.pop())))
+    }
+
+    /// As [`Channel::receive`], with all descriptors that came along.
+    pub fn receive_all(&self) -> Result<Option<(Message, Vec<OwnedFd>)>> {
         let mut buffer = [0u8; MAX_TEXT + 5];
-        let (length, descriptor) = receive_descriptor(self.0.as_fd(), &mut buffer)?;
+        let (length, descriptors) = receive_descriptors(self.0.as_fd(), &mut buffer)?;
         if length == 0 {
             return Ok(None);
         }
         let message = Message::decode(&buffer[..length])
             .ok_or_else(|| Error::new(Kind::Internal, "hear", "the other process"))?;
-        Ok(Some((message, descriptor)))
+        Ok(Some((message, descriptors)))
     }
 }
 
 /// Waits for bytes and a descriptor over a unix socket; no bytes when the other side has ended.
 pub fn receive_descriptor(socket: BorrowedFd, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
-    let mut control = nix::cmsg_space!(std::os::fd::RawFd);
+    let (length, mut descriptors) = receive_descriptors(socket, buffer)?;
+    Ok((length, descriptors.pop()))
+}
+
+fn receive_descriptors(socket: BorrowedFd, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     let mut parts = [IoSliceMut::new(buffer)];
     loop {
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -143,15 +174,15 @@ pub fn receive_descriptor(socket: BorrowedFd, buffer: &mut [u8]) -> Result<(usiz
             Err(nix::Error::ECONNRESET) => continue,
             Err(error) => return Err(error).context("hear", "the other process"),
             Ok(received) => {
-                let mut descriptor = None;
+                let mut descriptors = Vec::new();
                 for message in received.cmsgs().context("hear", "the other process")? {
                     if let ControlMessageOwned::ScmRights(numbers) = message {
                         for number in numbers {
-                            descriptor = Some(sys::fd::adopt(number).context("receive", "a descriptor")?);
+                            descriptors.push(sys::fd::received(number));
                         }
                     }
                 }
-                return Ok((received.bytes, descriptor));
+                return Ok((received.bytes, descriptors));
             }
         }
     }
@@ -159,11 +190,12 @@ pub fn receive_descriptor(socket: BorrowedFd, buffer: &mut [u8]) -> Result<(usiz
 
 /// Sends bytes with one descriptor over a unix socket (`SCM_RIGHTS`).
 pub fn send_descriptor(socket: BorrowedFd, bytes: &[u8], descriptor: BorrowedFd) -> Result<()> {
-    let numbers = [descriptor.as_raw_fd()];
-    let rights = [ControlMessage::ScmRights(&numbers)];
-    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None)
-        .context("send", "a descriptor")?;
-    Ok(())
+    send_descriptors(socket, bytes, &[descriptor.as_raw_fd()]).context("send", "a descriptor")
+}
+
+fn send_descriptors(socket: BorrowedFd, bytes: &[u8], numbers: &[RawFd]) -> nix::Result<()> {
+    let rights = [ControlMessage::ScmRights(numbers)];
+    sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &rights, MsgFlags::MSG_NOSIGNAL, None).map(drop)
 }
 
 #[cfg(test)]
@@ -178,6 +210,8 @@ mod tests {
             Message::Child(-7),
             Message::Hooks,
             Message::Ready,
+            Message::Apart,
+            Message::Cgroup,
             Message::Listener(9),
             Message::Warning("w".into()),
             Message::Note("n".into()),
@@ -213,12 +247,22 @@ mod tests {
     }
 
     #[test]
+    fn carries_several_descriptors() {
+        let (parent, child) = Channel::pair().unwrap();
+        let files: Vec<_> =
+            (0..MAX_DESCRIPTORS).map(|_| OwnedFd::from(std::fs::File::open("/dev/null").unwrap())).collect();
+        parent.send_with_all(&Message::Cgroup, &files).unwrap();
+        let (message, descriptors) = child.receive_all().unwrap().unwrap();
+        assert_eq!((message, descriptors.len()), (Message::Cgroup, MAX_DESCRIPTORS));
+    }
+
+    #[test]
     fn long_text_is_cut_and_rubbish_is_refused() {
         let (parent, child) = Channel::pair().unwrap();
         child.send(&Message::Warning("x".repeat(MAX_TEXT * 2))).unwrap();
         let (message, _) = parent.receive().unwrap().unwrap();
         assert_eq!(message, Message::Warning("x".repeat(MAX_TEXT)));
-        assert_eq!(Message::decode(&[9, 0, 0, 0, 0]), None);
+        assert_eq!(Message::decode(&[11, 0, 0, 0, 0]), None);
         assert_eq!(Message::decode(&[0, 0]), None);
     }
 }

@@ -69,6 +69,9 @@ calls! {
     opening_a_file_system_fails: "fsopen" "EPERM";
     pivoting_fails: "pivot_root" "EINVAL";
     cloning_fails: "clone3" "EAGAIN";
+    making_namespaces_fails: "unshare" "ENOSPC";
+    opening_a_file_fails: "openat" "EMFILE";
+    sending_descriptors_fails: "sendmsg" "ETOOMANYREFS";
     making_a_directory_fails: "mkdir" "ENOSPC";
     making_a_device_fails: "mknodat" "EPERM";
     unmounting_fails: "umount2" "EBUSY";

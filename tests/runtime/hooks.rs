@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use orlop_tests::binaries;
 use serde_json::{Value, json};
 
 use super::support::Runtime;
@@ -121,6 +122,32 @@ fn poststart_hooks_see_the_program() {
     runtime.create(&bundle.save(), "c1");
     runtime.call(&["start", "c1"]).success();
     assert_eq!(fs::read_to_string(&found).unwrap(), "sleep\n");
+    runtime.finish("c1");
+}
+
+#[test]
+fn hooks_of_a_run_find_a_created_container_in_its_own_namespaces() {
+    let runtime = Runtime::new();
+    let found = runtime.root.join("found");
+    // runc's state names no status before the container is made.
+    if runtime.is_reference() {
+        return;
+    }
+    let state = format!("{} --root {} state c1", binaries::orlop().display(), runtime.state_dir().display());
+    let status = "sed -n 's/.*\"status\": *\"\\([a-z]*\\)\".*/\\1/p'";
+    let script = |name: &str| {
+        let pid = "pid=$(sed 's/.*\"pid\": *\\([0-9]*\\).*/\\1/')";
+        let namespaces = "for one in net ipc uts mnt pid; do [ \"$(readlink /proc/$pid/ns/$one)\" != \"$(readlink /proc/self/ns/$one)\" ] || echo shared $one; done";
+        format!("{pid}; ( echo {name} $({state} | {status}); {namespaces} ) >>{}", found.display())
+    };
+    let bundle = runtime.sh("true").edit(|config| {
+        for kind in ["createRuntime", "poststart"] {
+            config["hooks"][kind] = json!([{"path": "/bin/sh", "args": ["sh", "-c", script(kind)]}]);
+        }
+    });
+    let bundle = bundle.args(["sleep", "1000"]).save();
+    runtime.detach(&bundle, "c1");
+    assert_eq!(fs::read_to_string(&found).unwrap(), "createRuntime created\npoststart running\n");
     runtime.finish("c1");
 }
 

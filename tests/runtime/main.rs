@@ -18,6 +18,7 @@ mod mount_options;
 mod mounts;
 mod namespaces;
 mod netdevices;
+mod notify;
 mod process;
 mod refusals;
 mod resctrl;

@@ -1,6 +1,7 @@
 //! The Linux host: system calls, mounts, cgroups, pidfds and container state.
 
 pub mod cgroup;
+pub mod file;
 pub mod live;
 pub mod mounts;
 pub mod netlink;

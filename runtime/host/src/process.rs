@@ -1,9 +1,14 @@
 //! What `/proc` says about a process.
 
-use std::fs;
 use std::io;
+use std::path::Path;
 
 use orlop_proto::error::{Context, Result};
+
+use crate::file;
+
+/// `PF_FORKNOEXEC` of the kernel's `include/linux/sched.h`: forked and nothing executed since.
+const FORKED: u32 = 0x40;
 
 /// A line of `/proc/PID/stat` (proc_pid_stat(5)), as far as orlop needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +17,8 @@ pub struct Stat {
     pub state: u8,
     /// The parent's process id.
     pub parent: i32,
+    /// The kernel's `PF_…` flags.
+    flags: u32,
     /// When it started, in clock ticks after boot: with the pid it names one process of this boot.
     pub start_time: u64,
 }
@@ -20,7 +27,7 @@ impl Stat {
     /// Reads the entry of a process.
     pub fn of(pid: i32) -> Result<Stat> {
         let path = format!("/proc/{pid}/stat");
-        let text = fs::read(&path).context("read", &path)?;
+        let text = file::read(Path::new(&path)).context("read", &path)?;
         Stat::parse(&text).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData)).context("parse", &path)
     }
 
@@ -31,14 +38,20 @@ impl Stat {
         let mut fields = rest.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
-        // Start time is field 22 of the line; state was the third, the parent the fourth.
-        let start_time = fields.nth(17)?.parse().ok()?;
-        Some(Stat { state, parent, start_time })
+        // The flags are field 9 of the line and the start time field 22; the parent was the fourth.
+        let flags = fields.nth(4)?.parse().ok()?;
+        let start_time = fields.nth(12)?.parse().ok()?;
+        Some(Stat { state, parent, flags, start_time })
     }
 
     /// Whether the process has ended, even if nobody has waited for it.
     pub fn has_ended(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x')
+    }
+
+    /// Whether the process has executed a program since it was forked.
+    pub fn has_executed(&self) -> bool {
+        self.flags & FORKED == 0
     }
 }
 
@@ -49,7 +62,10 @@ mod tests {
     #[test]
     fn finds_fields_after_a_strange_command_name() {
         let line = b"7 (a) b) Z 1 7 7 0 -1 4228100 0 0 0 0 0 0 0 0 20 0 1 0 159592 0 0 184 \n";
-        assert_eq!(Stat::parse(line), Some(Stat { state: b'Z', parent: 1, start_time: 159_592 }));
+        assert_eq!(
+            Stat::parse(line),
+            Some(Stat { state: b'Z', parent: 1, flags: 4_228_100, start_time: 159_592 })
+        );
         assert_eq!(Stat::parse(b"7 (a"), None);
         assert_eq!(Stat::parse(b"7 (a) S 1"), None);
     }
@@ -57,6 +73,6 @@ mod tests {
     #[test]
     fn reads_our_own() {
         let stat = Stat::of(std::process::id() as i32).unwrap();
-        assert!(!stat.has_ended() && stat.start_time > 0);
+        assert!(!stat.has_ended() && stat.start_time > 0 && stat.has_executed());
     }
 }

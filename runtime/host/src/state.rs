@@ -15,6 +15,7 @@ use orlop_proto::contract::{EXEC_FIFO, STATE_FILE};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
+use crate::file;
 use crate::process::Stat;
 
 /// How often a root that vanishes again at once is made.
@@ -119,7 +120,7 @@ impl StateDirectory {
     /// Reads `state.json`; a directory without it is a container that is still being made, or a leftover.
     pub fn load(&self) -> Result<StoredState> {
         let path = self.path.join(STATE_FILE);
-        let text = match fs::read(&path) {
+        let text = match file::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(RuncError::ContainerNotExist.into());
             }
@@ -135,12 +136,17 @@ impl StateDirectory {
             .map_err(|error| Error::because(Kind::Internal, "encode", STATE_FILE, error))?;
         let temporary = self.path.join(".state.json.new");
         let path = self.path.join(STATE_FILE);
-        let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &path));
+        let written = file::create(&temporary, &text).and_then(|()| fs::rename(&temporary, &path));
         written.context("write", path.to_string_lossy())
     }
 
     /// Removes the directory; one that is gone already is no error.
     pub fn remove(&self) -> Result<()> {
+        // Most hold one file, which need not be looked for.
+        let _ = fs::remove_file(self.path.join(STATE_FILE));
+        if fs::remove_dir(&self.path).is_ok() {
+            return Ok(());
+        }
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io("remove", self.path.to_string_lossy(), error))
@@ -187,8 +193,13 @@ pub fn list(root: &Path) -> Result<Vec<String>> {
 
 /// Whether the recorded init is still alive: the same process, and not merely one with its pid.
 pub fn init_is_alive(state: &StoredState) -> bool {
-    Stat::of(state.init_process_pid)
-        .is_ok_and(|stat| stat.start_time == state.init_process_start && !stat.has_ended())
+    living_init(state).is_some()
+}
+
+/// The recorded init if it is still alive.
+pub fn living_init(state: &StoredState) -> Option<Stat> {
+    let stat = Stat::of(state.init_process_pid).ok()?;
+    (stat.start_time == state.init_process_start && !stat.has_ended()).then_some(stat)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
+use orlop_host::cgroup::Part;
 use orlop_host::state::StateDirectory;
 use orlop_host::sys;
 use orlop_proto::contract::time::rfc3339_nano;
@@ -65,7 +66,10 @@ pub fn restore(
             let directory = directory.clone();
             move || directory.remove()
         });
-        let cgroup = Rc::new(decision.make_cgroup(log)?);
+        if let Some(notify) = &decision.notify {
+            notify.make_directory()?;
+        }
+        let cgroup = Rc::new(decision.make_cgroup(Part::Whole, log)?);
         undo.push({
             let cgroup = cgroup.clone();
             move || cgroup.undo()

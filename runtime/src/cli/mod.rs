@@ -344,6 +344,9 @@ fn default_root() -> Result<PathBuf> {
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
+    if path.is_absolute() {
+        return Ok(crate::plan::clean(path));
+    }
     let directory = std::env::current_dir().context("find", "the working directory")?;
     Ok(crate::plan::clean(&directory.join(path)))
 }

@@ -49,7 +49,8 @@ pub fn restore(global: &Global, arguments: &RestoreArgs, log: &Log) -> Result<u8
         sys::creds::set_child_subreaper().context("become", "the parent of orphans")?;
     }
     let restored = checkpoint::restore(global, create, &options, Purpose::RunForeground, log)?;
-    let code = foreground::wait(&signals, restored.pidfd.as_fd(), restored.pid, restored.console)?;
+    let main = foreground::Main { process: restored.pidfd.as_fd(), pid: restored.pid };
+    let code = foreground::wait(&signals, main, restored.console, None)?;
     restored.container.destroy(log)?;
     Ok(code)
 }

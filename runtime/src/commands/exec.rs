@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use orlop_host::cgroup::{Cgroup, CgroupPaths};
+use orlop_host::file;
 use orlop_proto::contract::CONFIG_FILE;
 use orlop_proto::contract::runc_text::RuncError;
 use orlop_proto::contract::state::Status;
@@ -13,7 +14,7 @@ use orlop_proto::kind::Kind;
 
 use crate::cli::{ExecArgs, Global};
 use crate::container::Container;
-use crate::foreground::{self, Signals};
+use crate::foreground::{self, Main, Signals};
 use crate::launch::{self, Launch, Surroundings};
 use crate::log::Log;
 use crate::plan::capabilities::bit;
@@ -46,6 +47,7 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
         plan: &plan,
         joins: vec![(init, flags)],
         entry: cgroup.entry()?,
+        cgroup_follows: false,
         hierarchies: None,
         cgroup_paths: &cgroup_paths,
         fifo: None,
@@ -78,7 +80,11 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
     match signals {
         None => Ok(0),
         Some(signals) => {
-            foreground::wait(&signals, process.pidfd.as_fd(), process.pid, process.console.take())
+            let console = process.console.take();
+            let main = Main { process: process.pidfd.as_fd(), pid: process.pid };
+            let code = foreground::wait(&signals, main, console, None)?;
+            // The end of this process closes at once what would be closed one by one.
+            std::process::exit(i32::from(code))
         }
     }
 }
@@ -86,14 +92,14 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
 /// The process of the file, or the bundle's with what the flags change.
 fn process(container: &Container, arguments: &ExecArgs) -> Result<(spec::Process, Vec<String>)> {
     if let Some(path) = &arguments.process {
-        let text = std::fs::read(path).context("open", path.to_string_lossy())?;
+        let text = file::read(path).context("open", path.to_string_lossy())?;
         return bundle::parse_process(&text, path);
     }
     if arguments.command.is_empty() {
         return Err(Error::exactly(Kind::InvalidArgument, "exec args cannot be empty"));
     }
     let path = Path::new(container.state.bundle()).join(CONFIG_FILE);
-    let text = std::fs::read(&path).context("read", path.to_string_lossy())?;
+    let text = file::read(&path).context("read", path.to_string_lossy())?;
     let (spec, warnings) = bundle::parse(&text)?;
     let process = spec.process().clone();
     let mut process =

@@ -58,7 +58,7 @@ pub fn run(global: &Global, command: Command, log: &Log) -> Result<u8, Failure> 
         Command::Resume { id } => done(pause::resume(global, &id)),
         Command::Run(arguments) => run::run(global, &arguments, log).map_err(named("run")),
         Command::Spec { bundle, rootless } => done(spec::run(bundle.as_deref(), rootless)),
-        Command::Start { id } => done(start::run(global, &id)),
+        Command::Start { id } => done(start::run(global, &id, log)),
         Command::State { id } => done(state::run(global, &id)),
         Command::Update(arguments) => done(update::run(global, &arguments, log)),
     }

@@ -6,15 +6,17 @@ use orlop_host::sys;
 use orlop_proto::error::{Context, Error, Result};
 
 use crate::cli::{Global, RunArgs};
-use crate::container;
-use crate::foreground::{self, Signals};
+use crate::foreground::{self, Main, Signals};
 use crate::launch::{self, Created, Purpose};
 use crate::log::Log;
 
 /// Runs the container; returns its exit code, or 0 if it is left to itself.
 pub fn run(global: &Global, arguments: &RunArgs, log: &Log) -> Result<u8> {
     if arguments.detach {
-        start(launch::create(global, &arguments.create, Purpose::RunDetached, log)?, log)?;
+        let created = start(launch::create(global, &arguments.create, Purpose::RunDetached, log)?, log)?;
+        if let Some(listener) = &created.listener {
+            listener.hand_over(created.process.pidfd.as_fd(), created.process.pid, log)?;
+        }
         return Ok(0);
     }
     let signals = Signals::hold()?;
@@ -23,20 +25,18 @@ pub fn run(global: &Global, arguments: &RunArgs, log: &Log) -> Result<u8> {
     }
     let mut created = start(launch::create(global, &arguments.create, Purpose::RunForeground, log)?, log)?;
     let console = created.process.console.take();
-    let code = foreground::wait(&signals, created.process.pidfd.as_fd(), created.process.pid, console)?;
+    let main = Main { process: created.process.pidfd.as_fd(), pid: created.process.pid };
+    let code = foreground::wait(&signals, main, console, created.listener.as_ref())?;
     if !arguments.keep {
         created.container.destroy(log)?;
     }
-    Ok(code)
+    // The end of this process closes at once what would be closed one by one.
+    std::process::exit(i32::from(code))
 }
 
 /// Starts the program; a container whose program cannot be started is removed again.
 fn start(mut created: Created, log: &Log) -> Result<Created> {
-    let started = created
-        .process
-        .start()
-        .and_then(|()| container::mark_started(&created.container))
-        .and_then(|()| created.container.run_poststart());
+    let started = created.process.start().and_then(|()| created.container.run_poststart());
     match started {
         Ok(()) => Ok(created),
         Err(error) => Err(remove(created, error, log)),

@@ -10,12 +10,11 @@ use nix::unistd::symlinkat;
 use orlop_host::cgroup::{Hierarchies, Hierarchy};
 use orlop_host::sys;
 use orlop_host::sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, Attributes, FsContext};
-use orlop_host::sys::path::{Resolve, open_below};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind as ErrorKind;
 
 use super::Init;
-use super::mounts::{apply_options, attach};
+use super::mounts::{apply_options, attach, set_propagation};
 use super::paths::{Kind, ensure};
 use crate::plan::mounts::Mount;
 
@@ -56,11 +55,12 @@ fn legacy(init: &Init, hierarchy: &Hierarchy, mount: &Mount, base: &OwnedFd) -> 
     let own = hierarchy.controllers.iter().find_map(|one| init.cgroup_paths.get(one));
     let own = own.unwrap_or(&hierarchy.own);
     let tree = sys::mount::clone_tree(cwd(), own, false).context("bind", own.to_string_lossy())?;
-    show(&tree, mount)?;
+    show(&tree, mount, false)?;
     mkdirat(base, name, Mode::from_bits_truncate(0o755)).context("create a directory for", shown())?;
-    let target = open_below(base.as_fd(), Path::new(name), libc::O_PATH, 0, Resolve::Strict)
-        .context("open the directory for", shown())?;
-    attach(tree, target.as_fd(), &mount.options)?;
+    // In a directory that is ours and new.
+    sys::mount::attach_at(tree.as_fd(), base.as_fd(), Path::new(name))
+        .context("attach to the directory for", shown())?;
+    set_propagation(tree.as_fd(), &mount.options)?;
     for controller in &hierarchy.controllers {
         let controller = controller.strip_prefix("name=").unwrap_or(controller);
         if std::ffi::OsStr::new(controller) != name {
@@ -72,11 +72,11 @@ fn legacy(init: &Init, hierarchy: &Hierarchy, mount: &Mount, base: &OwnedFd) -> 
 
 /// Gives what is shown of the host's hierarchies the mount's options, `ro` above all: their owner may be the container's root
 /// (CVE-2023-25809).
-fn show(tree: &OwnedFd, mount: &Mount) -> Result<()> {
+fn show(tree: &OwnedFd, mount: &Mount, is_recursive: bool) -> Result<()> {
     let mut options = mount.options.clone();
     if crate::switches::is_off("cgroup-readonly") {
         options.set &= !ATTR_RDONLY;
-    } else if options.set & ATTR_RDONLY != 0 {
+    } else if is_recursive && options.set & ATTR_RDONLY != 0 {
         options.recursive_set |= ATTR_RDONLY;
     }
     apply_options(tree.as_fd(), &options)
@@ -91,7 +91,7 @@ fn unified(init: &Init, hierarchies: &Hierarchies, mount: &Mount) -> Result<Owne
         (Err(error), Some(unified)) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EBUSY)) => {
             let own = init.cgroup_paths.get("").filter(|_| own_namespace).unwrap_or(&unified.mountpoint);
             let tree = sys::mount::clone_tree(cwd(), own, true).context("bind", own.to_string_lossy())?;
-            show(&tree, mount)?;
+            show(&tree, mount, true)?;
             Ok(tree)
         }
         (Err(error), _) => Err(Error::io("mount file system", "cgroup2", error)),

@@ -1,6 +1,6 @@
 //! Device nodes and links in `/dev`.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::fcntl::{AT_FDCWD, AtFlags};
@@ -20,9 +20,14 @@ pub fn make(init: &mut Init) -> Result<()> {
     if !container.owns_dev {
         return Ok(());
     }
+    // Nearly all nodes go into one directory.
+    let mut last: Option<(&Path, OwnedFd)> = None;
     for device in &container.devices {
-        let made =
-            if container.bind_devices { bind(init.root(), device) } else { create(init.root(), device) };
+        let made = if container.bind_devices {
+            bind(init.root(), device)
+        } else {
+            create(init.root(), device, &mut last)
+        };
         let made = match made {
             // We are in somebody else's user namespace, which may not make nodes.
             Err(error) if error.kind() == Kind::PermissionDenied => bind(init.root(), device),
@@ -36,17 +41,27 @@ pub fn make(init: &mut Init) -> Result<()> {
     links(init.root())
 }
 
-fn create(root: BorrowedFd, device: &Device) -> Result<()> {
+fn create<'a>(root: BorrowedFd, device: &'a Device, last: &mut Option<(&'a Path, OwnedFd)>) -> Result<()> {
     // In what `/dev` means inside the root, even if the image made it a link to somewhere else (CVE-2026-41579).
-    let (directory, name) = parent(root, &device.path)?;
+    let above = device.path.parent().unwrap_or(Path::new("/"));
+    let (directory, name) = match (last.take_if(|(path, _)| *path == above), device.path.file_name()) {
+        (Some((_, directory)), Some(name)) => (directory, name),
+        _ => parent(root, &device.path)?,
+    };
+    let made = create_in(&directory, name, device);
+    *last = Some((above, directory));
+    made
+}
+
+fn create_in(directory: &OwnedFd, name: &std::ffi::OsStr, device: &Device) -> Result<()> {
     let mode = Mode::from_bits_truncate(device.mode);
     let number = libc::makedev(device.major, device.minor);
     let kind = SFlag::from_bits_truncate(device.kind);
-    match mknodat(&directory, name, kind, mode, number) {
-        Err(nix::Error::EEXIST) => return existing(&directory, name, device),
+    match mknodat(directory, name, kind, mode, number) {
+        Err(nix::Error::EEXIST) => return existing(directory, name, device),
         other => other.context("create", "node")?,
     }
-    give(&directory, name, device)
+    give(directory, name, device)
 }
 
 /// A node that the image or a mount has put there already stays if it is the same device. Another is replaced if it has the name of

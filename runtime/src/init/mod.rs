@@ -35,8 +35,10 @@ pub struct Init<'a> {
     pub channel: Channel,
     /// Namespaces to join, each with its `CLONE_NEW…` flags.
     pub joins: Vec<(OwnedFd, u64)>,
-    /// `tasks` files of cgroup v1, to write oneself into.
-    pub tasks: Vec<OwnedFd>,
+    /// `CLONE_NEW…` flags of namespaces that it makes itself, while the parent has other things to do.
+    pub apart: u64,
+    /// `tasks` files of cgroup v1, to write oneself into; none if the parent is still to send them.
+    pub tasks: Option<Vec<OwnedFd>>,
     /// Where the host's cgroups are, for cgroup mounts.
     pub hierarchies: Option<&'a Hierarchies>,
     /// The container's own cgroups.
@@ -73,8 +75,10 @@ pub struct Found {
 #[repr(u8)]
 pub enum Stage {
     Session,
-    Cgroup,
+    Namespaces,
+    Loopback,
     Keyring,
+    Cgroup,
     Mapping,
     Join,
     LaterNamespaces,
@@ -88,7 +92,6 @@ pub enum Stage {
     ContainerHooks,
     Pivot,
     Terminal,
-    Loopback,
     Names,
     Sysctl,
     WorkingDirectory,
@@ -120,8 +123,10 @@ type Row = (Stage, fn(&mut Init) -> Result<()>);
 /// From a clone with new namespaces to the user's program in a new container.
 const CREATE: &[Row] = &[
     (Stage::Session, namespaces::session),
-    (Stage::Cgroup, namespaces::enter_cgroup),
+    (Stage::Namespaces, namespaces::make_own),
+    (Stage::Loopback, machine::loopback),
     (Stage::Keyring, namespaces::keyring),
+    (Stage::Cgroup, namespaces::enter_cgroup),
     (Stage::Mapping, namespaces::await_mapping),
     (Stage::Join, namespaces::join),
     (Stage::LaterNamespaces, namespaces::later),
@@ -135,7 +140,6 @@ const CREATE: &[Row] = &[
     (Stage::ContainerHooks, machine::container_hooks),
     (Stage::Pivot, rootfs::pivot),
     (Stage::Terminal, terminal::open),
-    (Stage::Loopback, machine::loopback),
     (Stage::Names, machine::names),
     (Stage::Sysctl, machine::sysctl),
     (Stage::WorkingDirectory, rootfs::make_cwd),
@@ -247,7 +251,8 @@ mod tests {
 
     #[test]
     fn limits_hold_before_anything_else_is_done() {
-        order(CREATE, &[Stage::Cgroup, Stage::LaterNamespaces, Stage::Mounts]);
+        order(CREATE, &[Stage::Namespaces, Stage::Cgroup, Stage::LaterNamespaces, Stage::Propagation]);
+        order(CREATE, &[Stage::Cgroup, Stage::Sources, Stage::Mounts]);
         order(EXEC, &[Stage::Cgroup, Stage::Join]);
     }
 

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
+use orlop_host::file;
 use orlop_host::mounts::MountOptions;
 use orlop_host::sys;
 use orlop_host::sys::mount::{ATTR_RDONLY, Attributes, FsContext};
@@ -41,7 +41,7 @@ pub fn open_sources(init: &mut Init) -> Result<()> {
 }
 
 fn open_source(path: &Path) -> Result<OwnedFd> {
-    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).context("stat", path.to_string_lossy())
+    file::open(path, OFlag::O_PATH).context("stat", path.to_string_lossy())
 }
 
 /// Names the mount that failed, in runc's words.
@@ -161,7 +161,8 @@ pub fn attach(tree: OwnedFd, target: BorrowedFd, options: &MountOptions) -> Resu
     set_propagation(tree.as_fd(), options)
 }
 
-fn set_propagation(mount: BorrowedFd, options: &MountOptions) -> Result<()> {
+/// Gives a mount in its place the propagation that its options ask for.
+pub fn set_propagation(mount: BorrowedFd, options: &MountOptions) -> Result<()> {
     for &(propagation, recursive) in &options.propagation {
         let attributes = Attributes { propagation, ..Default::default() };
         sys::mount::set_attributes(mount, recursive, attributes).context("set propagation of", "it")?;
@@ -219,12 +220,16 @@ fn covered_mode(init: &Init, mount: &Mount) -> Option<String> {
 /// stages do not look (CVE-2019-19921, CVE-2023-27561).
 fn ordinary_directory(init: &Init, mount: &Mount) -> Result<OwnedFd> {
     use orlop_host::sys::path::{Resolve, open_below};
-    let target = ensure(init.root(), &mount.destination, Kind::Directory)?;
     if is_off("kernel-interface") {
-        return Ok(target);
+        return ensure(init.root(), &mount.destination, Kind::Directory);
     }
     let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    open_below(init.root(), &mount.destination, flags, 0, Resolve::InRootNoLinks).map_err(|_| {
+    let open = || open_below(init.root(), &mount.destination, flags, 0, Resolve::InRootNoLinks);
+    if let Ok(there) = open() {
+        return Ok(there);
+    }
+    ensure(init.root(), &mount.destination, Kind::Directory)?;
+    open().map_err(|_| {
         let shown = mount.destination.display();
         Error::exactly(
             ErrorKind::InvalidArgument,

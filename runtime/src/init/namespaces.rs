@@ -35,9 +35,25 @@ fn hide() -> Result<()> {
     sys::creds::set_dumpable(false).context("hide", "this process")
 }
 
+/// Makes namespaces that need not come with the clone, and tells the parent, which makes the cgroup meanwhile.
+pub fn make_own(init: &mut Init) -> Result<()> {
+    if init.apart == 0 {
+        return Ok(());
+    }
+    sys::pid::unshare(init.apart as i32).context("leave", names(init.apart))?;
+    init.channel.send(&Message::Apart)
+}
+
 /// Moves into the cgroup by itself: a single thread that writes `0` to `tasks` takes no global lock.
 pub fn enter_cgroup(init: &mut Init) -> Result<()> {
-    for tasks in init.tasks.drain(..) {
+    let tasks = match init.tasks.take() {
+        Some(tasks) => tasks,
+        None => match init.channel.receive_all()? {
+            Some((Message::Cgroup, tasks)) => tasks,
+            _ => return Err(parent_has_gone()),
+        },
+    };
+    for tasks in tasks {
         nix::unistd::write(&tasks, b"0").context("enter", "the container's cgroup")?;
     }
     Ok(())
@@ -73,8 +89,12 @@ pub fn await_mapping(init: &mut Init) -> Result<()> {
 pub fn await_go(init: &Init) -> Result<()> {
     match init.channel.receive()? {
         Some((Message::Go, _)) => Ok(()),
-        _ => Err(Error::new(Kind::Aborted, "hear", "the parent, which has gone")),
+        _ => Err(parent_has_gone()),
     }
+}
+
+fn parent_has_gone() -> Error {
+    Error::new(Kind::Aborted, "hear", "the parent, which has gone")
 }
 
 /// Joins namespaces by descriptor, the user namespace first, since it gives the right to join those that it owns.

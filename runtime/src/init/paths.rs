@@ -79,6 +79,9 @@ fn resolving_first(root: BorrowedFd, path: &Path, kind: Kind) -> Result<OwnedFd>
 /// The slow way of [`ensure`]: walks the path as the kernel would, and makes what a step does not find.
 fn create(root: BorrowedFd, path: &Path, kind: Kind) -> Result<OwnedFd> {
     let shown = || path.to_string_lossy();
+    if let Some(made) = create_last(root, path, kind) {
+        return made.context("open in rootfs", shown());
+    }
     let mut left: VecDeque<OsString> = names(path);
     let mut reached: Vec<OsString> = Vec::new();
     let mut links = 0;
@@ -117,6 +120,19 @@ fn create(root: BorrowedFd, path: &Path, kind: Kind) -> Result<OwnedFd> {
     open_strict(root, &reached, 0).context("open in rootfs", shown())
 }
 
+/// Makes the last step of a path, if the others are there and none of them is a link: the most frequent case.
+fn create_last(root: BorrowedFd, path: &Path, kind: Kind) -> Option<io::Result<OwnedFd>> {
+    let mut names: Vec<OsString> = names(path).into();
+    if names.iter().any(|name| name == "..") {
+        return None;
+    }
+    let last = names.pop()?;
+    let directory = open_strict(root, &names, libc::O_DIRECTORY).ok()?;
+    make_new(&directory, &last, kind).ok()?;
+    names.push(last);
+    Some(open_strict(root, &names, 0))
+}
+
 fn names(path: &Path) -> VecDeque<OsString> {
     let parts = path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_owned()),
@@ -134,12 +150,15 @@ fn open_strict(root: BorrowedFd, names: &[OsString], flags: libc::c_int) -> io::
     open_below(root, path, flags, 0, Resolve::InRootNoLinks)
 }
 
-fn make(directory: &OwnedFd, name: &OsStr, kind: Kind) -> nix::Result<()> {
-    let made = match kind {
+fn make_new(directory: &OwnedFd, name: &OsStr, kind: Kind) -> nix::Result<()> {
+    match kind {
         Kind::Directory => mkdirat(directory, name, Mode::from_bits_truncate(0o755)),
         Kind::File => mknodat(directory, name, SFlag::S_IFREG, Mode::from_bits_truncate(0o644), 0),
-    };
-    match made {
+    }
+}
+
+fn make(directory: &OwnedFd, name: &OsStr, kind: Kind) -> nix::Result<()> {
+    match make_new(directory, name, kind) {
         Err(nix::Error::EEXIST) => Ok(()),
         other => other,
     }
@@ -170,15 +189,21 @@ pub fn make_readonly(init: &mut Init) -> Result<()> {
 /// Hides the masked paths of the configuration: a directory under an empty read-only one, all under the same file
 /// system, and anything else under the null device.
 pub fn mask(init: &mut Init) -> Result<()> {
-    let mut empty: Option<OwnedFd> = None;
+    let (mut empty, mut null): (Option<OwnedFd>, Option<OwnedFd>) = (None, None);
     for path in &init.container().masked {
         let shown = || path.to_string_lossy();
         let Some(target) = existing(init.root(), path)? else { continue };
         let is_directory = super::rootfs::is_directory(&target)?;
-        let cover = match &empty {
-            _ if !is_directory => null_device(init.root()),
-            None => empty_directory(),
-            Some(first) => sys::mount::clone_tree_of(first.as_fd(), false),
+        let cover = match (is_directory, &empty, &null) {
+            (true, None, _) => empty_directory(),
+            (true, Some(model), _) | (false, _, Some(model)) => {
+                sys::mount::clone_tree_of(model.as_fd(), false)
+            }
+            (false, _, None) => null_device(init.root()).and_then(|device| {
+                let cover = sys::mount::clone_tree_of(device.as_fd(), false);
+                null = Some(device);
+                cover
+            }),
         };
         let cover = cover.context("mask", shown())?;
         sys::mount::attach(cover.as_fd(), target.as_fd()).context("mask", shown())?;
@@ -208,7 +233,7 @@ fn empty_directory() -> io::Result<OwnedFd> {
     context.mount(ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)
 }
 
-/// A mount of the container's null device, which must really be one (CVE-2025-31133): what an image puts there instead
+/// The container's null device, which must really be one (CVE-2025-31133): what an image puts there instead
 /// would be mounted over a masked path.
 fn null_device(root: BorrowedFd) -> io::Result<OwnedFd> {
     let null = open_path(root, Path::new("/dev/null"))?;
@@ -220,5 +245,5 @@ fn null_device(root: BorrowedFd) -> io::Result<OwnedFd> {
             "/dev/null of the container is no null device",
         ));
     }
-    sys::mount::clone_tree_of(null.as_fd(), false)
+    Ok(null)
 }

@@ -3,10 +3,10 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{AtFlags, OFlag, open};
+use nix::fcntl::{AtFlags, OFlag};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::stat::Mode;
 use nix::unistd::{chdir, chroot, fchdir, pivot_root};
+use orlop_host::file;
 use orlop_host::sys;
 use orlop_host::sys::mount::Attributes;
 use orlop_proto::error::{Context, Error, Result};
@@ -43,7 +43,7 @@ pub fn propagation(init: &mut Init) -> Result<()> {
 /// The mount point that a path lies on.
 fn mount_of(path: &Path) -> Result<PathBuf> {
     let device = |path: &Path| {
-        let descriptor = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+        let descriptor = file::open(path, OFlag::O_PATH)?;
         sys::path::is_mount_root(descriptor.as_fd())
     };
     for ancestor in path.ancestors() {
@@ -58,8 +58,7 @@ fn mount_of(path: &Path) -> Result<PathBuf> {
 pub fn bind(init: &mut Init) -> Result<()> {
     let rootfs = &init.container().rootfs;
     let shown = || rootfs.to_string_lossy();
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let below = open(rootfs.as_path(), flags, Mode::empty()).context("open rootfs", shown())?;
+    let below = file::open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY).context("open rootfs", shown())?;
     let root = if init.plan.namespaces.is_new_or_joined(libc::CLONE_NEWNS) {
         let tree = sys::mount::clone_tree_of(below.as_fd(), true).context("bind rootfs", shown())?;
         sys::mount::attach(tree.as_fd(), below.as_fd()).context("bind rootfs", shown())?;
@@ -83,8 +82,8 @@ pub fn pivot(init: &mut Init) -> Result<()> {
         move_root()?;
         return chdir("/").context("enter", "/");
     }
-    let old = open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .context("open", "the old root")?;
+    let old =
+        file::open(Path::new("/"), OFlag::O_PATH | OFlag::O_DIRECTORY).context("open", "the old root")?;
     // The old root goes on top of the new one, from where it is taken away: no directory for it is needed.
     pivot_root(".", ".").context("pivot_root to", "rootfs")?;
     fchdir(&old).context("enter", "the old root")?;

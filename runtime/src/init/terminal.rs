@@ -87,8 +87,7 @@ fn own_null(init: &Init) -> Result<()> {
         if own.is_none() {
             let resolve = sys::path::Resolve::InRoot;
             let path = Path::new("/dev/null");
-            let Ok(found) = sys::path::open_below(open_root()?.as_fd(), path, libc::O_RDWR, 0, resolve)
-            else {
+            let Ok(found) = sys::path::open_below(init.root(), path, libc::O_RDWR, 0, resolve) else {
                 return Ok(());
             };
             if !is_null(found.as_fd()) {

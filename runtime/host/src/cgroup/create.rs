@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 use nix::unistd::mkdir;
 use orlop_proto::error::{Context, Error, Result};
@@ -16,6 +17,7 @@ use orlop_proto::kind::Kind;
 use super::group::Group;
 use super::hierarchies::{Hierarchies, Hierarchy};
 use super::paths::CgroupPaths;
+use crate::file;
 
 /// How long removal waits for processes that were killed to leave.
 const REMOVAL: Duration = Duration::from_secs(2);
@@ -44,17 +46,42 @@ pub(super) enum Forbidden {
     LeftOut,
 }
 
+/// Which hierarchies are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of them.
+    Whole,
+    /// Version 2, into which a process is cloned.
+    Unified,
+    /// Version 1, which a process enters by itself.
+    Legacy,
+}
+
+impl Part {
+    fn has(self, is_unified: bool) -> bool {
+        match self {
+            Part::Whole => true,
+            Part::Unified => is_unified,
+            Part::Legacy => !is_unified,
+        }
+    }
+}
+
 /// Makes the directories; what was made is pushed to `made`, parents first, even if a later one fails. The process `inside`
 /// is ours and may be there already.
 pub(super) fn create(
     hierarchies: &Hierarchies,
     paths: &CgroupPaths,
+    part: Part,
     forbidden: Forbidden,
     inside: Option<i32>,
     made: &mut Vec<PathBuf>,
 ) -> Result<Vec<Group>> {
     let mut groups = Vec::new();
     for (controllers, path) in by_directory(paths) {
+        if !part.has(controllers.is_empty()) {
+            continue;
+        }
         let before = made.len();
         match create_one(hierarchies, controllers, path, inside, made) {
             Err(error) if forbidden == Forbidden::LeftOut && error.kind() == Kind::PermissionDenied => {
@@ -80,13 +107,13 @@ fn create_one(
         return Err(Error::new(Kind::NotFound, "find the cgroup hierarchy of", name));
     };
     let is_new = make(hierarchy, path, made)?;
-    let group = Group::open(controllers, path)?;
+    let group = if is_new { Group::made(controllers, path) } else { Group::open(controllers, path)? };
     if group.is_unified() && hierarchies.legacy.is_empty() {
         hand_down(&hierarchy.mountpoint, path)?;
         refuse_invalid(&group)?;
     }
     if group.has("cpuset") {
-        inherit_cpuset(&hierarchy.mountpoint, path)?;
+        inherit_cpuset(&hierarchy.mountpoint, path, is_new)?;
     }
     refuse_frozen(&group, is_new)?;
     if !is_new && (group.has("devices") || hierarchies.legacy.is_empty()) {
@@ -164,7 +191,7 @@ pub(super) fn hand_down_single<'a>(path: &Path, controllers: impl Iterator<Item 
 /// The words in a control file.
 fn words(directory: &Path, file: &str) -> Result<BTreeSet<String>> {
     let path = directory.join(file);
-    let text = fs::read_to_string(&path).context("read", path.to_string_lossy())?;
+    let text = file::read_text(&path).context("read", path.to_string_lossy())?;
     Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 
@@ -204,9 +231,15 @@ fn refuse(group: &Group, why: &str) -> Error {
 }
 
 /// Gives a version 1 cpuset its parent's processors and memory nodes, as a new one has none and takes no process.
-fn inherit_cpuset(mountpoint: &Path, path: &Path) -> Result<()> {
+fn inherit_cpuset(mountpoint: &Path, path: &Path, is_new: bool) -> Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        inherit(mountpoint, path, file)?;
+        match path.parent().filter(|_| is_new) {
+            Some(parent) => {
+                let value = inherit(mountpoint, parent, file)?;
+                pass_down(&path.join(file), &value)?;
+            }
+            None => drop(inherit(mountpoint, path, file)?),
+        }
     }
     Ok(())
 }
@@ -214,13 +247,19 @@ fn inherit_cpuset(mountpoint: &Path, path: &Path) -> Result<()> {
 /// The value of one file, inherited from the nearest ancestor that has one.
 fn inherit(mountpoint: &Path, path: &Path, file: &str) -> Result<String> {
     let own = path.join(file);
-    let value = fs::read_to_string(&own).context("read", own.to_string_lossy())?;
+    let value = file::read_text(&own).context("read", own.to_string_lossy())?;
     let Some(parent) = path.parent().filter(|_| value.trim().is_empty() && path != mountpoint) else {
         return Ok(value);
     };
     let value = inherit(mountpoint, parent, file)?;
-    fs::write(&own, value.as_bytes()).context("write", own.to_string_lossy())?;
+    pass_down(&own, &value)?;
     Ok(value)
+}
+
+fn pass_down(own: &Path, value: &str) -> Result<()> {
+    file::open(own, OFlag::O_WRONLY)
+        .and_then(|file| file::write_value(file, value.as_bytes()))
+        .context("write", own.to_string_lossy())
 }
 
 /// Removes directories with all groups below them. Waits for killed processes to leave, up to a limit.

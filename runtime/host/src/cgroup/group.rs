@@ -1,14 +1,15 @@
-//! One directory of a cgroup hierarchy, held by a descriptor.
+//! One directory of a cgroup hierarchy.
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use nix::unistd::{read, write};
 use orlop_proto::error::{Context, Error, Result};
+
+use crate::file;
 
 /// A cgroup's directory in one hierarchy.
 #[derive(Debug)]
@@ -17,15 +18,21 @@ pub(super) struct Group {
     pub(super) controllers: Vec<String>,
     /// Where it is, for messages and removal.
     pub(super) path: PathBuf,
-    directory: OwnedFd,
+    /// The directory, where it is held: files of one that is not are opened by their paths.
+    directory: OnceCell<OwnedFd>,
 }
 
 impl Group {
     /// Opens an existing directory.
     pub(super) fn open(controllers: Vec<String>, path: &Path) -> Result<Group> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory = open(path, flags, Mode::empty()).context("open cgroup", path.to_string_lossy())?;
-        Ok(Group { controllers, path: path.to_owned(), directory })
+        let group = Group::made(controllers, path);
+        group.directory().context("open cgroup", path.to_string_lossy())?;
+        Ok(group)
+    }
+
+    /// A directory that is known to be there, as it has just been made; it is opened when somebody asks for it.
+    pub(super) fn made(controllers: Vec<String>, path: &Path) -> Group {
+        Group { controllers, path: path.to_owned(), directory: OnceCell::new() }
     }
 
     /// Whether this is a version 2 group.
@@ -39,14 +46,21 @@ impl Group {
     }
 
     /// The directory itself.
-    pub(super) fn directory(&self) -> BorrowedFd<'_> {
-        self.directory.as_fd()
+    pub(super) fn directory(&self) -> io::Result<BorrowedFd<'_>> {
+        if let Some(directory) = self.directory.get() {
+            return Ok(directory.as_fd());
+        }
+        let directory = file::open(&self.path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        Ok(self.directory.get_or_init(|| directory).as_fd())
     }
 
     /// Opens one of its files.
     pub(super) fn file(&self, name: &str, flags: OFlag) -> io::Result<OwnedFd> {
         let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        Ok(openat(&self.directory, name, flags, Mode::empty())?)
+        match self.directory.get() {
+            Some(directory) => Ok(openat(directory, name, flags, Mode::empty())?),
+            None => file::open(&self.path.join(name), flags),
+        }
     }
 
     /// Reads one of its files.
@@ -57,7 +71,7 @@ impl Group {
     /// Reads one of its files, leaving the error bare for callers that act on it.
     pub(super) fn try_read(&self, name: &str) -> io::Result<String> {
         let file = self.file(name, OFlag::O_RDONLY)?;
-        read_all(file.as_fd())
+        String::from_utf8(file::read_all(file)?).map_err(io::Error::other)
     }
 
     /// Writes one of its files.
@@ -68,7 +82,7 @@ impl Group {
     /// Writes one of its files, leaving the error bare for callers that act on it.
     pub(super) fn try_write(&self, name: &str, value: &str) -> io::Result<()> {
         let file = self.file(name, OFlag::O_WRONLY)?;
-        write_all(file.as_fd(), value)
+        file::write_value(file, value.as_bytes())
     }
 
     /// An error that names the file.
@@ -80,30 +94,4 @@ impl Group {
     ) -> Error {
         Error::io(operation, self.path.join(name).to_string_lossy(), error)
     }
-}
-
-/// Writes a value with one call, as the kernel wants it: a control file sees each write as a whole value.
-pub(super) fn write_all(file: BorrowedFd<'_>, value: &str) -> io::Result<()> {
-    loop {
-        match write(file, value.as_bytes()) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Reads from the start of a file to its end.
-fn read_all(file: BorrowedFd<'_>) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    let mut chunk = [0; 4096];
-    loop {
-        match read(file, &mut chunk) {
-            Ok(0) => break,
-            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
-            Err(Errno::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    String::from_utf8(bytes).map_err(io::Error::other)
 }

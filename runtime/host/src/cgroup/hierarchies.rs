@@ -3,13 +3,14 @@
 //! Follows cgroups(7) and proc_pid_mountinfo(5).
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
+
+use crate::file;
 
 /// Where every distribution mounts cgroups.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -60,7 +61,7 @@ impl Hierarchies {
         if is_unified(Path::new(ROOT)) {
             return Ok(Hierarchies::unified_at(Path::new(ROOT), &own));
         }
-        let text = fs::read("/proc/self/mountinfo").context("read", "/proc/self/mountinfo")?;
+        let text = file::read(Path::new("/proc/self/mountinfo")).context("read", "/proc/self/mountinfo")?;
         let found = Hierarchies::parse(&text, &own);
         if found.legacy.is_empty() && found.unified.is_none() {
             return Err(Error::because(
@@ -133,8 +134,8 @@ impl Hierarchies {
 
 /// The cgroup of a process in each hierarchy, by controller; version 2 has the empty name.
 fn read_own(process: &str) -> Result<BTreeMap<String, PathBuf>> {
-    let file = format!("/proc/{process}/cgroup");
-    let text = fs::read(&file).context("read", &file)?;
+    let path = format!("/proc/{process}/cgroup");
+    let text = file::read(Path::new(&path)).context("read", &path)?;
     Ok(parse_own(&text))
 }
 

@@ -32,8 +32,10 @@ pub use paths::CgroupPaths;
 pub use stats::Stats;
 pub use systemd::Unit;
 
+use crate::file;
 use crate::sys::bpf;
 use create::Forbidden;
+pub use create::Part;
 use group::Group;
 use limits::{Limits, Missing, Setting};
 use systemd::{Managed, Manager, properties};
@@ -99,14 +101,20 @@ impl Cgroup {
     ///
     /// # Errors
     /// `FailedPrecondition` for a group that is frozen or holds processes; what was made is removed again.
-    pub fn create(hierarchies: &Hierarchies, paths: &CgroupPaths) -> Result<Cgroup> {
-        Cgroup::make(hierarchies, paths, Forbidden::Refused, None)
+    pub fn create(hierarchies: &Hierarchies, paths: &CgroupPaths, part: Part) -> Result<Cgroup> {
+        Cgroup::make(hierarchies, paths, part, Forbidden::Refused, None)
+    }
+
+    /// Adds the other part of a cgroup that was made in two.
+    pub fn add(&mut self, rest: Cgroup) {
+        self.groups.extend(rest.groups);
+        self.made.extend(rest.made);
     }
 
     /// Like [`Cgroup::create`], but leaves out directories that the caller may not make: what a rootless container gets
     /// where nobody delegated a cgroup to its user. [`Cgroup::paths`] tells what there is.
     pub fn create_permitted(hierarchies: &Hierarchies, paths: &CgroupPaths) -> Result<Cgroup> {
-        Cgroup::make(hierarchies, paths, Forbidden::LeftOut, None)
+        Cgroup::make(hierarchies, paths, Part::Whole, Forbidden::LeftOut, None)
     }
 
     /// Like [`Cgroup::create`], with the directories of [`Cgroup::plan_unit`], which systemd makes with the unit.
@@ -121,19 +129,20 @@ impl Cgroup {
     ) -> Result<Cgroup> {
         let placeholder = Manager::of(unit)?.start(unit, id)?;
         let managed = Managed { unit: unit.clone(), placeholder };
-        Cgroup::make(hierarchies, paths, Forbidden::Refused, Some(managed))
+        Cgroup::make(hierarchies, paths, Part::Whole, Forbidden::Refused, Some(managed))
     }
 
     fn make(
         hierarchies: &Hierarchies,
         paths: &CgroupPaths,
+        part: Part,
         forbidden: Forbidden,
         managed: Option<Managed>,
     ) -> Result<Cgroup> {
         let mut made = Vec::new();
         let inside =
             managed.as_ref().and_then(|managed| managed.placeholder.as_ref()).map(|process| process.pid);
-        match create::create(hierarchies, paths, forbidden, inside, &mut made) {
+        match create::create(hierarchies, paths, part, forbidden, inside, &mut made) {
             Ok(groups) => Ok(Cgroup { groups, made, managed }),
             Err(error) => {
                 // The first error is the one to tell: what cannot be removed now was not wanted in the first place.
@@ -191,17 +200,21 @@ impl Cgroup {
 
     /// How a process gets in.
     pub fn entry(&self) -> Result<Entry> {
-        let mut entry = Entry { unified: None, tasks: Vec::new() };
-        for group in &self.groups {
-            if group.is_unified() {
-                let directory = group.directory().try_clone_to_owned();
-                entry.unified = Some(directory.map_err(|error| group.error("open", "", error))?);
-            } else {
-                let tasks = group.file("tasks", OFlag::O_WRONLY);
-                entry.tasks.push(tasks.map_err(|error| group.error("open", "tasks", error))?);
-            }
+        let mut entry = Entry { unified: None, tasks: self.tasks()? };
+        if let Some(group) = self.unified() {
+            let directory = group.directory().and_then(|directory| directory.try_clone_to_owned());
+            entry.unified = Some(directory.map_err(|error| group.error("open", "", error))?);
         }
         Ok(entry)
+    }
+
+    /// The version 1 `tasks` files, open for writing (see [`Entry`]).
+    pub fn tasks(&self) -> Result<Vec<OwnedFd>> {
+        let groups = self.groups.iter().filter(|group| !group.is_unified());
+        let tasks = groups.map(|group| {
+            group.file("tasks", OFlag::O_WRONLY).map_err(|error| group.error("open", "tasks", error))
+        });
+        tasks.collect()
     }
 
     /// Moves another process in, which waits for a lock of the kernel's and is for those that cannot enter by themselves.
@@ -368,6 +381,11 @@ impl Cgroup {
         create::remove(self.groups.iter().map(|group| group.path.as_path()))
     }
 
+    /// Removes a cgroup that holds no process and is no unit of systemd's, as [`Cgroup::remove`] does, without opening it.
+    pub fn remove_at(paths: &CgroupPaths) -> Result<()> {
+        create::remove(create::by_directory(paths).into_iter().map(|(_, path)| path))
+    }
+
     /// Undoes [`Cgroup::create`]: removes the directories that it made, parents included.
     pub fn undo(&self) -> Result<()> {
         self.stop_unit()?;
@@ -477,17 +495,17 @@ impl Cgroup {
     fn confine(&self, policy: &devices::Policy) -> Result<()> {
         if let Some(group) = self.legacy("devices") {
             let mut open: Option<(&str, OwnedFd)> = None;
-            for (file, line) in devices::legacy_writes(policy) {
+            for (name, line) in devices::legacy_writes(policy) {
                 let written = (|| {
-                    if open.as_ref().is_none_or(|(name, _)| *name != file) {
-                        open = Some((file, group.file(file, OFlag::O_WRONLY)?));
+                    if open.as_ref().is_none_or(|(opened, _)| *opened != name) {
+                        open = Some((name, group.file(name, OFlag::O_WRONLY)?));
                     }
                     match &open {
-                        Some((_, file)) => group::write_all(std::os::fd::AsFd::as_fd(file), &line),
+                        Some((_, opened)) => file::write_value(opened, line.as_bytes()),
                         None => Ok(()),
                     }
                 })();
-                written.map_err(|error| group.error(format!("write {line:?} to"), file, error))?;
+                written.map_err(|error| group.error(format!("write {line:?} to"), name, error))?;
             }
             return Ok(());
         }
@@ -496,7 +514,9 @@ impl Cgroup {
         let object = || group.path.to_string_lossy().into_owned();
         let program = bpf::load_device_program(&code)
             .map_err(|error| Error::io("load the device program of", object(), error))?;
-        bpf::attach_device_program(group.directory(), std::os::fd::AsFd::as_fd(&program))
+        group
+            .directory()
+            .and_then(|directory| bpf::attach_device_program(directory, std::os::fd::AsFd::as_fd(&program)))
             .map_err(|error| Error::io("attach the device program of", object(), error))
     }
 }

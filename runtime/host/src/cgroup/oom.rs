@@ -12,7 +12,8 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
 use super::Cgroup;
-use super::group::{Group, write_all};
+use super::group::Group;
+use crate::file;
 
 /// A descriptor that becomes readable when memory ran out in a cgroup, or when the cgroup went away.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ impl OomWatch {
         let registry =
             group.file("cgroup.event_control", OFlag::O_WRONLY).map_err(fail("cgroup.event_control"))?;
         let line = format!("{} {}", events.as_fd().as_raw_fd(), control.as_raw_fd());
-        write_all(registry.as_fd(), &line)
+        file::write_value(registry, line.as_bytes())
             .map_err(|error| group.error("register with", "cgroup.event_control", error))?;
         Ok(OomWatch(Source::Legacy { events, _control: control, group: group.path.clone() }))
     }

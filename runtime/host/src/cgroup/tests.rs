@@ -32,7 +32,7 @@ impl Fixture {
     }
 
     fn create(&self) -> Cgroup {
-        Cgroup::create(&self.hierarchies, &self.paths).unwrap()
+        Cgroup::create(&self.hierarchies, &self.paths, Part::Whole).unwrap()
     }
 }
 
@@ -104,7 +104,7 @@ fn a_life() {
     let pid = inside.0.id() as i32;
     assert_eq!(cgroup.pids().unwrap(), [pid]);
     assert!(Cgroup::of_process(pid).unwrap().pids().unwrap().contains(&pid));
-    let refusal = Cgroup::create(&fixture.hierarchies, &fixture.paths).unwrap_err();
+    let refusal = Cgroup::create(&fixture.hierarchies, &fixture.paths, Part::Whole).unwrap_err();
     assert!(refusal.to_string().contains("not empty: 1 process(es)"), "{refusal}");
 
     assert!(!cgroup.frozen().unwrap());
@@ -158,12 +158,12 @@ fn kill_reaches_all_below() {
 #[test]
 fn a_frozen_group_is_refused_and_undone() {
     let Some(fixture) = Fixture::new("frozen") else { return };
-    let top = Cgroup::create(&fixture.hierarchies, &fixture.top).unwrap();
+    let top = Cgroup::create(&fixture.hierarchies, &fixture.top, Part::Whole).unwrap();
     if top.legacy("freezer").is_none() {
         return;
     }
     top.freeze().unwrap();
-    let refusal = Cgroup::create(&fixture.hierarchies, &fixture.paths).unwrap_err();
+    let refusal = Cgroup::create(&fixture.hierarchies, &fixture.paths, Part::Whole).unwrap_err();
     assert!(refusal.to_string().contains("container's cgroup unexpectedly frozen"), "{refusal}");
     assert!(fixture.paths.iter().all(|(_, path)| !path.exists()));
     top.thaw().unwrap();
@@ -195,7 +195,7 @@ fn limits_are_raised_and_lowered_in_the_order_that_the_kernel_needs() {
 #[test]
 fn undo_leaves_what_was_there() {
     let Some(fixture) = Fixture::new("undo") else { return };
-    let top = Cgroup::create(&fixture.hierarchies, &fixture.top).unwrap();
+    let top = Cgroup::create(&fixture.hierarchies, &fixture.top, Part::Whole).unwrap();
     let inner = fixture.create();
     assert!(fixture.paths.iter().all(|(_, path)| path.is_dir()));
     inner.undo().unwrap();

@@ -81,6 +81,12 @@ pub fn is_inherited(number: i32) -> bool {
     flags >= 0 && flags & libc::FD_CLOEXEC == 0
 }
 
+/// Takes ownership of a descriptor that `recvmsg(2)` has just stored in a control message (`SCM_RIGHTS`).
+pub fn received(number: i32) -> OwnedFd {
+    // SAFETY: the kernel has just made the descriptor for us, and whoever reads the control message takes each number once.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
 /// Takes ownership of a descriptor that the service manager or our own earlier exec handed to us by number.
 pub fn adopt(number: i32) -> io::Result<OwnedFd> {
     if !is_open(number) {

@@ -169,6 +169,23 @@ pub fn attach(mount: BorrowedFd, target: BorrowedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Attaches a detached mount on top of an entry of a directory, which may be no link.
+pub fn attach_at(mount: BorrowedFd, directory: BorrowedFd, name: &Path) -> io::Result<()> {
+    let name = c_path(name)?;
+    // SAFETY: the first path is the static empty string, the second a NUL-terminated string that outlives the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            directory.as_raw_fd(),
+            name.as_ptr(),
+            MOVE_MOUNT_F_EMPTY_PATH,
+        )
+    })?;
+    Ok(())
+}
+
 /// What [`set_attributes`] changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
