@@ -114,14 +114,16 @@ mod tests {
     fn clients_find_a_snapshotter_and_its_root() {
         let directory = tempfile::tempdir().unwrap();
         let db = Database::open(&directory.path().join("db")).unwrap();
-        let snapshots = Snapshots::open(directory.path(), db, Exchange::default()).unwrap();
+        let snapshots =
+            Snapshots::open(directory.path(), &directory.path().join("state"), db, Exchange::default())
+                .unwrap();
         let find = |filter: &str| plugins(&snapshots, &[filter.to_owned()]).unwrap();
         // As nerdctl and dockerd ask, blank included.
         let [overlay] = &find("type==io.containerd.snapshotter.v1, id==overlayfs")[..] else {
             panic!("one plugin expected")
         };
         assert_eq!(overlay.exports, [("root", directory.path().join("overlayfs").display().to_string())]);
-        assert_eq!(find("type==io.containerd.snapshotter.v1").len(), 2);
+        assert_eq!(find("type==io.containerd.snapshotter.v1").len(), 3);
         assert_eq!(find("").len(), all(&snapshots).len());
         assert!(find("id==zfs").is_empty());
     }

@@ -62,7 +62,7 @@ impl Stores {
         let images = Images::new(database.clone(), exchange.clone());
         let leases = Leases::new(database.clone());
         let content = ContentStore::open(&config.root.join("content"), database.clone(), exchange.clone())?;
-        let snapshots = Snapshots::open(&config.root, database.clone(), exchange.clone())?;
+        let snapshots = Snapshots::open(&config.root, &config.state, database.clone(), exchange.clone())?;
         snapshots.set_write_back_delay(Duration::from_secs(config.snapshots.write_back_delay));
         let registries = Registries::new(registry::Settings {
             connect_timeout: Duration::from_secs(config.registry.connect_timeout),

@@ -1,4 +1,4 @@
-//! Both snapshotters and the diff service through Debian's `ctr`, on containerd and on orlopd: what one says, the other says.
+//! All snapshotters and the diff service through Debian's `ctr`, on containerd and on orlopd: what one says, the other says.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -105,7 +105,7 @@ fn life(daemon: &impl Daemon, root: &Root, snapshotter: &str) -> Vec<String> {
     told
 }
 
-fn side_by_side(snapshotter: &str) {
+fn side_by_side(snapshotter: &str, containerds: &str) {
     let (ours, theirs) = (Root::new(), Root::new());
     let mut orlopd = Orlopd::start(&ours);
     let told = life(&orlopd, &ours, snapshotter);
@@ -113,7 +113,7 @@ fn side_by_side(snapshotter: &str) {
     assert_eq!(left.len(), 1, "only the trash is left: {left:?}");
     orlopd.stop();
     let mut containerd = Containerd::start(&theirs);
-    let expected = life(&containerd, &theirs, snapshotter);
+    let expected = life(&containerd, &theirs, containerds);
     containerd.stop();
     for (told, expected) in told.iter().zip(&expected) {
         assert_eq!(told, expected);
@@ -123,10 +123,15 @@ fn side_by_side(snapshotter: &str) {
 
 #[test]
 fn overlayfs_and_its_differences_are_those_of_containerd() {
-    side_by_side("overlayfs");
+    side_by_side("overlayfs", "overlayfs");
 }
 
 #[test]
 fn native_and_its_differences_are_those_of_containerd() {
-    side_by_side("native");
+    side_by_side("native", "native");
+}
+
+#[test]
+fn images_and_their_differences_are_those_of_containerds_directories() {
+    side_by_side("erofs", "overlayfs");
 }

@@ -21,7 +21,7 @@ const TIME: i64 = 1_700_000_000;
 const IMPATIENT: &str = "[registry]\nstall_timeout = 2\n";
 
 /// Two layers with everything that layers may hold.
-fn rich() -> Image {
+pub fn rich() -> Image {
     let device = |major: u32, minor: u32| {
         move |header: &mut tar::Header| {
             header.set_device_major(major).unwrap();
@@ -113,7 +113,10 @@ fn a_pull_makes_the_trees_that_containerd_makes() {
     ours.orlopctl(["images", "pull", &name]).run().success();
     theirs.ctr(["images", "pull", "--plain-http", &name]).run().success();
     let trees = |directory: PathBuf| -> Vec<BTreeMap<PathBuf, String>> {
-        ["1", "2"].iter().map(|id| listing(&directory.join(id).join("fs"))).collect()
+        let mut trees: Vec<_> = ["1", "2"].iter().map(|id| listing(&directory.join(id).join("fs"))).collect();
+        // Layers are unpacked side by side, so their numbers have no order.
+        trees.sort_by_key(|tree| tree.contains_key(Path::new("opt/new")));
+        trees
     };
     let ours_unpacked = trees(ours.root().join("overlayfs"));
     let theirs =

@@ -7,6 +7,7 @@ mod ctl_beside_ctr;
 mod ctl_images;
 mod daemon;
 mod diffs;
+mod erofs;
 mod evidence;
 mod image;
 mod kill;

@@ -8,7 +8,7 @@ use crate::client::Client;
 
 /// Runs a shell in a mount namespace of its own in which a snapshot's mounts, as `ctr` prints them, are made at a
 /// directory.
-fn in_mounts(daemon: &Orlopd, root: &Root, snapshotter: &str, key: &str, script: &str) -> Output {
+pub fn in_mounts(daemon: &Orlopd, root: &Root, snapshotter: &str, key: &str, script: &str) -> Output {
     let target = root.join("mounted");
     fs::create_dir_all(&target).unwrap();
     let path = target.display().to_string();
@@ -20,7 +20,7 @@ fn in_mounts(daemon: &Orlopd, root: &Root, snapshotter: &str, key: &str, script:
 
 #[test]
 fn clients_mount_write_and_see_layers_through_each_other() {
-    for snapshotter in ["overlayfs", "native"] {
+    for snapshotter in ["overlayfs", "native", "erofs"] {
         let root = Root::new();
         let daemon = Orlopd::start(&root);
         let client = Client::new(daemon.address(), daemon.namespace());

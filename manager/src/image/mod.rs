@@ -2,6 +2,7 @@
 
 pub mod diff;
 mod download;
+pub mod erofs;
 mod export;
 mod fetch;
 mod flights;
@@ -48,8 +49,8 @@ use crate::store::leases::Leases;
 pub const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 /// How many blobs are downloaded or uploaded at a time, whoever asks for them.
 const TRANSFERS: usize = 4;
-/// How many layers are unpacked at a time.
-const EXTRACTIONS: usize = 4;
+/// How many layers are unpacked at a time at most: each takes a few megabytes and keeps more than one core busy.
+const MAX_EXTRACTIONS: usize = 4;
 /// How long a lease of our own lasts at most, should the daemon be killed before it ends it.
 const LEASE_TIME: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -142,7 +143,7 @@ impl ImageService {
                 downloads: Flights::default(),
                 unpacks: Flights::default(),
                 transfers: Semaphore::new(TRANSFERS),
-                extractions: Semaphore::new(EXTRACTIONS),
+                extractions: Semaphore::new(extractions()),
             }),
         }
     }
@@ -211,6 +212,11 @@ pub fn ingest_name(descriptor: &Descriptor) -> String {
         Role::Other => "unknown-",
     };
     format!("{role}{}", descriptor.digest)
+}
+
+/// How many layers are unpacked at a time.
+fn extractions() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, MAX_EXTRACTIONS)
 }
 
 /// Text that names something only once: nanoseconds and chance, as containerd's keys have it.

@@ -1,8 +1,10 @@
 //! Where a snapshot's files are, from the mounts that a snapshotter or a client gives.
 
 use std::fs::OpenOptions;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::thread;
 
 use nix::mount::{MsFlags, mount};
@@ -11,8 +13,8 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use rustix::fs::OFlags;
 
-use super::unpack::{Target, Whiteouts};
-use crate::snapshot::Mount;
+use super::unpack::{self, Place, Target, Unpacked, Whiteouts};
+use crate::snapshot::{Mount, UnpackPlace};
 
 /// The place, in a mount namespace that nobody else sees, where something is mounted: every system has it.
 const PLACE: &str = "/proc";
@@ -31,6 +33,31 @@ pub fn target(mounts: &[Mount]) -> Result<Target> {
         return Ok(Target { root: directory(upper)?, lowers, whiteouts: Whiteouts::Overlay { userxattr } });
     }
     Ok(Target { root: root(mounts)?, lowers: Vec::new(), whiteouts: Whiteouts::Delete })
+}
+
+/// Unpacks a layer where a snapshotter wants it. Blocks.
+pub fn unpack(input: impl Read + Send, place: &UnpackPlace) -> Result<Unpacked> {
+    let place = match place {
+        UnpackPlace::Directory { root, userxattr } => Place::Directory {
+            root: directory(&root.display().to_string())?,
+            whiteouts: Whiteouts::Overlay { userxattr: *userxattr },
+        },
+        UnpackPlace::Image(path) => {
+            let file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
+            Place::Image(file.context("create", path.display().to_string())?)
+        }
+    };
+    unpack::unpack(input, place)
+}
+
+/// The directory that a client's mounts are written to: an overlay's upper one, or a bind mount's source.
+pub fn written(mounts: &[Mount]) -> Option<&Path> {
+    let [mount] = mounts else { return None };
+    match option(mount, "upperdir=") {
+        Some(upper) => Some(Path::new(upper)),
+        None => is_bind(mount).then(|| Path::new(&mount.source)),
+    }
 }
 
 /// The root of what the mounts show, opened for reading. Blocks.

@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+use tokio::sync::oneshot;
 
 use super::download::{Download, Follow};
 use super::manifest::{Config, Descriptor, Manifest, chain_ids};
 use super::media::{self, Role};
-use super::unpack::{self, Applied};
+use super::unpack::{self, Applied, Place, Target};
 use super::{ImageService, Job, canceled, mounts, unique};
 use crate::content::digest::Digest;
 use crate::db::blocking;
@@ -67,16 +69,23 @@ impl ImageService {
                 break;
             }
         }
-        for index in start..chain.len() {
-            job.check()?;
-            let step = Step {
-                layer: &stack.manifest.layers[index],
-                diff_id: &diff_ids[index],
-                parent: if index == 0 { "" } else { &chain[index - 1] },
-                name: &chain[index],
-                download: stack.downloads.get(&stack.manifest.layers[index].digest),
-            };
-            self.unpack_layer(job, snapshotter, &step).await?;
+        let is_apart = self.shared.snapshots.snapshotter(snapshotter)?.unpack_place(0).is_some();
+        let steps = (start..chain.len()).map(|index| Step {
+            layer: &stack.manifest.layers[index],
+            diff_id: &diff_ids[index],
+            parent: if index == 0 { "" } else { &chain[index - 1] },
+            name: &chain[index],
+            download: stack.downloads.get(&stack.manifest.layers[index].digest),
+            is_apart,
+            below: None,
+        });
+        if is_apart {
+            self.unpack_apart(job, snapshotter, steps).await?;
+        } else {
+            for step in steps {
+                job.check()?;
+                self.unpack_layer(job, snapshotter, step).await?;
+            }
         }
         let Some(top) = chain.last() else { return Ok(()) };
         let label = Labels::from([(format!("containerd.io/gc.ref.snapshot.{snapshotter}"), top.clone())]);
@@ -98,20 +107,62 @@ impl ImageService {
         Ok(true)
     }
 
-    async fn unpack_layer(&self, job: &Job, snapshotter: &str, step: &Step<'_>) -> Result<()> {
+    /// Unpacks layers side by side and puts each on top of the one below when both are complete.
+    async fn unpack_apart<'a>(
+        &self,
+        job: &Job,
+        snapshotter: &str,
+        steps: impl Iterator<Item = Step<'a>>,
+    ) -> Result<()> {
+        // When one layer fails, the others are given up.
+        let mut job = job.clone();
+        job.cancel = job.cancel.child_token();
+        let mut below: Option<oneshot::Receiver<()>> = None;
+        let mut layers = Vec::new();
+        for step in steps {
+            let (done, above) = oneshot::channel();
+            let below = below.replace(above);
+            let job = job.clone();
+            layers.push(async move {
+                let result = match job.check() {
+                    Ok(()) => self.unpack_layer(&job, snapshotter, Step { below, ..step }).await,
+                    Err(error) => Err(error),
+                };
+                match &result {
+                    // The one above may have failed and be gone.
+                    Ok(()) => drop(done.send(())),
+                    Err(_) => job.cancel.cancel(),
+                }
+                result
+            });
+        }
+        let mut result = Ok(());
+        for layer in join_all(layers).await {
+            result = match (result, layer) {
+                (Ok(()), layer) => layer,
+                // The others were given up; this one knows why.
+                (Err(first), Err(cause)) if first.kind() == Kind::Canceled => Err(cause),
+                (Err(first), _) => Err(first),
+            };
+        }
+        result
+    }
+
+    async fn unpack_layer(&self, job: &Job, snapshotter: &str, step: Step<'_>) -> Result<()> {
         let flight = format!("{}/{snapshotter}/{}", job.context.namespace, step.name);
         let _turn = self.shared.unpacks.enter(&flight).await;
         if self.hold_snapshot(job, snapshotter, step.name).await? {
-            return self.wait(step).await;
+            return self.wait(&step).await;
         }
         let snapshots = &self.shared.snapshots;
-        let Some((key, mounts)) = self.prepare(job, snapshotter, step).await? else {
-            return self.wait(step).await;
+        let Some((key, mounts)) = self.prepare(job, snapshotter, &step).await? else {
+            return self.wait(&step).await;
         };
         job.progress.blob("extracting", step.layer, "", 0).await;
-        let labels = Labels::from([(SNAPSHOT_REFERENCE.to_owned(), step.name.to_owned())]);
-        let result = match self.apply_verified(job, step, mounts).await {
-            Ok(()) => snapshots.commit(&job.context, snapshotter, step.name, &key, labels).await,
+        let (layer, name, parent) = (step.layer, step.name, step.parent);
+        let labels = Labels::from([(SNAPSHOT_REFERENCE.to_owned(), name.to_owned())]);
+        let result = match self.apply_verified(job, snapshotter, &key, step, mounts).await {
+            Ok(()) => snapshots.commit_on(&job.context, snapshotter, name, &key, parent, labels).await,
             Err(error) => Err(error),
         };
         if let Err(error) = result {
@@ -122,7 +173,7 @@ impl ImageService {
                 _ => Err(error),
             };
         }
-        job.progress.blob("extracted", step.layer, "", step.layer.size).await;
+        job.progress.blob("extracted", layer, "", layer.size).await;
         Ok(())
     }
 
@@ -142,11 +193,13 @@ impl ImageService {
         step: &Step<'_>,
     ) -> Result<Option<(String, Vec<Mount>)>> {
         let labels = Labels::from([(SNAPSHOT_REFERENCE.to_owned(), step.name.to_owned())]);
+        // What is unpacked apart gets its parent when it is committed.
+        let parent = if step.is_apart { "" } else { step.parent };
         let mut attempt = 1;
         loop {
             let key = format!("extract-{} {}", unique(), step.name);
             let snapshots = &self.shared.snapshots;
-            match snapshots.prepare(&job.context, snapshotter, &key, step.parent, labels.clone()).await {
+            match snapshots.prepare(&job.context, snapshotter, &key, parent, labels.clone()).await {
                 Ok(mounts) => return Ok(Some((key, mounts))),
                 Err(error) if error.kind() == Kind::AlreadyExists => {
                     if self.hold_snapshot(job, snapshotter, step.name).await? {
@@ -163,8 +216,16 @@ impl ImageService {
     }
 
     /// Applies a layer; its bytes and what they unpack to are as the manifest and the configuration say.
-    async fn apply_verified(&self, job: &Job, step: &Step<'_>, mounts: Vec<Mount>) -> Result<()> {
-        let _permit = self.shared.extractions.acquire().await.map_err(|_| canceled())?;
+    async fn apply_verified(
+        &self,
+        job: &Job,
+        snapshotter: &str,
+        key: &str,
+        step: Step<'_>,
+        mounts: Vec<Mount>,
+    ) -> Result<()> {
+        let permit = self.shared.extractions.acquire().await.map_err(|_| canceled())?;
+        job.check()?;
         let follow = match step.download {
             Some(download) => download.started().await?.then(|| download.clone()),
             None => None,
@@ -173,27 +234,46 @@ impl ImageService {
             Some(download) => Box::new(Follow::new(download.clone())),
             None => Box::new(self.shared.content.open_blob(&job.context, &step.layer.digest).await?.file),
         };
-        let applied = blocking(move || unpack::apply(input, mounts::target(&mounts)?)).await;
+        let place = match step.is_apart {
+            true => self.shared.snapshots.unpack_place(&job.context, snapshotter, key).await?,
+            false => None,
+        };
+        let unpacked = blocking(move || match place {
+            Some(place) => Ok((mounts::unpack(input, &place)?, Vec::new())),
+            None => {
+                let Target { root, lowers, whiteouts } = mounts::target(&mounts)?;
+                Ok((unpack::unpack(input, Place::Directory { root, whiteouts })?, lowers))
+            }
+        })
+        .await;
+        drop(permit);
         // A download that failed says why better than the unpacking that it broke off.
-        if let (Some(download), Err(_)) = (step.download, &applied) {
+        if let (Some(download), Err(_)) = (step.download, &unpacked) {
             let is_own =
                 |error: &Error| error.kind() == Kind::DataLoss || error.kind() == Kind::InvalidArgument;
-            match &applied {
+            match &unpacked {
                 Err(error) if is_own(error) => {}
                 _ => download.finished().await?,
             }
         }
         let layer = step.layer.digest.as_str();
-        let Applied { diff_id, .. } =
-            applied.map_err(|error| Error::because(error.kind(), "apply layer", layer, error))?;
+        let of_layer = |error: Error| Error::because(error.kind(), "apply layer", layer, error);
+        let (unpacked, mut lowers) = unpacked.map_err(of_layer)?;
         if let Some(download) = step.download {
             download.finished().await?;
         }
+        let Applied { diff_id, .. } = &unpacked.applied;
         if diff_id != step.diff_id {
             let why = format!("it unpacks to {diff_id}, the configuration says {}", step.diff_id);
             return Err(Error::because(Kind::FailedPrecondition, "apply layer", layer, why));
         }
-        Ok(())
+        if let Some(below) = step.below {
+            below.await.map_err(|_| canceled())?;
+        }
+        if step.is_apart {
+            lowers = self.shared.snapshots.roots(&job.context, snapshotter, step.parent).await?;
+        }
+        blocking(move || unpacked.finish(&lowers)).await.map(drop).map_err(of_layer)
     }
 }
 
@@ -206,4 +286,8 @@ struct Step<'a> {
     /// Name of the snapshot to be.
     name: &'a str,
     download: Option<&'a Arc<Download>>,
+    /// Whether it is unpacked before its parent is there.
+    is_apart: bool,
+    /// Tells that the snapshot below is there, where it is not yet.
+    below: Option<oneshot::Receiver<()>>,
 }

@@ -5,6 +5,8 @@
 //! whatever a kill leaves behind has no record and goes at the next start.
 
 mod copy;
+mod erofs;
+pub mod image_mounts;
 mod native;
 mod overlay;
 mod rebuild;
@@ -16,6 +18,7 @@ mod usage;
 mod write_back;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,13 +31,13 @@ use crate::db::{Database, META, Query, Write, blocking};
 use crate::events::Exchange;
 use crate::filter::Filter;
 use crate::labels::{self, Labels, invalid};
-use crate::request::RequestContext;
+use crate::request::{Namespace, RequestContext};
 use crate::store::{leases, namespaces, now, publish, stored, update_label};
 use rebuild::Making;
 pub use rebuild::Rebuilt;
 pub use records::{CHILDREN, Child, Info, Record, SNAPSHOTS, remove_record};
 use records::{LAST_LAYER, Place, check_name, decode_number, missing_parent, note_layer};
-pub use snapshotter::{Hold, Layer, LayerMounts, Mount, SnapshotKind, Snapshotter, Usage};
+pub use snapshotter::{Hold, Layer, LayerMounts, Mount, SnapshotKind, Snapshotter, UnpackPlace, Usage};
 
 pub use write_back::Unsynced;
 
@@ -62,9 +65,11 @@ struct Shared {
 }
 
 impl Snapshots {
-    /// Opens the snapshotters below the root directory, which make their own directories there.
-    pub fn open(root: &Path, db: Database, exchange: Exchange) -> Result<Snapshots> {
-        let snapshotters: [Arc<dyn Snapshotter>; 2] = [
+    /// Opens the snapshotters below the root directory, which make their own directories there; what they mount is below
+    /// the state directory.
+    pub fn open(root: &Path, state: &Path, db: Database, exchange: Exchange) -> Result<Snapshots> {
+        let snapshotters: [Arc<dyn Snapshotter>; 3] = [
+            Arc::new(erofs::Erofs::open(&root.join("erofs"), &state.join("erofs"))?),
             Arc::new(overlay::Overlay::open(&root.join("overlayfs"))?),
             Arc::new(native::Native::open(&root.join("native"))?),
         ];
@@ -225,6 +230,36 @@ impl Snapshots {
         .await
     }
 
+    /// Where an active snapshot without a parent is unpacked on its own; `None` where the snapshotter needs the parent.
+    pub async fn unpack_place(
+        &self,
+        context: &RequestContext,
+        snapshotter: &str,
+        key: &str,
+    ) -> Result<Option<UnpackPlace>> {
+        let place = self.place(context, snapshotter)?;
+        let key = key.to_owned();
+        let record = self.shared.db.read(move |tx| Ok((place.get(tx, &key)?, place.snapshotter.clone())));
+        let (record, snapshotter) = record.await?;
+        Ok(snapshotter.unpack_place(record.layer))
+    }
+
+    /// The roots of a committed snapshot and of those below it, nearest first; nothing for no name.
+    pub async fn roots(
+        &self,
+        context: &RequestContext,
+        snapshotter: &str,
+        name: &str,
+    ) -> Result<Vec<OwnedFd>> {
+        let place = self.place(context, snapshotter)?;
+        let (shared, name) = (self.shared.clone(), name.to_owned());
+        blocking(move || {
+            let layers = shared.db.read_now(|tx| place.chain(tx, &name))?;
+            place.snapshotter.roots(&layers)
+        })
+        .await
+    }
+
     /// Turns an active snapshot into a committed one under its final name.
     pub async fn commit(
         &self,
@@ -232,6 +267,19 @@ impl Snapshots {
         snapshotter: &str,
         name: &str,
         key: &str,
+        labels: Labels,
+    ) -> Result<()> {
+        self.commit_on(context, snapshotter, name, key, "", labels).await
+    }
+
+    /// The same, on top of a parent that an active snapshot without one gets by it.
+    pub async fn commit_on(
+        &self,
+        context: &RequestContext,
+        snapshotter: &str,
+        name: &str,
+        key: &str,
+        parent: &str,
         labels: Labels,
     ) -> Result<()> {
         let place = self.place(context, snapshotter)?;
@@ -243,6 +291,7 @@ impl Snapshots {
             snapshotter: snapshotter.to_owned(),
         };
         let (snapshots, name, key) = (self.clone(), name.to_owned(), key.to_owned());
+        let new_parent = parent.to_owned();
         blocking(move || {
             let shared = &snapshots.shared;
             let check = |found: Option<Record>, tx_record: Result<Record>| -> Result<Record> {
@@ -271,6 +320,11 @@ impl Snapshots {
                 tx.remove(&SNAPSHOTS, &place.key(&key))?;
                 if !record.parent.is_empty() {
                     tx.remove(&CHILDREN, &place.child_key(&record.parent, &key))?;
+                } else if !new_parent.is_empty() {
+                    place.chain(tx, &new_parent)?;
+                    record.parent.clone_from(&new_parent);
+                }
+                if !record.parent.is_empty() {
                     tx.put(&CHILDREN, &place.child_key(&record.parent, &name), &Child {})?;
                 }
                 record.set_kind(SnapshotKind::Committed);
@@ -431,7 +485,31 @@ impl Snapshots {
                 }
             }
         }
-        Ok(())
+        for (key, record) in records.iter().filter(|(_, record)| record.kind() != SnapshotKind::Committed) {
+            // Ignoring: one layer that cannot be had must not keep all others from their users, and whoever asks for
+            // its mounts is told why.
+            let _ = self.hold_again(key, record);
+        }
+        self.snapshotters().try_for_each(|snapshotter| snapshotter.settle())
+    }
+
+    /// Holds what the mounts of a layer need that were handed out before a restart.
+    fn hold_again(&self, key: &str, record: &Record) -> Result<()> {
+        let mut parts = key.split('\0');
+        let (Some(namespace), Some(snapshotter)) = (parts.next(), parts.next()) else { return Ok(()) };
+        let context = RequestContext { namespace: Namespace::new(namespace)?, lease: None };
+        let place = self.place(&context, snapshotter)?;
+        let layer = self.shared.db.read_now(|tx| place.layer(tx, record))?;
+        self.shared.mounts(&place, &layer).map(drop)
+    }
+
+    /// The unpack place of the active layer whose upper directory this is, as long as nothing was written to it.
+    pub fn place_of(&self, upper: &Path) -> Option<UnpackPlace> {
+        let layer = upper.parent()?;
+        let id = layer.file_name()?.to_str()?.parse().ok()?;
+        let own = self.snapshotters().find(|snapshotter| layer.parent() == Some(snapshotter.root()))?;
+        let is_empty = std::fs::read_dir(upper).ok()?.next().is_none();
+        own.unpack_place(id).filter(|_| is_empty)
     }
 }
 

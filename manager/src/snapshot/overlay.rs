@@ -3,13 +3,16 @@
 //! `ID/fs` holds a layer's files, `ID/work` is the kernel's scratch space while the layer is active. Mounts are
 //! those of containerd's snapshotter of the same name (Documentation/filesystems/overlayfs.rst).
 
-use std::fs::{DirBuilder, metadata};
+use std::fs::{DirBuilder, File, metadata};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use orlop_proto::error::{Context, Result};
 
-use super::snapshotter::{Layer, LayerDirectory, LayerMounts, Mount, SnapshotKind, Snapshotter, Usage};
+use super::snapshotter::{
+    Layer, LayerDirectory, LayerMounts, Mount, SnapshotKind, Snapshotter, UnpackPlace, Usage,
+};
 use super::usage::usage;
 
 /// The snapshotter `overlayfs`.
@@ -34,11 +37,62 @@ impl Overlay {
         Ok(Overlay { directory: LayerDirectory::open(root)?, options })
     }
 
-    fn upper(&self, id: u64) -> PathBuf {
+    /// What must be mounted for a layer over these directories, the nearest first.
+    pub(super) fn mounts_over(&self, layer: &Layer, lower: &[PathBuf]) -> Vec<Mount> {
+        let bind = |path: &Path, access: &str| {
+            vec![Mount {
+                kind: "bind".to_owned(),
+                source: path.display().to_string(),
+                options: vec![access.to_owned(), "rbind".to_owned()],
+                ..Mount::default()
+            }]
+        };
+        let mut options: Vec<String> = self.options.iter().map(|&option| option.to_owned()).collect();
+        match (layer.kind, lower) {
+            (SnapshotKind::Active, []) => return bind(&self.upper(layer.id), "rw"),
+            (_, []) => return bind(&self.upper(layer.id), "ro"),
+            (SnapshotKind::Active, _) => {
+                options.push(format!("workdir={}", self.work(layer.id).display()));
+                options.push(format!("upperdir={}", self.upper(layer.id).display()));
+            }
+            // A lower directory alone is no overlay.
+            (_, [only]) => return bind(only, "ro"),
+            _ => {}
+        }
+        let lower: Vec<String> = lower.iter().map(|path| path.display().to_string()).collect();
+        options.push(format!("lowerdir={}", lower.join(":")));
+        vec![Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options, ..Mount::default() }]
+    }
+
+    /// Makes the directories of a layer that belongs to this user and group.
+    pub(super) fn make(&self, layer: &Layer, owner: Option<(u32, u32)>) -> Result<()> {
+        let mut modes = vec![(self.directory.path(layer.id), 0o700), (self.upper(layer.id), 0o755)];
+        if layer.kind == SnapshotKind::Active {
+            modes.push((self.work(layer.id), 0o711));
+        }
+        for (path, mode) in modes {
+            let name = || path.display().to_string();
+            DirBuilder::new().mode(mode).create(&path).context("create", name())?;
+            // The mask of the process must not show.
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).context("protect", name())?;
+        }
+        if let Some((uid, gid)) = owner {
+            let upper = self.upper(layer.id);
+            lchown(&upper, Some(uid), Some(gid)).context("change owner of", upper.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn directory(&self) -> &LayerDirectory {
+        &self.directory
+    }
+
+    /// Where the files of a layer are.
+    pub(super) fn upper(&self, id: u64) -> PathBuf {
         self.directory.path(id).join("fs")
     }
 
-    fn work(&self, id: u64) -> PathBuf {
+    pub(super) fn work(&self, id: u64) -> PathBuf {
         self.directory.path(id).join("work")
     }
 }
@@ -53,53 +107,30 @@ impl Snapshotter for Overlay {
     }
 
     fn create(&self, layer: &Layer) -> Result<()> {
-        let mut modes = vec![(self.directory.path(layer.id), 0o700), (self.upper(layer.id), 0o755)];
-        if layer.kind == SnapshotKind::Active {
-            modes.push((self.work(layer.id), 0o711));
-        }
-        for (path, mode) in modes {
-            let name = || path.display().to_string();
-            DirBuilder::new().mode(mode).create(&path).context("create", name())?;
-            // The mask of the process must not show.
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).context("protect", name())?;
-        }
-        if let Some(parent) = layer.parents.first() {
+        let owner = |parent: &u64| -> Result<(u32, u32)> {
             let parent = self.upper(*parent);
-            let owner = metadata(&parent).context("inspect", parent.display().to_string())?;
-            let upper = self.upper(layer.id);
-            lchown(&upper, Some(owner.uid()), Some(owner.gid()))
-                .context("change owner of", upper.display().to_string())?;
-        }
-        Ok(())
+            let found = metadata(&parent).context("inspect", parent.display().to_string())?;
+            Ok((found.uid(), found.gid()))
+        };
+        self.make(layer, layer.parents.first().map(owner).transpose()?)
     }
 
     fn mounts(&self, layer: &Layer) -> Result<LayerMounts> {
-        let bind = |path: PathBuf, access: &str| {
-            LayerMounts::from(vec![Mount {
-                kind: "bind".to_owned(),
-                source: path.display().to_string(),
-                options: vec![access.to_owned(), "rbind".to_owned()],
-                ..Mount::default()
-            }])
+        let lower: Vec<PathBuf> = layer.parents.iter().map(|id| self.upper(*id)).collect();
+        Ok(LayerMounts::from(self.mounts_over(layer, &lower)))
+    }
+
+    fn unpack_place(&self, id: u64) -> Option<UnpackPlace> {
+        Some(UnpackPlace::Directory { root: self.upper(id), userxattr: self.options.contains(&"userxattr") })
+    }
+
+    fn roots(&self, ids: &[u64]) -> Result<Vec<OwnedFd>> {
+        let open = |id: &u64| {
+            let path = self.upper(*id);
+            let file = File::open(&path).context("open", path.display().to_string())?;
+            Ok(OwnedFd::from(file))
         };
-        let mut options: Vec<String> = self.options.iter().map(|&option| option.to_owned()).collect();
-        match (layer.kind, layer.parents.as_slice()) {
-            (SnapshotKind::Active, []) => return Ok(bind(self.upper(layer.id), "rw")),
-            (_, []) => return Ok(bind(self.upper(layer.id), "ro")),
-            (SnapshotKind::Active, _) => {
-                options.push(format!("workdir={}", self.work(layer.id).display()));
-                options.push(format!("upperdir={}", self.upper(layer.id).display()));
-            }
-            // A lower directory alone is no overlay.
-            (_, [only]) => return Ok(bind(self.upper(*only), "ro")),
-            _ => {}
-        }
-        let lower: Vec<String> =
-            layer.parents.iter().map(|id| self.upper(*id).display().to_string()).collect();
-        options.push(format!("lowerdir={}", lower.join(":")));
-        let overlay =
-            Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options, ..Mount::default() };
-        Ok(LayerMounts::from(vec![overlay]))
+        ids.iter().map(open).collect()
     }
 
     fn usage(&self, id: u64) -> Result<Usage> {
@@ -129,7 +160,7 @@ impl Snapshotter for Overlay {
 
 /// Whether this process lives in a user namespace of its own (user_namespaces(7): the initial one maps
 /// everything to itself).
-fn is_user_namespace() -> bool {
+pub(super) fn is_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().ne(["0", "0", "4294967295"]))
 }

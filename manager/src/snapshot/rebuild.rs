@@ -9,7 +9,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
 use super::records::{Place, Record, SNAPSHOTS};
-use super::snapshotter::{Layer, Mount, SnapshotKind, Snapshotter};
+use super::snapshotter::{Hold, Layer, LayerMounts, Mount, SnapshotKind, Snapshotter};
 use super::write_back::Unsynced;
 use super::{Shared, Snapshots};
 use crate::db::Query;
@@ -24,6 +24,8 @@ pub struct Rebuilt {
     id: u64,
     /// What must be mounted to fill it.
     pub mounts: Vec<Mount>,
+    /// What they need meanwhile.
+    hold: Option<Hold>,
     _making: Making,
 }
 
@@ -74,10 +76,12 @@ impl Snapshots {
             layer,
             id,
             mounts: Vec::new(),
+            hold: None,
             _making: making,
         };
         rebuilt.place.snapshotter.create(&fresh)?;
-        rebuilt.mounts = rebuilt.place.snapshotter.mounts(&fresh)?.mounts;
+        let LayerMounts { mounts, hold } = rebuilt.place.snapshotter.mounts(&fresh)?;
+        (rebuilt.mounts, rebuilt.hold) = (mounts, hold);
         Ok(rebuilt)
     }
 

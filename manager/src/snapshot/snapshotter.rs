@@ -1,6 +1,7 @@
 //! What every way of keeping layers can do.
 
 use std::any::Any;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use orlop_proto::error::{Context, Error, Result};
@@ -74,6 +75,20 @@ impl From<Vec<Mount>> for LayerMounts {
     }
 }
 
+/// Where a layer is unpacked that nobody reads before it is committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UnpackPlace {
+    /// An empty directory that overlayfs will put on top of the layers below.
+    Directory {
+        /// Its path.
+        root: PathBuf,
+        /// Whether overlayfs reads `user.overlay.*` there and not `trusted.overlay.*`.
+        userxattr: bool,
+    },
+    /// One EROFS image, in this file.
+    Image(PathBuf),
+}
+
 /// What files take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -99,6 +114,17 @@ pub trait Snapshotter: Send + Sync {
     /// What must be mounted to use a layer; can be asked any number of times.
     fn mounts(&self, layer: &Layer) -> Result<LayerMounts>;
 
+    /// Where an active layer made without a parent is unpacked on its own, to be put on top of its parent when both are
+    /// complete; `None` where a layer's files depend on its parent's.
+    fn unpack_place(&self, _id: u64) -> Option<UnpackPlace> {
+        None
+    }
+
+    /// The roots of committed layers, each without those below it. Only where there is an [`UnpackPlace`].
+    fn roots(&self, _ids: &[u64]) -> Result<Vec<OwnedFd>> {
+        Ok(Vec::new())
+    }
+
     /// What an active layer itself takes. Reads all its directories.
     fn usage(&self, id: u64) -> Result<Usage>;
 
@@ -122,6 +148,11 @@ pub trait Snapshotter: Send + Sync {
 
     /// Deletes the files of all discarded layers, which may take long.
     fn clean(&self) -> Result<()>;
+
+    /// Lets go of what an earlier process held for mounts that nobody has asked for since.
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Every layer that has files.
     fn layers(&self) -> Result<Vec<u64>>;

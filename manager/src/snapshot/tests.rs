@@ -19,7 +19,9 @@ struct Place {
 
 /// Opens them so that the database can be closed at any time: nobody is about to write to it.
 fn open(directory: &TempDir, db: &Database) -> Snapshots {
-    let snapshots = Snapshots::open(directory.path(), db.clone(), Exchange::default()).unwrap();
+    let snapshots =
+        Snapshots::open(directory.path(), &directory.path().join("state"), db.clone(), Exchange::default())
+            .unwrap();
     snapshots.set_write_back_delay(std::time::Duration::from_secs(3600));
     snapshots
 }
@@ -47,8 +49,8 @@ fn context(namespace: &str) -> RequestContext {
     RequestContext::new(Namespace::new(namespace).unwrap())
 }
 
-/// Both snapshotters, by the names that clients use.
-const BOTH: [&str; 2] = ["overlayfs", "native"];
+/// The snapshotters, by the names that clients use.
+const ALL: [&str; 3] = ["overlayfs", "native", "erofs"];
 
 /// The directory into which a layer without, or below, a mount is written: the bind mount's source or the upper
 /// directory. Tests need not mount anything to write, only to read through several layers.
@@ -71,7 +73,7 @@ fn has(mount: &Mount, option: &str) -> bool {
 
 #[tokio::test]
 async fn layers_become_snapshots_and_snapshots_parents() {
-    for name in BOTH {
+    for name in ALL {
         let Place { snapshots, .. } = &place();
         let one = context("one");
         let mounts = snapshots.prepare(&one, name, "a", "", Labels::new()).await.unwrap();
@@ -110,7 +112,7 @@ async fn layers_become_snapshots_and_snapshots_parents() {
 
 #[tokio::test]
 async fn views_are_read_only_and_need_no_space() {
-    for name in BOTH {
+    for name in ALL {
         let Place { snapshots, .. } = &place();
         let one = context("one");
         let empty = snapshots.view(&one, name, "v0", "", Labels::new()).await.unwrap();
@@ -160,7 +162,7 @@ async fn overlay_mounts_are_containerds() {
 
 #[tokio::test]
 async fn a_layer_belongs_to_who_owns_its_parent() {
-    for name in BOTH {
+    for name in ALL {
         let Place { snapshots, .. } = &place();
         let one = context("one");
         let files = writable(&snapshots.prepare(&one, name, "a", "", Labels::new()).await.unwrap());
@@ -214,7 +216,7 @@ async fn a_native_layer_is_a_faithful_copy() {
 
 #[tokio::test]
 async fn refusals_have_containerds_words() {
-    for name in BOTH {
+    for name in ALL {
         let Place { snapshots, .. } = &place();
         let one = context("one");
         let prepare = async |key: &str, parent: &str| {
@@ -306,7 +308,7 @@ async fn a_lease_follows_a_snapshot_to_its_final_name() {
 
 #[tokio::test]
 async fn a_restart_keeps_what_was_recorded_and_nothing_else() {
-    for name in BOTH {
+    for name in ALL {
         let place = place();
         let one = context("one");
         let mounts = place.snapshots.prepare(&one, name, "a", "", Labels::new()).await.unwrap();

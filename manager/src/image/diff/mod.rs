@@ -21,7 +21,7 @@ use crate::content::digest::Digest;
 use crate::db::blocking;
 use crate::labels::Labels;
 use crate::request::RequestContext;
-use crate::snapshot::Mount;
+use crate::snapshot::{Mount, UnpackPlace};
 
 /// Label of a layer's blob: the digest of what it decompresses to.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -64,10 +64,17 @@ impl ImageService {
         }
         let _permit = self.shared.extractions.acquire().await.map_err(|_| canceled())?;
         let blob = self.shared.content.open_blob(context, &layer.digest).await?;
+        // A snapshotter that keeps images gets one, though the client thinks of a directory.
+        let place = mounts::written(&mounts).and_then(|upper| self.shared.snapshots.place_of(upper));
         let applied = blocking(move || {
             let target = mounts::target(&mounts)?;
             let root = target.root.try_clone().map_err(|error| Error::io("open", "mount", error))?;
-            let applied = unpack::apply(blob.file, target)?;
+            let applied = match place {
+                Some(place @ UnpackPlace::Image(_)) => {
+                    mounts::unpack(blob.file, &place)?.finish(&target.lowers)?
+                }
+                _ => unpack::apply(blob.file, target)?,
+            };
             if sync {
                 rustix::fs::syncfs(&root).map_err(|error| Error::io("sync", "mount", error.into()))?;
             }

@@ -186,6 +186,17 @@ impl<R: BufRead> Archive<R> {
         self.read_data(self.left)
     }
 
+    /// Appends the whole data of an entry whose size is known to be small.
+    pub fn read_into(&mut self, bytes: &mut Vec<u8>) -> Result<()> {
+        while self.left > 0 {
+            let chunk = self.data()?;
+            let length = chunk.len();
+            bytes.extend_from_slice(chunk);
+            self.consume(length);
+        }
+        Ok(())
+    }
+
     /// Marks bytes that [`Archive::data`] gave as used.
     pub fn consume(&mut self, length: usize) {
         self.input.consume(length);
@@ -509,7 +520,7 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
 }
 
 /// A name for messages: readable, and of bounded length.
-pub(super) fn printable(name: &[u8]) -> String {
+pub fn printable(name: &[u8]) -> String {
     let text = String::from_utf8_lossy(name);
     match text.char_indices().nth(MAX_PRINTED) {
         Some((end, _)) => format!("{}…", text[..end].escape_debug()),

@@ -16,6 +16,51 @@ pub const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 /// The largest list of names and the largest value that Linux has, in bytes.
 const MAX_XATTR: usize = 64 << 10;
 
+/// An access control list as the kernel keeps it for a file of this mode, or of a directory's default one without:
+/// `Some(None)` where the mode says it all, and `None` where the bytes are no list (acl(5), Linux'
+/// `posix_acl_xattr.h`).
+pub fn acl(value: &[u8], mode: Option<u32>) -> Option<Option<Vec<u8>>> {
+    const HEADER: usize = 4;
+    const ENTRY: usize = 8;
+    const OWNER: u16 = 0x01;
+    const GROUP: u16 = 0x04;
+    const MASK: u16 = 0x10;
+    const OTHER: u16 = 0x20;
+    let (header, entries) = value.split_at_checked(HEADER)?;
+    if header != 2_u32.to_le_bytes() || entries.len() % ENTRY != 0 {
+        return None;
+    }
+    let tag = |entry: &[u8]| u16::from_le_bytes([entry[0], entry[1]]);
+    let has = |wanted: u16| entries.chunks(ENTRY).any(|entry| tag(entry) == wanted);
+    let is_extended = entries.chunks(ENTRY).any(|entry| ![OWNER, GROUP, OTHER].contains(&tag(entry)));
+    let is_list = entries.chunks(ENTRY).all(|entry| {
+        [OWNER, 0x02, GROUP, 0x08, MASK, OTHER].contains(&tag(entry)) && entry[2] <= 7 && entry[3] == 0
+    });
+    if entries.is_empty() {
+        return Some(None);
+    }
+    if !is_list || ![OWNER, GROUP, OTHER].into_iter().all(has) {
+        return None;
+    }
+    let mut list = value.to_vec();
+    if let Some(mode) = mode {
+        if !is_extended {
+            return Some(None);
+        }
+        let group = if has(MASK) { MASK } else { GROUP };
+        for entry in list[HEADER..].chunks_mut(ENTRY) {
+            let shift = match tag(entry) {
+                OWNER => 6,
+                OTHER => 0,
+                other if other == group => 3,
+                _ => continue,
+            };
+            entry[2] = u8::try_from(mode >> shift & 7).unwrap_or(0);
+        }
+    }
+    Some(Some(list))
+}
+
 /// Whether an attribute belongs to overlayfs.
 pub fn is_overlay_state(name: &[u8]) -> bool {
     OVERLAY_ATTRIBUTES.iter().any(|prefix| name.starts_with(prefix))

@@ -1,16 +1,17 @@
 //! The directories of a tree that is being written: found without leaving the tree, made where they are missing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::sync::Arc;
 
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::archive::{Time, printable};
-use super::{Target, Whiteouts, attributes, name};
+use super::archive::printable;
+use super::{Whiteouts, name};
 
 /// How a name below the root is looked up: nothing leads out of it, not even for a moment.
 const WITHIN: ResolveFlags =
@@ -21,6 +22,8 @@ pub const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFla
 const MAX_OPEN: usize = 64;
 /// The symbolic links that may lie on the way to one directory, as in the kernel.
 const MAX_LINKS: usize = 40;
+/// The most names that are remembered to know new ones by; a few bytes each.
+const MAX_CLAIMS: usize = 1 << 18;
 /// The longest directory name, in bytes: what one system call takes.
 const MAX_PATH: usize = 4095;
 
@@ -30,27 +33,40 @@ pub struct Directory {
     pub fd: OwnedFd,
     /// Whether it gives its group to what is made in it.
     pub is_setgid: bool,
+    /// Its inode: two names that lead to one directory have the same.
+    pub inode: u64,
 }
 
 /// The directories of one tree.
 pub struct Directories {
     root: OwnedFd,
-    /// Roots of the layers below, the nearest first, which missing directories take their metadata from.
-    lowers: Vec<OwnedFd>,
     whiteouts: Whiteouts,
-    open: HashMap<Vec<u8>, Rc<Directory>>,
-    /// Directories that were made though the layer did not name them, with the time to give them at the end.
-    pub(super) implied: Vec<(Vec<u8>, Time)>,
+    open: HashMap<Vec<u8>, Arc<Directory>>,
+    /// Directories that were made though the layer has not named them, in the order in which they were made.
+    pub(super) implied: Vec<Vec<u8>>,
+    claims: Claims,
+}
+
+/// The names that a layer used, by hash: a stranger may be taken for known, and nothing known for a stranger.
+#[derive(Default)]
+struct Claims {
+    state: RandomState,
+    hashes: HashSet<u64>,
+}
+
+impl Claims {
+    fn claim(&mut self, inode: u64, base: &[u8]) -> bool {
+        self.hashes.len() < MAX_CLAIMS && self.hashes.insert(self.state.hash_one((inode, base)))
+    }
 }
 
 impl Directories {
-    pub fn new(target: Target) -> Self {
-        let Target { root, lowers, whiteouts } = target;
-        Directories { root, lowers, whiteouts, open: HashMap::new(), implied: Vec::new() }
+    pub fn new(root: OwnedFd, whiteouts: Whiteouts) -> Self {
+        Directories { root, whiteouts, open: HashMap::new(), implied: Vec::new(), claims: Claims::default() }
     }
 
     /// The directory of this cleaned name, made with its parents where it is missing.
-    pub fn get(&mut self, path: &[u8]) -> Result<Rc<Directory>> {
+    pub fn get(&mut self, path: &[u8]) -> Result<Arc<Directory>> {
         if let Some(directory) = self.open.get(path) {
             return Ok(directory.clone());
         }
@@ -72,7 +88,7 @@ impl Directories {
     }
 
     /// The directory of this cleaned name if it is there.
-    pub fn lookup(&mut self, path: &[u8]) -> Option<Rc<Directory>> {
+    pub fn lookup(&mut self, path: &[u8]) -> Option<Arc<Directory>> {
         if let Some(directory) = self.open.get(path) {
             return Some(directory.clone());
         }
@@ -81,9 +97,10 @@ impl Directories {
     }
 
     /// Keeps an open directory under its cleaned name.
-    pub fn remember(&mut self, path: &[u8], fd: OwnedFd) -> Result<Rc<Directory>> {
+    pub fn remember(&mut self, path: &[u8], fd: OwnedFd) -> Result<Arc<Directory>> {
         let stat = rustix::fs::fstat(&fd).map_err(|error| failed(path, error))?;
-        let directory = Rc::new(Directory { fd, is_setgid: stat.st_mode & 0o2000 != 0 });
+        let is_setgid = stat.st_mode & 0o2000 != 0;
+        let directory = Arc::new(Directory { fd, is_setgid, inode: stat.st_ino });
         if self.open.len() >= MAX_OPEN {
             self.open.clear();
         }
@@ -91,22 +108,14 @@ impl Directories {
         Ok(directory)
     }
 
+    /// Notes a name as used by the layer; whether it surely was not before.
+    pub fn claim(&mut self, parent: &Directory, base: &[u8]) -> bool {
+        self.claims.claim(parent.inode, base)
+    }
+
     /// Forgets what was looked up, since something was removed that names may have led through.
     pub fn forget(&mut self) {
         self.open.clear();
-    }
-
-    /// Opens what a cleaned name means below the layers, nearest first, without following a last symbolic link.
-    pub fn find_in_lowers(&self, path: &[u8], flags: OFlags) -> Option<(OwnedFd, Stat)> {
-        for lower in &self.lowers {
-            match open_within(lower, path, flags | OFlags::NOFOLLOW) {
-                Ok(fd) => return rustix::fs::fstat(&fd).ok().map(|stat| (fd, stat)),
-                Err(Errno::NOENT) => {}
-                // Something else stands there in this layer and hides what is below.
-                Err(_) => return None,
-            }
-        }
-        None
     }
 
     /// Opens an existing directory of the tree, or `None` when the name means something else by now.
@@ -155,25 +164,30 @@ impl Directories {
                 Some(_) => return Err(failed(path, Errno::NOTDIR)),
                 None => {
                     push(&mut reached, &component);
-                    let made = make_directory(&parent, &component).map_err(|error| failed(path, error))?;
-                    self.take_metadata(&made, &reached).map_err(|error| failed(path, error))?;
+                    let inode = rustix::fs::fstat(&parent).map_err(|error| failed(path, error))?.st_ino;
+                    self.claims.claim(inode, &component);
+                    make_directory(&parent, &component).map_err(|error| failed(path, error))?;
+                    if self.whiteouts != Whiteouts::Delete {
+                        self.implied.push(reached.clone());
+                    }
                 }
             }
         }
         open_within(&self.root, &reached, DIRECTORY).map_err(|error| failed(path, error))
     }
+}
 
-    /// Gives a directory that the layer did not name the metadata that the layers below have for it.
-    fn take_metadata(&mut self, made: &OwnedFd, path: &[u8]) -> rustix::io::Result<()> {
-        let Some((lower, stat)) = self.find_in_lowers(path, DIRECTORY) else {
-            return Ok(());
-        };
-        attributes::copy_ownership(made, &stat)?;
-        attributes::copy_xattrs(&lower, made)?;
-        rustix::fs::fchmod(made, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-        self.implied.push((path.to_vec(), attributes::mtime(&stat)));
-        Ok(())
+/// Opens what a cleaned name means in the layers below, nearest first, without following a last symbolic link.
+pub fn find_in_lowers(lowers: &[OwnedFd], path: &[u8], flags: OFlags) -> Option<(OwnedFd, Stat)> {
+    for lower in lowers {
+        match open_within(lower, path, flags | OFlags::NOFOLLOW) {
+            Ok(fd) => return rustix::fs::fstat(&fd).ok().map(|stat| (fd, stat)),
+            Err(Errno::NOENT) => {}
+            // Something else stands there in this layer and hides what is below.
+            Err(_) => return None,
+        }
     }
+    None
 }
 
 /// Opens a name below a directory as if the directory were the root.
@@ -207,7 +221,7 @@ fn push(path: &mut Vec<u8>, component: &[u8]) {
 }
 
 /// An error of a system call on behalf of an entry.
-pub(super) fn failed(path: &[u8], error: Errno) -> Error {
+pub fn failed(path: &[u8], error: Errno) -> Error {
     let location = if path.is_empty() { "/".to_owned() } else { printable(path) };
     let kind = match error {
         // What the layer itself asks for cannot be had: the layer is to blame.

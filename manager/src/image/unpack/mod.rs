@@ -1,7 +1,11 @@
-//! Applies one layer to a directory in one streaming pass: decompress → hash → tar → files.
+//! Applies one layer to a directory in one streaming pass: decompress → hash ∥ tar → files.
 //!
 //! Every byte of a layer may be an attacker's. Memory is bounded whatever the layer says: a few buffers between
-//! the two threads of a pass, one extended header, and a record per directory.
+//! the threads of a pass, one extended header, and a record per directory.
+//!
+//! A pass needs nothing of the layers below, so that several layers of an image are unpacked at the same time. What
+//! only they can tell (the metadata of directories that the layer uses and does not name, files that it links to) is
+//! done by [`Unpacked::finish`] when they are complete.
 //!
 //! Follows the OCI image layer specification ("Applying Changesets") and, where that is silent, containerd.
 
@@ -9,14 +13,16 @@ mod archive;
 pub mod attributes;
 mod decompress;
 mod directories;
-mod name;
+mod files;
+pub(super) mod name;
 mod number;
 mod pax;
 mod tree;
 
+use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::os::fd::OwnedFd;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use nix::sched::CloneFlags;
@@ -26,14 +32,21 @@ use rustix::fs::{Mode, Stat};
 use sha2::{Digest as _, Sha256};
 
 pub use self::archive::{Archive, Entry, EntryKind};
+pub(super) use self::archive::{Time, printable};
 pub use self::decompress::{Compression, reader};
 pub use self::directories::DIRECTORY;
+pub(super) use self::directories::{failed, find_in_lowers};
+use self::files::Files;
 use self::tree::Tree;
+pub(super) use self::tree::{missing, refused};
+use super::erofs::Image;
 
 /// The size of the pieces that go from the decompressing thread to the writing one, in bytes.
 const PIECE: usize = 256 << 10;
 /// How many pieces may wait.
 const PIECES: usize = 8;
+/// The most threads that make files beside the one that reads the archive.
+const MAX_HELPERS: usize = 3;
 
 /// What whiteouts become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,37 +97,91 @@ pub struct Applied {
     pub compression: Compression,
 }
 
+/// A layer whose stream is read and whose files are there, but for what the layers below tell.
+pub struct Unpacked {
+    /// What the layer turned out to be.
+    pub applied: Applied,
+    made: Made,
+}
+
+/// Where a layer is unpacked.
+pub enum Place {
+    /// In a directory, file by file.
+    Directory {
+        /// The directory.
+        root: OwnedFd,
+        /// What whiteouts become.
+        whiteouts: Whiteouts,
+    },
+    /// As one EROFS image, in this empty file.
+    Image(File),
+}
+
+/// What became of a layer.
+enum Made {
+    Tree(Box<Tree>),
+    Image(Box<Image>),
+}
+
+impl Unpacked {
+    /// Completes the layer; `lowers` are the roots of the layers below, the nearest first. Blocks.
+    ///
+    /// # Errors
+    /// `InvalidArgument` where the layer links to a file that nobody has, and what the file system answers.
+    pub fn finish(self, lowers: &[OwnedFd]) -> Result<Applied> {
+        match self.made {
+            Made::Tree(tree) => tree.finish(lowers)?,
+            Made::Image(image) => {
+                // Named after what is in it, as the same layer gives the same image.
+                let mut identity = [0; 16];
+                identity.copy_from_slice(&Sha256::digest(&self.applied.diff_id)[..16]);
+                let file = image.finish(lowers, identity)?;
+                file.sync_data().map_err(|error| Error::io("sync", "image", error))?;
+            }
+        }
+        Ok(self.applied)
+    }
+}
+
 /// Applies a layer. The stream is read to its end; what it holds is in the target afterwards, though not synced.
 ///
-/// Blocks, and uses two threads of its own.
+/// Blocks, and uses threads of its own.
 ///
 /// # Errors
 /// `InvalidArgument` where the layer is wrong, `DataLoss` where it is cut or damaged, `Unimplemented` for an unknown
 /// compression, and what the file system answers (`ResourceExhausted` when it is full). The target then holds a part
 /// of the layer.
 pub fn apply(input: impl Read + Send, target: Target) -> Result<Applied> {
-    let (full, to_write) = mpsc::sync_channel::<Vec<u8>>(PIECES);
+    let Target { root, lowers, whiteouts } = target;
+    unpack(input, Place::Directory { root, whiteouts })?.finish(&lowers)
+}
+
+/// Reads a layer to its end and makes what it holds, as [`apply`] does, but for what the layers below tell.
+pub fn unpack(input: impl Read + Send, place: Place) -> Result<Unpacked> {
+    let (to_write, written) = mpsc::sync_channel(PIECES);
+    let (to_hash, hashed) = mpsc::sync_channel(PIECES);
     let (used, to_fill) = mpsc::channel::<Vec<u8>>();
+    let used_too = used.clone();
+    let start = |name: &str| thread::Builder::new().name(name.to_owned());
+    let panicked = |_| Error::because(Kind::Internal, "unpack", "layer", "a thread panicked");
     thread::scope(|scope| {
-        let writer = thread::Builder::new()
-            .name("unpack".to_owned())
-            .spawn_scoped(scope, move || write(Pieces::new(to_write, used), target))
+        let hasher = start("hash")
+            .spawn_scoped(scope, move || hash(&hashed, &used_too))
+            .context("start", "hash thread")?;
+        let writer = start("unpack")
+            .spawn_scoped(scope, move || write(Pieces::new(written, used), place))
             .context("start", "unpack thread")?;
-        let read = decompress(input, &full, &to_fill);
-        if read.is_ok() {
-            // An empty piece is the end; without it, the stream broke off.
-            let _ = full.send(Vec::new());
-        }
-        drop(full);
-        let written = writer
-            .join()
-            .map_err(|_| Error::because(Kind::Internal, "unpack", "layer", "a thread panicked"))?;
+        let read = decompress(input, &[to_write, to_hash], &to_fill);
+        let written = writer.join().map_err(panicked)?;
+        let (diff_id, size) = hasher.join().map_err(panicked)?;
         match (read, written) {
-            (Ok(applied), Ok(())) => Ok(applied),
+            (Ok(compression), Ok(made)) => {
+                Ok(Unpacked { applied: Applied { diff_id, size, compression }, made })
+            }
             // The writer stops early when the stream breaks, and the reader when the writer does: whoever was first
             // knows why.
             (Err(Stopped::Stream(error)), _) => Err(error),
-            (Err(Stopped::Writer), Ok(())) => {
+            (Err(Stopped::Taker), Ok(_)) => {
                 Err(Error::because(Kind::Internal, "unpack", "layer", "the writer stopped before the end"))
             }
             (_, Err(error)) => Err(error),
@@ -122,34 +189,56 @@ pub fn apply(input: impl Read + Send, target: Target) -> Result<Applied> {
     })
 }
 
+/// A piece of the decompressed stream, for those who hash it and those who write it; an empty one is the end.
+type Piece = Arc<Vec<u8>>;
+
 /// Why the decompressing side ended early.
 enum Stopped {
     /// Its input was wrong.
     Stream(Error),
     /// Nobody takes its output any more.
-    Writer,
+    Taker,
 }
 
+/// Sends the decompressed stream to all takers. Without an empty piece at last, it broke off.
 fn decompress(
     input: impl Read + Send,
-    full: &mpsc::SyncSender<Vec<u8>>,
+    takers: &[mpsc::SyncSender<Piece>],
     to_fill: &mpsc::Receiver<Vec<u8>>,
-) -> Result<Applied, Stopped> {
+) -> Result<Compression, Stopped> {
     let (mut reader, compression) = reader(input).map_err(Stopped::Stream)?;
-    let mut hash = Sha256::new();
-    let mut size: u64 = 0;
     loop {
         let mut piece = to_fill.try_recv().unwrap_or_default();
         piece.resize(PIECE, 0);
         let length = fill(&mut reader, &mut piece).map_err(|error| Stopped::Stream(from_stream(error)))?;
-        if length == 0 {
-            let diff_id = format!("sha256:{}", hex(&hash.finalize()));
-            return Ok(Applied { diff_id, size, compression });
-        }
         piece.truncate(length);
-        hash.update(&piece);
-        size += length as u64;
-        full.send(piece).map_err(|_| Stopped::Writer)?;
+        let piece = Arc::new(piece);
+        for taker in takers {
+            taker.send(piece.clone()).map_err(|_| Stopped::Taker)?;
+        }
+        if length == 0 {
+            return Ok(compression);
+        }
+    }
+}
+
+/// The digest of the stream, `sha256:…`, and its length in bytes.
+fn hash(pieces: &mpsc::Receiver<Piece>, used: &mpsc::Sender<Vec<u8>>) -> (String, u64) {
+    let mut hash = Sha256::new();
+    let mut size = 0;
+    for piece in pieces {
+        hash.update(piece.as_slice());
+        size += piece.len() as u64;
+        give_back(piece, used);
+    }
+    (format!("sha256:{}", hex(&hash.finalize())), size)
+}
+
+/// Lets a piece's memory be used again once nobody needs it.
+fn give_back(piece: Piece, used: &mpsc::Sender<Vec<u8>>) {
+    if let Some(memory) = Arc::into_inner(piece) {
+        // The other side may be gone already; then nothing needs the buffer.
+        let _ = used.send(memory);
     }
 }
 
@@ -167,32 +256,56 @@ fn fill(reader: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
 }
 
 /// The writing side: a thread of its own, since it has a file mode mask of its own.
-fn write(pieces: Pieces, target: Target) -> Result<()> {
+fn write(pieces: Pieces, place: Place) -> Result<Made> {
+    let mut archive = Archive::new(pieces);
+    let (root, whiteouts) = match place {
+        Place::Directory { root, whiteouts } => (root, whiteouts),
+        Place::Image(file) => {
+            let mut image = Image::new(file)?;
+            while let Some(entry) = archive.next_entry()? {
+                image.write(&entry, &mut archive)?;
+            }
+            archive.drain()?;
+            return Ok(Made::Image(Box::new(image)));
+        }
+    };
     // With a mask of 0, the mode given at creation is the mode: one system call less per file. The mask belongs to
-    // the process, so this thread first gets its own.
+    // the process, so this thread first gets its own, which the threads that it starts share.
     nix::sched::unshare(CloneFlags::CLONE_FS).context("unshare", "file mode mask")?;
     rustix::process::umask(Mode::empty());
-    let mut archive = Archive::new(pieces);
-    let mut tree = Tree::new(target);
-    while let Some(entry) = archive.next_entry()? {
-        tree.write(&entry, &mut archive)?;
-    }
-    archive.drain()?;
-    tree.finish()
+    let helpers = thread::available_parallelism().map_or(1, usize::from).saturating_sub(1).min(MAX_HELPERS);
+    let files = Arc::new(Files::default());
+    thread::scope(|scope| {
+        // However this ends, the threads do too.
+        let _closing = files::Closing(&files);
+        for _ in 0..helpers {
+            thread::Builder::new()
+                .name("unpack".to_owned())
+                .spawn_scoped(scope, || files.work())
+                .context("start", "unpack thread")?;
+        }
+        let mut tree = Tree::new(root, whiteouts, (helpers > 0).then(|| files.clone()))?;
+        while let Some(entry) = archive.next_entry()? {
+            tree.write(entry, &mut archive)?;
+        }
+        archive.drain()?;
+        tree.settle()?;
+        Ok(Made::Tree(Box::new(tree)))
+    })
 }
 
 /// The pieces that the decompressing side sends, as one stream.
 struct Pieces {
-    incoming: mpsc::Receiver<Vec<u8>>,
-    current: Vec<u8>,
+    incoming: mpsc::Receiver<Piece>,
+    current: Piece,
     at: usize,
     used: mpsc::Sender<Vec<u8>>,
     has_ended: bool,
 }
 
 impl Pieces {
-    fn new(incoming: mpsc::Receiver<Vec<u8>>, used: mpsc::Sender<Vec<u8>>) -> Self {
-        Pieces { incoming, current: Vec::new(), at: 0, used, has_ended: false }
+    fn new(incoming: mpsc::Receiver<Piece>, used: mpsc::Sender<Vec<u8>>) -> Self {
+        Pieces { incoming, current: Arc::default(), at: 0, used, has_ended: false }
     }
 }
 
@@ -209,8 +322,7 @@ impl Read for Pieces {
 impl BufRead for Pieces {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.at == self.current.len() && !self.has_ended {
-            // The other side may be gone already; then nothing needs the buffer.
-            let _ = self.used.send(std::mem::take(&mut self.current));
+            give_back(std::mem::take(&mut self.current), &self.used);
             self.at = 0;
             self.current = match self.incoming.recv() {
                 Ok(piece) => piece,
@@ -262,4 +374,4 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -13,21 +13,15 @@ use super::*;
 
 /// A layer being made, block by block.
 #[derive(Clone, Default)]
-pub(super) struct Layer(Vec<u8>);
+pub struct Layer(Vec<u8>);
 
 impl Layer {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Layer::default()
     }
 
     /// Adds an entry whose header is changed at will before its checksum is made.
-    pub(super) fn add(
-        mut self,
-        kind: EntryType,
-        name: &str,
-        data: &[u8],
-        change: impl FnOnce(&mut Header),
-    ) -> Self {
+    pub fn add(mut self, kind: EntryType, name: &str, data: &[u8], change: impl FnOnce(&mut Header)) -> Self {
         let mut header = Header::new_gnu();
         let bytes = name.as_bytes();
         header.as_old_mut().name[..bytes.len()].copy_from_slice(bytes);
@@ -45,19 +39,19 @@ impl Layer {
         self
     }
 
-    pub(super) fn file(self, name: &str, data: &[u8]) -> Self {
+    pub fn file(self, name: &str, data: &[u8]) -> Self {
         self.add(EntryType::Regular, name, data, |_| {})
     }
 
-    pub(super) fn directory(self, name: &str) -> Self {
+    pub fn directory(self, name: &str) -> Self {
         self.add(EntryType::Directory, name, b"", |_| {})
     }
 
-    pub(super) fn link(self, kind: EntryType, name: &str, target: &str) -> Self {
+    pub fn link(self, kind: EntryType, name: &str, target: &str) -> Self {
         self.add(kind, name, b"", |header| header.set_link_name_literal(target).unwrap())
     }
 
-    pub(super) fn pax(self, records: &[(&str, &[u8])]) -> Self {
+    pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let mut data = Vec::new();
         for (key, value) in records {
             let body = key.len() + value.len() + 3;
@@ -72,19 +66,19 @@ impl Layer {
         self.add(EntryType::XHeader, "pax", &data, |_| {})
     }
 
-    pub(super) fn end(mut self) -> Vec<u8> {
+    pub fn end(mut self) -> Vec<u8> {
         self.0.resize(self.0.len() + 1024, 0);
         self.0
     }
 }
 
 /// A place outside of which nothing may change: the root is `root` within it.
-pub(super) struct Place {
+pub struct Place {
     place: tempfile::TempDir,
 }
 
 impl Place {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let place = tempfile::tempdir().unwrap();
         fs::create_dir(place.path().join("root")).unwrap();
         fs::create_dir(place.path().join("outside")).unwrap();
@@ -96,7 +90,7 @@ impl Place {
         self.place.path().join("root")
     }
 
-    pub(super) fn apply_with(&self, layer: &[u8], whiteouts: Whiteouts, lowers: &[&Path]) -> Result<Applied> {
+    pub fn apply_with(&self, layer: &[u8], whiteouts: Whiteouts, lowers: &[&Path]) -> Result<Applied> {
         let open = |path: &Path| OwnedFd::from(fs::File::open(path).unwrap());
         let lowers = lowers.iter().map(|path| open(path)).collect();
         let result = apply(layer, Target { root: open(&self.root()), lowers, whiteouts });
@@ -132,7 +126,7 @@ impl Place {
 }
 
 /// Ownership, devices and trusted attributes are root's business; without root there is nothing to see.
-pub(super) fn is_root() -> bool {
+pub fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         println!("not run: needs root");

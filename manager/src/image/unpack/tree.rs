@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{BufRead, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
@@ -16,14 +17,18 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
 use super::archive::{Archive, Entry, EntryKind, Time, printable};
-use super::directories::{DIRECTORY, Directories, Directory, failed, open_within, target};
+use super::directories::{DIRECTORY, Directories, Directory, failed, find_in_lowers, open_within, target};
+use super::files::{self, Files, Job, create};
 use super::name::{self, Purpose};
-use super::{Target, Whiteouts, attributes};
+use super::{Whiteouts, attributes};
 
 /// The most directories of one layer, since their times are kept until the end.
 const MAX_DIRECTORIES: usize = 1 << 20;
 /// The most names of one layer that are remembered to tell them from what lower layers have.
 const MAX_NAMES: usize = 1 << 22;
+
+/// The most hard links of one layer to files of the layers below.
+const MAX_LATE_LINKS: usize = 1 << 16;
 
 /// A tree that entries are written to.
 pub struct Tree {
@@ -31,53 +36,109 @@ pub struct Tree {
     whiteouts: Whiteouts,
     /// Times of directories, given at the end, since every entry made in a directory changes its time.
     times: Vec<(Vec<u8>, Time)>,
+    /// Directories that the layer named, of those that it had used before.
+    named: HashSet<Vec<u8>>,
+    /// Hard links whose target is not in this layer, with their entries' names.
+    late_links: Vec<(Vec<u8>, Entry)>,
     /// What this layer made, where whiteouts delete: they are about the lower layers only.
     made: HashSet<Vec<u8>>,
     /// Whether a default ACL was set somewhere: it changes the mode of what is made below.
     has_default_acl: bool,
+    /// Where small files are made by several threads, while that is safe.
+    files: Option<Arc<Files>>,
 }
 
 impl Tree {
-    /// A tree in the target's root. The calling thread's umask must be 0.
-    pub fn new(target: Target) -> Self {
-        let whiteouts = target.whiteouts;
-        Tree {
-            directories: Directories::new(target),
+    /// A tree in a root directory. The calling thread's umask must be 0, and that of the threads that work for `files`,
+    /// which takes what can be made in any order.
+    pub fn new(root: OwnedFd, whiteouts: Whiteouts, files: Option<Arc<Files>>) -> Result<Self> {
+        // Where there is something already, new files may have to take its place.
+        let is_fresh = whiteouts != Whiteouts::Delete
+            && attributes::entries(&root).map_err(|error| failed(b"", error))?.is_empty();
+        Ok(Tree {
+            directories: Directories::new(root, whiteouts),
             whiteouts,
             times: Vec::new(),
+            named: HashSet::new(),
+            late_links: Vec::new(),
             made: HashSet::new(),
             has_default_acl: false,
-        }
+            files: files.filter(|_| is_fresh),
+        })
     }
 
     /// Writes one entry; its data comes from the archive.
-    pub fn write<R: BufRead>(&mut self, entry: &Entry, archive: &mut Archive<R>) -> Result<()> {
+    pub fn write<R: BufRead>(&mut self, entry: Entry, archive: &mut Archive<R>) -> Result<()> {
         let path = name::clean(&entry.name);
         let location = name::split(&path);
         match name::purpose(&path) {
             Purpose::Ignored => Ok(()),
             Purpose::Invalid => Err(refused(&path, "the whiteout names no file")),
-            Purpose::Opaque => self.hide_all(location.directory),
-            Purpose::Whiteout(hidden) => self.hide(location.directory, hidden),
+            Purpose::Opaque => {
+                self.settle()?;
+                self.hide_all(location.directory)
+            }
+            Purpose::Whiteout(hidden) => {
+                self.settle()?;
+                self.hide(location.directory, hidden)
+            }
             Purpose::Entry if path.is_empty() => match entry.kind {
-                EntryKind::Directory => self.directory_metadata(&path, entry),
+                EntryKind::Directory => self.directory_metadata(&path, &entry, true),
                 _ => Err(refused(&path, "only a directory can be the root")),
             },
             Purpose::Entry => {
-                let parent = self.directories.get(location.directory)?;
+                let parent = self.directory(location.directory)?;
                 self.make(&path, &parent, location.base, entry, archive)?;
                 self.remember(&path)
             }
         }
     }
 
-    /// Gives directories their times.
-    pub fn finish(self) -> Result<()> {
-        for (path, time) in self.directories.implied.iter().chain(&self.times) {
+    /// Waits for all files that are made elsewhere.
+    pub fn settle(&self) -> Result<()> {
+        self.files.as_ref().map_or(Ok(()), |files| files.settle())
+    }
+
+    /// The directory of a cleaned name, made where it is missing.
+    fn directory(&mut self, path: &[u8]) -> Result<Arc<Directory>> {
+        if let Some(directory) = self.directories.lookup(path) {
+            return Ok(directory);
+        }
+        // Something that is being made may stand in its way.
+        self.settle()?;
+        self.directories.get(path)
+    }
+
+    /// Completes the tree by what only the layers below tell, nearest first, and gives directories their times.
+    pub fn finish(mut self, lowers: &[OwnedFd]) -> Result<()> {
+        self.settle()?;
+        let fail = |path: &[u8], error| failed(path, error);
+        if let (false, Some(lower)) = (self.named.contains(&b""[..]), lowers.first()) {
+            let root = self.directories.get(b"")?;
+            rustix::fs::fstat(lower)
+                .and_then(|stat| attributes::copy_ownership(&root.fd, &stat))
+                .map_err(|error| fail(b"", error))?;
+        }
+        let mut implied = std::mem::take(&mut self.directories.implied);
+        implied.retain(|path| !self.named.contains(path));
+        for path in &implied {
+            let Some((lower, stat)) = find_in_lowers(lowers, path, DIRECTORY) else { continue };
+            // A later entry may have put something else in its place.
+            let Some(made) = self.directories.existing(path) else { continue };
+            attributes::copy_ownership(&made, &stat)
+                .and_then(|()| attributes::copy_xattrs(&lower, &made))
+                .and_then(|()| rustix::fs::fchmod(&made, Mode::from_raw_mode(stat.st_mode & 0o7777)))
+                .map_err(|error| fail(path, error))?;
+            self.times.push((path.clone(), attributes::mtime(&stat)));
+        }
+        for (path, entry) in std::mem::take(&mut self.late_links) {
+            self.make_late_link(&path, &entry, lowers)?;
+        }
+        for (path, time) in &self.times {
             // A later entry may have put something else in its place, which has its own time.
             let Some(directory) = self.directories.existing(path) else { continue };
             rustix::fs::futimens(&directory, &attributes::timestamps(*time))
-                .map_err(|error| failed(path, error))?;
+                .map_err(|error| fail(path, error))?;
         }
         Ok(())
     }
@@ -98,27 +159,50 @@ impl Tree {
     fn make<R: BufRead>(
         &mut self,
         path: &[u8],
-        parent: &Directory,
+        parent: &Arc<Directory>,
         base: &[u8],
-        entry: &Entry,
+        entry: Entry,
         archive: &mut Archive<R>,
     ) -> Result<()> {
+        let is_new = self.directories.claim(parent, base);
+        if !is_new || entry.kind == EntryKind::HardLink {
+            self.settle()?;
+        }
         match entry.kind {
-            EntryKind::Directory => self.make_directory(path, parent, base, entry),
-            EntryKind::File => self.make_file(path, parent, base, entry, archive),
-            EntryKind::HardLink => self.make_link(path, parent, base, entry),
+            EntryKind::Directory => self.make_directory(path, parent, base, &entry),
+            EntryKind::File => match &self.files {
+                Some(files) if is_new && entry.size <= files::MAX_SIZE && entry.extents.is_none() => {
+                    let mut data = files.buffer();
+                    archive.read_into(&mut data)?;
+                    files.offer(Job {
+                        parent: parent.clone(),
+                        path: path.to_vec(),
+                        base: base.to_vec(),
+                        is_plain: self.is_plain(parent),
+                        entry,
+                        data,
+                    })
+                }
+                _ => self.make_file(path, parent, base, &entry, archive),
+            },
+            EntryKind::HardLink => self.make_link(path, parent, base, &entry),
             EntryKind::Symlink => {
                 if entry.link.is_empty() {
                     return Err(refused(path, "the symbolic link has no target"));
                 }
                 let link = entry.link.as_slice();
                 self.replacing(path, parent, base, || rustix::fs::symlinkat(link, &parent.fd, base))?;
-                self.name_metadata(path, parent, base, entry)
+                self.name_metadata(path, parent, base, &entry)
             }
-            EntryKind::CharDevice => self.make_node(path, parent, base, entry, FileType::CharacterDevice),
-            EntryKind::BlockDevice => self.make_node(path, parent, base, entry, FileType::BlockDevice),
-            EntryKind::Fifo => self.make_node(path, parent, base, entry, FileType::Fifo),
+            EntryKind::CharDevice => self.make_node(path, parent, base, &entry, FileType::CharacterDevice),
+            EntryKind::BlockDevice => self.make_node(path, parent, base, &entry, FileType::BlockDevice),
+            EntryKind::Fifo => self.make_node(path, parent, base, &entry, FileType::Fifo),
         }
+    }
+
+    /// Whether a directory leaves owner and mode of what is made in it as they are asked for.
+    fn is_plain(&self, parent: &Directory) -> bool {
+        !parent.is_setgid && !self.has_default_acl
     }
 
     /// Makes something; what stands in its way is removed first.
@@ -142,11 +226,13 @@ impl Tree {
     fn make_directory(&mut self, path: &[u8], parent: &Directory, base: &[u8], entry: &Entry) -> Result<()> {
         let mode = Mode::from_raw_mode(entry.mode);
         let mut replaces_whiteout = false;
+        let mut is_new = true;
         match rustix::fs::mkdirat(&parent.fd, base, mode) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let stat = stat(&parent.fd, base).map_err(|error| failed(path, error))?;
-                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                is_new = FileType::from_raw_mode(stat.st_mode) != FileType::Directory;
+                if is_new {
                     replaces_whiteout = self.whiteouts.is_mark(&stat);
                     self.replacing(path, parent, base, || rustix::fs::mkdirat(&parent.fd, base, mode))?;
                 }
@@ -158,10 +244,12 @@ impl Tree {
             let made = open_directory(parent, base).map_err(|error| failed(path, error))?;
             self.whiteouts.set_opaque(&made).map_err(|error| failed(path, error))?;
         }
-        self.directory_metadata(path, entry)
+        // mkdir(2) leaves the set-id bits out.
+        let is_complete = is_new && self.is_plain(parent) && entry.mode & 0o6000 == 0;
+        self.directory_metadata(path, entry, !is_complete)
     }
 
-    fn directory_metadata(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+    fn directory_metadata(&mut self, path: &[u8], entry: &Entry, complete: bool) -> Result<()> {
         if self.times.len() >= MAX_DIRECTORIES {
             return Err(too_many(path, "directories"));
         }
@@ -174,12 +262,20 @@ impl Tree {
                 self.directories.remember(path, fd)?
             }
         };
-        self.file_metadata(&directory.fd, entry, true).map_err(|error| failed(path, error))?;
+        self.note_default_acl(entry);
+        files::metadata(&directory.fd, entry, complete).map_err(|error| failed(path, error))?;
         if directory.is_setgid != (entry.mode & 0o2000 != 0) {
             self.directories.forget();
         }
+        if path.is_empty() || !self.directories.implied.is_empty() {
+            self.named.insert(path.to_vec());
+        }
         self.times.push((path.to_vec(), entry.mtime));
         Ok(())
+    }
+
+    fn note_default_acl(&mut self, entry: &Entry) {
+        self.has_default_acl |= entry.xattrs.iter().any(|(name, _)| name == attributes::DEFAULT_ACL);
     }
 
     fn make_file<R: BufRead>(
@@ -190,9 +286,8 @@ impl Tree {
         entry: &Entry,
         archive: &mut Archive<R>,
     ) -> Result<()> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(entry.mode);
-        let fd = self.replacing(path, parent, base, || rustix::fs::openat(&parent.fd, base, flags, mode))?;
+        let fd = self.replacing(path, parent, base, || create(&parent.fd, base, mode))?;
         let mut file = File::from(fd);
         let io_failed = |error| Error::io("unpack", printable(path), error);
         match &entry.extents {
@@ -223,33 +318,9 @@ impl Tree {
                 }
             }
         }
-        let fd = OwnedFd::from(file);
-        let is_plain = !parent.is_setgid && !self.has_default_acl;
-        self.file_metadata(&fd, entry, !is_plain)
-            .and_then(|()| rustix::fs::futimens(&fd, &attributes::timestamps(entry.mtime)))
+        self.note_default_acl(entry);
+        files::finish(&OwnedFd::from(file), entry, !self.is_plain(parent))
             .map_err(|error| failed(path, error))
-    }
-
-    /// Owner, attributes and mode of an open file, in the order in which none undoes another.
-    ///
-    /// A new file of a process with umask 0 has the mode already and belongs to root, unless `complete` says that
-    /// its directory had a say in it.
-    fn file_metadata(&mut self, file: &OwnedFd, entry: &Entry, complete: bool) -> rustix::io::Result<()> {
-        let changes_owner = complete || entry.uid != 0 || entry.gid != 0;
-        if changes_owner {
-            rustix::fs::fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
-        }
-        for (name, value) in &entry.xattrs {
-            if !attributes::is_overlay_state(name) {
-                self.has_default_acl |= name == attributes::DEFAULT_ACL;
-                attributes::set_on_file(file, name, value)?;
-            }
-        }
-        // chown clears the set-id bits; an access ACL may differ from the mode, which wins.
-        if complete || (changes_owner && entry.mode & 0o6000 != 0) || !entry.xattrs.is_empty() {
-            rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode))?;
-        }
-        Ok(())
     }
 
     /// Owner, attributes, mode and time of what was just made and cannot be opened.
@@ -338,25 +409,58 @@ impl Tree {
                 let is_symlink = FileType::from_raw_mode(found.st_mode) == FileType::Symlink;
                 self.metadata_of_name(path, &parent.fd, base, entry, true, is_symlink)
             }
-            _ => self.copy_from_lower(path, parent, base, &link_path),
+            _ if self.whiteouts == Whiteouts::Delete => Err(missing(path, &link_path)),
+            // Only the layers below can have it, and they may be on their way.
+            _ => {
+                if self.late_links.len() >= MAX_LATE_LINKS {
+                    return Err(too_many(path, "hard links to lower layers"));
+                }
+                attributes::remove(&parent.fd, base).map_err(|error| failed(path, error))?;
+                self.late_links.push((path.to_vec(), entry.clone()));
+                Ok(())
+            }
         }
     }
 
+    /// Makes a hard link whose target this layer did not have when its entry came.
+    fn make_late_link(&mut self, path: &[u8], entry: &Entry, lowers: &[OwnedFd]) -> Result<()> {
+        let location = name::split(path);
+        let parent = self.directories.get(location.directory)?;
+        match stat(&parent.fd, location.base) {
+            // A later entry has the name.
+            Ok(stat) if !self.whiteouts.is_mark(&stat) => return Ok(()),
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(failed(path, error)),
+        }
+        let link = name::clean(&entry.link);
+        let target = name::split(&link);
+        // An earlier late link may have made it meanwhile.
+        let own = self.directories.lookup(target.directory);
+        if own.is_some_and(|own| stat(&own.fd, target.base).is_ok_and(|stat| !self.whiteouts.is_mark(&stat)))
+        {
+            return self.make_link(path, &parent, location.base, entry);
+        }
+        self.copy_from_lower(path, &parent, location.base, &link, lowers)
+    }
+
     /// A hard link to a file of a lower layer: its content and metadata under the new name.
-    fn copy_from_lower(&mut self, path: &[u8], parent: &Directory, base: &[u8], link: &[u8]) -> Result<()> {
-        let missing = || {
-            let why = format!("the hard link's target {} does not exist", printable(link));
-            Error::because(Kind::InvalidArgument, "unpack", printable(path), why)
-        };
-        let (handle, stat) = self.directories.find_in_lowers(link, OFlags::PATH).ok_or_else(missing)?;
+    fn copy_from_lower(
+        &mut self,
+        path: &[u8],
+        parent: &Directory,
+        base: &[u8],
+        link: &[u8],
+        lowers: &[OwnedFd],
+    ) -> Result<()> {
+        let (handle, stat) = find_in_lowers(lowers, link, OFlags::PATH).ok_or_else(|| missing(path, link))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(refused(path, "the hard link's target in a lower layer is not a regular file"));
         }
         drop(handle);
-        let (lower, stat) = self.directories.find_in_lowers(link, OFlags::RDONLY).ok_or_else(missing)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let (lower, stat) =
+            find_in_lowers(lowers, link, OFlags::RDONLY).ok_or_else(|| missing(path, link))?;
         let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-        let fd = self.replacing(path, parent, base, || rustix::fs::openat(&parent.fd, base, flags, mode))?;
+        let fd = self.replacing(path, parent, base, || create(&parent.fd, base, mode))?;
         let (mut from, mut to) = (File::from(lower), File::from(fd));
         std::io::copy(&mut from, &mut to).map_err(|error| Error::io("unpack", printable(path), error))?;
         let (from, to) = (OwnedFd::from(from), OwnedFd::from(to));
@@ -384,6 +488,7 @@ impl Tree {
             return result.map_err(|error| failed(&path, error));
         }
         let parent = self.directories.get(directory)?;
+        self.directories.claim(&parent, hidden);
         match attributes::make_whiteout(&parent.fd, hidden) {
             // This layer has the name itself, and whiteouts are about the layers below: of a directory, what they have
             // in it is hidden.
@@ -438,7 +543,14 @@ fn open_directory(parent: &Directory, base: &[u8]) -> rustix::io::Result<OwnedFd
     rustix::fs::openat(&parent.fd, base, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
 }
 
-fn refused(path: &[u8], why: &'static str) -> Error {
+/// The error of a hard link to nothing.
+pub fn missing(path: &[u8], link: &[u8]) -> Error {
+    let why = format!("the hard link's target {} does not exist", printable(link));
+    Error::because(Kind::InvalidArgument, "unpack", printable(path), why)
+}
+
+/// An error of an entry that asks for what cannot be.
+pub fn refused(path: &[u8], why: &'static str) -> Error {
     let location = if path.is_empty() { "/".to_owned() } else { printable(path) };
     Error::because(Kind::InvalidArgument, "unpack", location, why)
 }
