@@ -26,6 +26,8 @@ mod store;
 mod stores;
 mod task;
 mod ttrpc;
+#[allow(dead_code, reason = "the Docker API, which uses it, comes next")]
+mod volume;
 
 use std::process::ExitCode;
 

@@ -41,6 +41,7 @@ use held::{AllHeld, Endpoint, Held, Resolver};
 use ports::{HeldPort, Request, Taken};
 use record::{Attachments, Network};
 use store::Files;
+pub use store::identifier;
 
 /// The networks; clones are handles of one.
 #[derive(Clone)]

@@ -4,7 +4,7 @@
 //! only keeps the files of numbered layers. Files are made before their record and taken away after it, so
 //! whatever a kill leaves behind has no record and goes at the next start.
 
-mod copy;
+pub mod copy;
 mod erofs;
 pub mod image_mounts;
 mod native;
@@ -14,7 +14,7 @@ mod records;
 mod snapshotter;
 #[cfg(test)]
 mod tests;
-mod usage;
+pub mod usage;
 mod write_back;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
