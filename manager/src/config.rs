@@ -39,6 +39,12 @@ pub struct Config {
     pub registry: Registry,
     /// What holds for all shims.
     pub shim: Shim,
+    /// Containers that are started again when they end.
+    pub restart: Restart,
+    /// Programs that decide which images may be pulled.
+    pub image_verifier: ImageVerifier,
+    /// Parts that run as programs of their own, by the name that clients ask for.
+    pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// Runtime name → shim and OCI runtime.
     pub runtimes: BTreeMap<String, Runtime>,
 }
@@ -149,6 +155,53 @@ pub struct Shim {
     pub start_timeout: u64,
 }
 
+/// Containers that are started again when they end.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Restart {
+    /// Time after which all are looked at again if nothing happened, in seconds.
+    pub interval: u64,
+}
+
+/// Programs that decide which images may be pulled.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImageVerifier {
+    /// The directory that they are in; where it is missing or empty, every image may be pulled.
+    pub bin_dir: PathBuf,
+    /// How many are asked at most; all where it is negative.
+    pub max_verifiers: i64,
+    /// How long each may take, in seconds.
+    pub per_verifier_timeout: u64,
+}
+
+/// A part that runs as a program of its own.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyPlugin {
+    /// What it does.
+    #[serde(rename = "type")]
+    pub kind: ProxyKind,
+    /// Path of the unix socket on which it serves gRPC.
+    pub address: PathBuf,
+    /// The name by which the program itself knows the snapshotter; the plugin's own where there is none.
+    pub snapshotter: Option<String>,
+    /// What clients are told that it can do.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// What clients are told of it besides, such as `root`.
+    #[serde(default)]
+    pub exports: BTreeMap<String, String>,
+}
+
+/// What external parts can be.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyKind {
+    /// A snapshotter.
+    Snapshot,
+}
+
 /// Which shim serves a runtime name.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
@@ -175,6 +228,9 @@ impl Default for Config {
             snapshots: Snapshots::default(),
             registry: Registry::default(),
             shim: Shim::default(),
+            restart: Restart::default(),
+            image_verifier: ImageVerifier::default(),
+            proxy_plugins: BTreeMap::new(),
             runtimes: BTreeMap::from([(RUNC_V2.to_owned(), Runtime::runc_v2())]),
         }
     }
@@ -207,6 +263,22 @@ impl Default for Snapshots {
 impl Default for Shim {
     fn default() -> Self {
         Shim { start_timeout: 30 }
+    }
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Restart { interval: 10 }
+    }
+}
+
+impl Default for ImageVerifier {
+    fn default() -> Self {
+        ImageVerifier {
+            bin_dir: "/opt/containerd/image-verifier/bin".into(),
+            max_verifiers: 10,
+            per_verifier_timeout: 10,
+        }
     }
 }
 
@@ -309,6 +381,7 @@ mod tests {
         let uncommented: String = DEFAULT_TEXT
             .lines()
             .filter(|line| !line.starts_with("# root = \"/run/orlop\""))
+            .take_while(|line| !line.starts_with("# [proxy_plugins"))
             .fold(String::new(), |text, line| {
                 let value = line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line);
                 text + value + "\n"

@@ -14,6 +14,8 @@ use orlop_proto::containerd::services::images::v1::images_server::ImagesServer;
 use orlop_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
 use orlop_proto::containerd::services::leases::v1::leases_server::LeasesServer;
 use orlop_proto::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
+use orlop_proto::containerd::services::sandbox::v1::controller_server::ControllerServer;
+use orlop_proto::containerd::services::sandbox::v1::store_server::StoreServer;
 use orlop_proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use orlop_proto::containerd::services::streaming::v1::streaming_server::StreamingServer;
 use orlop_proto::containerd::services::tasks::v1::tasks_server::TasksServer;
@@ -39,6 +41,8 @@ use crate::api::introspection::IntrospectionService;
 use crate::api::layers::CallLayer;
 use crate::api::leases::LeasesService;
 use crate::api::namespaces::NamespacesService;
+use crate::api::reflection::{Reflection, ReflectionAlpha};
+use crate::api::sandboxes::{SandboxControllerService, SandboxStoreService};
 use crate::api::snapshots::SnapshotsService;
 use crate::api::streaming::{StreamingService, Streams};
 use crate::api::tasks::TasksService;
@@ -46,6 +50,7 @@ use crate::api::transfer::TransferService;
 use crate::api::version::VersionService;
 use crate::config::Config;
 use crate::docker;
+use crate::restart::Monitor;
 use crate::store::namespaces::installation;
 use crate::stores::{Stores, directory};
 use crate::task::Supervisor;
@@ -77,6 +82,7 @@ pub async fn serve(config: Config) -> Result<()> {
         containers,
         images,
         leases,
+        sandboxes,
         content,
         snapshots,
         transfers,
@@ -84,6 +90,14 @@ pub async fn serve(config: Config) -> Result<()> {
         ..
     } = &stores;
     let supervisor = Supervisor::new(&config, exchange.clone())?;
+    let restarts = Monitor {
+        namespaces: namespaces.clone(),
+        containers: containers.clone(),
+        snapshots: snapshots.clone(),
+        supervisor: supervisor.clone(),
+        exchange: exchange.clone(),
+        interval: Duration::from_secs(config.restart.interval),
+    };
     let streams = Streams::default();
     let engine = match config.docker_address() {
         None => None,
@@ -117,11 +131,18 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     let router = Server::builder()
         .layer(CallLayer)
+        .add_service(Reflection::default())
+        .add_service(ReflectionAlpha::default())
         .add_service(limited!(HealthServer, HealthService))
         .add_service(limited!(VersionServer, VersionService))
         .add_service(limited!(
             IntrospectionServer,
-            IntrospectionService { snapshots: snapshots.clone(), uuid }
+            IntrospectionService { snapshots: snapshots.clone(), supervisor: supervisor.clone(), uuid }
+        ))
+        .add_service(limited!(StoreServer, SandboxStoreService(sandboxes.clone())))
+        .add_service(limited!(
+            ControllerServer,
+            SandboxControllerService { supervisor: supervisor.clone(), exchange: exchange.clone() }
         ))
         .add_service(limited!(NamespacesServer, NamespacesService(namespaces.clone())))
         .add_service(limited!(ContainersServer, ContainersService(containers.clone())))
@@ -168,6 +189,7 @@ pub async fn serve(config: Config) -> Result<()> {
             Some(address)
         }
     };
+    let restarting = tokio::spawn(restarts.run());
     tracing::info!(address = %config.address().display(), "serving");
 
     tokio::select! {
@@ -180,6 +202,7 @@ pub async fn serve(config: Config) -> Result<()> {
     if let Ok(ended) = tokio::time::timeout(GRACE, &mut serving).await {
         served(ended)?;
     }
+    restarting.abort();
     collecting.abort();
     forwarding.abort();
     supervisor.close();

@@ -20,6 +20,7 @@ mod offline;
 mod plugins;
 mod publish;
 mod request;
+mod restart;
 mod snapshot;
 mod space;
 mod store;

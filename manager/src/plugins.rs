@@ -10,15 +10,15 @@ pub struct Plugin {
     /// Type, such as `io.containerd.snapshotter.v1`.
     pub kind: &'static str,
     /// Name, such as `overlayfs`.
-    pub id: &'static str,
+    pub id: String,
     /// Types of other parts that it builds on.
     pub requires: &'static [&'static str],
     /// Whether it depends on the machine's platform.
     pub has_platform: bool,
     /// Facts that clients look for, such as the directory `root`.
-    pub exports: Vec<(&'static str, String)>,
+    pub exports: Vec<(String, String)>,
     /// What it can do beyond the usual.
-    pub capabilities: &'static [&'static str],
+    pub capabilities: Vec<String>,
 }
 
 const CONTENT: &str = "io.containerd.content.v1";
@@ -27,7 +27,16 @@ const METADATA: &str = "io.containerd.metadata.v1";
 const DIFFER: &str = "io.containerd.differ.v1";
 const EVENT: &str = "io.containerd.event.v1";
 const GC: &str = "io.containerd.gc.v1";
-const RUNTIME: &str = "io.containerd.runtime.v2";
+/// Type of what runs tasks.
+pub const RUNTIME: &str = "io.containerd.runtime.v2";
+const SANDBOX_STORE: &str = "io.containerd.sandbox.store.v1";
+const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1";
+const SHIM: &str = "io.containerd.shim.v1";
+const LEASE: &str = "io.containerd.lease.v1";
+const STREAMING: &str = "io.containerd.streaming.v1";
+const TRANSFER: &str = "io.containerd.transfer.v1";
+const MONITOR: &str = "io.containerd.monitor.container.v1";
+const TTRPC: &str = "io.containerd.ttrpc.v1";
 const SERVICE: &str = "io.containerd.service.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
 
@@ -45,7 +54,7 @@ const SERVICES: [&str; 9] = [
 ];
 
 /// The services of the API, by the names of containerd's gRPC plugins.
-const GRPC_SERVICES: [&str; 12] = [
+const GRPC_SERVICES: [&str; 16] = [
     "containers",
     "content",
     "diff",
@@ -55,8 +64,12 @@ const GRPC_SERVICES: [&str; 12] = [
     "introspection",
     "leases",
     "namespaces",
+    "sandbox-controllers",
+    "sandboxes",
     "snapshots",
+    "streaming",
     "tasks",
+    "transfer",
     "version",
 ];
 
@@ -66,7 +79,7 @@ pub fn plugins(snapshots: &Snapshots, filters: &[String]) -> Result<Vec<Plugin>>
     let chosen = |plugin: &Plugin| {
         filter.matches(&|path: &[&str]| match path {
             ["type", ..] => text(plugin.kind),
-            ["id", ..] => text(plugin.id),
+            ["id", ..] => text(&plugin.id),
             _ => None,
         })
     };
@@ -74,33 +87,50 @@ pub fn plugins(snapshots: &Snapshots, filters: &[String]) -> Result<Vec<Plugin>>
 }
 
 fn all(snapshots: &Snapshots) -> Vec<Plugin> {
-    let mut all = vec![Plugin { kind: CONTENT, id: "content", ..Plugin::default() }];
+    let mut all = vec![Plugin { kind: CONTENT, id: "content".to_owned(), ..Plugin::default() }];
     all.extend(snapshots.snapshotters().map(|snapshotter| Plugin {
         kind: SNAPSHOTTER,
-        id: snapshotter.name(),
+        id: snapshotter.name().to_owned(),
         has_platform: true,
-        exports: vec![("root", snapshotter.root().display().to_string())],
+        exports: snapshotter.exports(),
+        capabilities: snapshotter.capabilities(),
         ..Plugin::default()
     }));
-    all.push(Plugin { kind: EVENT, id: "exchange", ..Plugin::default() });
-    all.push(Plugin { kind: METADATA, id: "bolt", requires: &[CONTENT, SNAPSHOTTER], ..Plugin::default() });
+    all.push(Plugin { kind: EVENT, id: "exchange".to_owned(), ..Plugin::default() });
+    all.push(Plugin {
+        kind: METADATA,
+        id: "bolt".to_owned(),
+        requires: &[CONTENT, SNAPSHOTTER],
+        ..Plugin::default()
+    });
     all.push(Plugin {
         kind: DIFFER,
-        id: "walking",
+        id: "walking".to_owned(),
         requires: &[METADATA],
         has_platform: true,
         ..Plugin::default()
     });
-    all.push(Plugin { kind: GC, id: "scheduler", requires: &[METADATA], ..Plugin::default() });
+    all.push(Plugin { kind: GC, id: "scheduler".to_owned(), requires: &[METADATA], ..Plugin::default() });
     all.push(Plugin {
         kind: RUNTIME,
-        id: "task",
+        id: "task".to_owned(),
         requires: &[EVENT, METADATA],
         has_platform: true,
         ..Plugin::default()
     });
-    all.extend(SERVICES.map(|id| Plugin { kind: SERVICE, id, requires: &[METADATA], ..Plugin::default() }));
-    all.extend(GRPC_SERVICES.map(|id| Plugin { kind: GRPC, id, requires: &[SERVICE], ..Plugin::default() }));
+    let part = |kind, id: &str, requires| Plugin { kind, id: id.to_owned(), requires, ..Plugin::default() };
+    all.extend([
+        part(LEASE, "manager", &[METADATA][..]),
+        part(STREAMING, "manager", &[METADATA]),
+        Plugin { has_platform: true, ..part(TRANSFER, "local", &[LEASE, METADATA, DIFFER]) },
+        Plugin { has_platform: true, ..part(SHIM, "manager", &[EVENT, METADATA]) },
+        part(SANDBOX_STORE, "local", &[METADATA]),
+        part(SANDBOX_CONTROLLER, "shim", &[SHIM, EVENT]),
+        part(MONITOR, "restart", &[METADATA, RUNTIME]),
+        part(TTRPC, "events", &[EVENT]),
+    ]);
+    all.extend(SERVICES.map(|id| part(SERVICE, id, &[METADATA])));
+    all.extend(GRPC_SERVICES.map(|id| part(GRPC, id, &[SERVICE])));
     all
 }
 
@@ -114,15 +144,23 @@ mod tests {
     fn clients_find_a_snapshotter_and_its_root() {
         let directory = tempfile::tempdir().unwrap();
         let db = Database::open(&directory.path().join("db")).unwrap();
-        let snapshots =
-            Snapshots::open(directory.path(), &directory.path().join("state"), db, Exchange::default())
-                .unwrap();
+        let snapshots = Snapshots::open(
+            directory.path(),
+            &directory.path().join("state"),
+            &Default::default(),
+            db,
+            Exchange::default(),
+        )
+        .unwrap();
         let find = |filter: &str| plugins(&snapshots, &[filter.to_owned()]).unwrap();
         // As nerdctl and dockerd ask, blank included.
         let [overlay] = &find("type==io.containerd.snapshotter.v1, id==overlayfs")[..] else {
             panic!("one plugin expected")
         };
-        assert_eq!(overlay.exports, [("root", directory.path().join("overlayfs").display().to_string())]);
+        assert_eq!(
+            overlay.exports,
+            [("root".to_owned(), directory.path().join("overlayfs").display().to_string())]
+        );
         assert_eq!(find("type==io.containerd.snapshotter.v1").len(), 3);
         assert_eq!(find("").len(), all(&snapshots).len());
         assert!(find("id==zfs").is_empty());

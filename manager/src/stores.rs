@@ -17,11 +17,13 @@ use crate::fsck::Checker;
 use crate::gc::Collector;
 use crate::image::ImageService;
 use crate::image::registry::{self, Registries};
+use crate::image::verifier::Verifiers;
 use crate::snapshot::Snapshots;
 use crate::store::containers::Containers;
 use crate::store::images::Images;
 use crate::store::leases::Leases;
 use crate::store::namespaces::Namespaces;
+use crate::store::sandboxes::Sandboxes;
 
 /// The stores of one root directory, which nobody else uses meanwhile.
 pub struct Stores {
@@ -37,6 +39,8 @@ pub struct Stores {
     pub images: Images,
     /// Leases.
     pub leases: Leases,
+    /// Sandboxes' records.
+    pub sandboxes: Sandboxes,
     /// Blobs.
     pub content: ContentStore,
     /// Layers.
@@ -62,7 +66,13 @@ impl Stores {
         let images = Images::new(database.clone(), exchange.clone());
         let leases = Leases::new(database.clone());
         let content = ContentStore::open(&config.root.join("content"), database.clone(), exchange.clone())?;
-        let snapshots = Snapshots::open(&config.root, &config.state, database.clone(), exchange.clone())?;
+        let snapshots = Snapshots::open(
+            &config.root,
+            &config.state,
+            &config.proxy_plugins,
+            database.clone(),
+            exchange.clone(),
+        )?;
         snapshots.set_write_back_delay(Duration::from_secs(config.snapshots.write_back_delay));
         let registries = Registries::new(registry::Settings {
             connect_timeout: Duration::from_secs(config.registry.connect_timeout),
@@ -70,11 +80,18 @@ impl Stores {
             hosts: config.registry.config_path.clone(),
             ranges: config.registry.ranges,
         });
-        let transfers =
-            ImageService::new(content.clone(), snapshots.clone(), images.clone(), leases.clone(), registries);
+        let transfers = ImageService::new(
+            content.clone(),
+            snapshots.clone(),
+            images.clone(),
+            leases.clone(),
+            registries,
+            Verifiers::new(config.image_verifier.clone()),
+        );
         Ok(Stores {
             namespaces: Namespaces::new(database.clone(), exchange.clone()),
             containers: Containers::new(database.clone(), exchange.clone()),
+            sandboxes: Sandboxes::new(database.clone()),
             collector: Collector::new(
                 database.clone(),
                 content.clone(),

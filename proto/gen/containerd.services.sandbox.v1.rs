@@ -227,6 +227,8 @@ pub struct ControllerStartResponse {
     pub address: ::prost::alloc::string::String,
     #[prost(uint32, tag = "6")]
     pub version: u32,
+    #[prost(message, optional, tag = "7")]
+    pub spec: ::core::option::Option<::prost_types::Any>,
 }
 impl ::prost::Name for ControllerStartResponse {
     const NAME: &'static str = "ControllerStartResponse";

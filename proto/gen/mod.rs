@@ -61,6 +61,11 @@ pub mod containerd {
                 include!("containerd.services.leases.v1.rs");
             }
         }
+        pub mod mounts {
+            pub mod v1 {
+                include!("containerd.services.mounts.v1.rs");
+            }
+        }
         pub mod namespaces {
             pub mod v1 {
                 include!("containerd.services.namespaces.v1.rs");

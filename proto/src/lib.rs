@@ -22,3 +22,7 @@ mod generated {
 
 #[cfg(feature = "ttrpc")]
 pub use generated::{containerd, google, grpc, io, orlop, runtimeoptions};
+
+/// The schema of the gRPC API, an encoded `google.protobuf.FileDescriptorSet`, for gRPC's reflection.
+#[cfg(feature = "grpc")]
+pub const DESCRIPTORS: &[u8] = include_bytes!("../gen/descriptors.bin");

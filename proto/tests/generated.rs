@@ -6,7 +6,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use prost::Message;
 use prost_build::{Service, ServiceGenerator};
+use prost_types::FileDescriptorSet;
+
+/// The schema of the gRPC API as gRPC's reflection hands it out.
+const DESCRIPTORS: &str = "descriptors.bin";
 
 /// Packages whose services travel over ttrpc: they get a table of names instead of gRPC stubs.
 const TTRPC_PACKAGES: &[&str] = &[
@@ -69,6 +74,10 @@ fn generate(schema: &Path, out: &Path) {
     schema_files(schema, &mut files);
     files.sort();
     let descriptors = protox::compile(&files, [schema]).expect("compile the schema");
+    let reflected = descriptors.file.iter().filter(|file| !TTRPC_PACKAGES.contains(&file.package())).cloned();
+    let mut reflected = FileDescriptorSet { file: reflected.collect() };
+    reflected.file.iter_mut().for_each(|file| file.source_code_info = None);
+    fs::write(out.join(DESCRIPTORS), reflected.encode_to_vec()).expect("write the descriptors");
 
     let grpc = tonic_prost_build::configure()
         .client_mod_attribute(".", "#[cfg(feature = \"grpc\")]")
@@ -102,13 +111,13 @@ fn generate(schema: &Path, out: &Path) {
     config.compile_fds(descriptors).expect("generate");
 }
 
-fn read_all(dir: &Path) -> BTreeMap<String, String> {
+fn read_all(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     fs::read_dir(dir)
         .expect("read generated directory")
         .map(|entry| {
             let path = entry.expect("directory entry").path();
             let name = path.file_name().expect("name").to_string_lossy().into_owned();
-            (name, fs::read_to_string(&path).expect("read generated file"))
+            (name, fs::read(&path).expect("read generated file"))
         })
         .collect()
 }

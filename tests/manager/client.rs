@@ -52,7 +52,16 @@ impl Client {
         self
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    /// Calls any method of the API.
+    pub fn call<A>(
+        &self,
+        work: impl AsyncFnOnce(Channel) -> Result<tonic::Response<A>, Status>,
+    ) -> Result<A, Status> {
+        self.runtime.block_on(work(self.channel.clone())).map(tonic::Response::into_inner)
+    }
+
+    /// A message with the headers of this client.
+    pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("containerd-namespace", self.namespace.parse().unwrap());
         if let Some(lease) = &self.lease {

@@ -1,16 +1,22 @@
 //! `containerd.services.introspection.v1.Introspection`.
 
+use orlop_proto::any;
 use orlop_proto::containerd::services::introspection::v1 as proto;
-use orlop_proto::containerd::types::Platform;
+use orlop_proto::containerd::types::{Platform, RuntimeRequest};
+use orlop_proto::error::Error;
+use orlop_proto::kind::Kind;
 use tonic::{Request, Response, Status};
 
-use crate::plugins::{Plugin, plugins};
+use crate::plugins::{Plugin, RUNTIME, plugins};
 use crate::snapshot::Snapshots;
+use crate::task::Supervisor;
 
 /// Answers what the daemon consists of and who it is.
 pub struct IntrospectionService {
     /// The snapshotters are among the parts.
     pub snapshots: Snapshots,
+    /// Knows the runtimes.
+    pub supervisor: Supervisor,
     /// Identity of the installation.
     pub uuid: String,
 }
@@ -33,11 +39,11 @@ fn encode(plugin: Plugin) -> proto::Plugin {
     let owned = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
     proto::Plugin {
         r#type: plugin.kind.to_owned(),
-        id: plugin.id.to_owned(),
+        id: plugin.id,
         requires: owned(plugin.requires),
         platforms: plugin.has_platform.then_some(platform).into_iter().collect(),
-        exports: plugin.exports.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-        capabilities: owned(plugin.capabilities),
+        exports: plugin.exports.into_iter().collect(),
+        capabilities: plugin.capabilities,
         init_err: None,
     }
 }
@@ -66,13 +72,30 @@ impl proto::introspection_server::Introspection for IntrospectionService {
         &self,
         request: Request<proto::PluginInfoRequest>,
     ) -> Result<Response<proto::PluginInfoResponse>, Status> {
-        let proto::PluginInfoRequest { r#type, id, .. } = request.into_inner();
+        let proto::PluginInfoRequest { r#type, id, options } = request.into_inner();
         let filter = format!("type=={:?},id=={:?}", r#type, id);
-        match plugins(&self.snapshots, &[filter])?.pop() {
-            Some(plugin) => {
-                Ok(Response::new(proto::PluginInfoResponse { plugin: Some(encode(plugin)), extra: None }))
+        let Some(plugin) = plugins(&self.snapshots, &[filter])?.pop() else {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!("plugin {type}.{id} not found", type = r#type),
+                "",
+            )
+            .into());
+        };
+        let extra = match options {
+            None => None,
+            Some(request) if plugin.kind == RUNTIME && any::is::<RuntimeRequest>(&request) => {
+                Some(any::pack(&self.supervisor.runtime_info(any::unpack(&request)?).await?))
             }
-            None => Err(Status::not_found(format!("plugin {type}.{id}: not found", type = r#type))),
-        }
+            Some(request) if plugin.kind == RUNTIME => {
+                let text = format!("unknown request type {}", request.type_url);
+                return Err(Error::new(Kind::Unimplemented, text, "").into());
+            }
+            Some(_) => {
+                let text = "plugin does not provided extra information";
+                return Err(Error::new(Kind::Unimplemented, text, "").into());
+            }
+        };
+        Ok(Response::new(proto::PluginInfoResponse { plugin: Some(encode(plugin)), extra }))
     }
 }

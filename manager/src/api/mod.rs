@@ -12,6 +12,8 @@ pub mod introspection;
 pub mod layers;
 pub mod leases;
 pub mod namespaces;
+pub mod reflection;
+pub mod sandboxes;
 pub mod snapshots;
 pub mod streaming;
 pub mod tasks;

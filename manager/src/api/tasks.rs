@@ -98,6 +98,7 @@ impl proto::tasks_server::Tasks for TasksService {
                 terminal: request.terminal,
             },
             images,
+            sandbox: container.sandbox,
         };
         let container_id = create.id.clone();
         let pid = self.supervisor.create(&context.namespace, create).await?;

@@ -29,9 +29,14 @@ fn place() -> Place {
     let exchange = Exchange::default();
     let content =
         ContentStore::open(&directory.path().join("content"), db.clone(), exchange.clone()).unwrap();
-    let snapshots =
-        Snapshots::open(directory.path(), &directory.path().join("state"), db.clone(), exchange.clone())
-            .unwrap();
+    let snapshots = Snapshots::open(
+        directory.path(),
+        &directory.path().join("state"),
+        &Default::default(),
+        db.clone(),
+        exchange.clone(),
+    )
+    .unwrap();
     let collector = Collector::new(db.clone(), content.clone(), snapshots.clone(), config::Gc::default());
     Place {
         images: Images::new(db.clone(), exchange.clone()),

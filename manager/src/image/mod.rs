@@ -19,6 +19,7 @@ pub mod registry;
 pub mod restore;
 pub mod unpack;
 mod unpacker;
+pub mod verifier;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -37,6 +38,7 @@ use self::progress::Progress;
 pub use self::pull::PullRequest;
 pub use self::push::PushRequest;
 use self::registry::Registries;
+use self::verifier::Verifiers;
 use crate::content::ContentStore;
 use crate::content::digest::Digest;
 use crate::labels::Labels;
@@ -66,6 +68,7 @@ struct Shared {
     images: Images,
     leases: Leases,
     registries: Registries,
+    verifiers: Verifiers,
     /// Blobs being downloaded, by digest.
     downloads: Flights,
     /// Snapshots being made, by namespace, snapshotter and name.
@@ -132,6 +135,7 @@ impl ImageService {
         images: Images,
         leases: Leases,
         registries: Registries,
+        verifiers: Verifiers,
     ) -> ImageService {
         ImageService {
             shared: Arc::new(Shared {
@@ -140,6 +144,7 @@ impl ImageService {
                 images,
                 leases,
                 registries,
+                verifiers,
                 downloads: Flights::default(),
                 unpacks: Flights::default(),
                 transfers: Semaphore::new(TRANSFERS),

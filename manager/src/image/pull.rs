@@ -75,6 +75,7 @@ impl ImageService {
             let why = format!("media type {:?} is not that of an image", root.media_type);
             return Err(Error::because(Kind::Unimplemented, "pull", reference.to_string(), why));
         }
+        self.shared.verifiers.check(&reference.to_string(), &root).await?;
         let images = self
             .under_lease(job, async |job: Job| {
                 let origin = Arc::new(Origin { repository, job: job.clone() });

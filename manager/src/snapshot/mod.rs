@@ -9,6 +9,7 @@ mod erofs;
 pub mod image_mounts;
 mod native;
 mod overlay;
+mod proxy;
 mod rebuild;
 mod records;
 mod snapshotter;
@@ -27,6 +28,7 @@ use orlop_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotR
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
+use crate::config::{ProxyKind, ProxyPlugin};
 use crate::db::{Database, META, Query, Write, blocking};
 use crate::events::Exchange;
 use crate::filter::Filter;
@@ -53,7 +55,7 @@ pub struct Snapshots {
 struct Shared {
     db: Database,
     exchange: Exchange,
-    snapshotters: BTreeMap<&'static str, Arc<dyn Snapshotter>>,
+    snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
     last_layer: AtomicU64,
     /// Layers that have a number and no record yet.
     making: Mutex<BTreeSet<u64>>,
@@ -65,14 +67,31 @@ struct Shared {
 }
 
 impl Snapshots {
-    /// Opens the snapshotters below the root directory, which make their own directories there; what they mount is below
-    /// the state directory.
-    pub fn open(root: &Path, state: &Path, db: Database, exchange: Exchange) -> Result<Snapshots> {
-        let snapshotters: [Arc<dyn Snapshotter>; 3] = [
+    /// Opens the snapshotters below the root directory, which make their own directories there, and the external
+    /// ones; what they mount is below the state directory.
+    pub fn open(
+        root: &Path,
+        state: &Path,
+        external: &BTreeMap<String, ProxyPlugin>,
+        db: Database,
+        exchange: Exchange,
+    ) -> Result<Snapshots> {
+        let mut snapshotters: Vec<Arc<dyn Snapshotter>> = vec![
             Arc::new(erofs::Erofs::open(&root.join("erofs"), &state.join("erofs"))?),
             Arc::new(overlay::Overlay::open(&root.join("overlayfs"))?),
             Arc::new(native::Native::open(&root.join("native"))?),
         ];
+        for (name, plugin) in external.iter().filter(|(_, plugin)| plugin.kind == ProxyKind::Snapshot) {
+            if snapshotters.iter().any(|own| own.name() == name) {
+                return Err(Error::because(
+                    Kind::AlreadyExists,
+                    "configure proxy plugin",
+                    name.as_str(),
+                    "a snapshotter of that name is built in",
+                ));
+            }
+            snapshotters.push(Arc::new(proxy::Proxy::new(name, plugin)?));
+        }
         Snapshots::with(snapshotters, db, exchange)
     }
 
@@ -86,7 +105,7 @@ impl Snapshots {
             shared: Arc::new(Shared {
                 db,
                 exchange,
-                snapshotters: snapshotters.into_iter().map(|one| (one.name(), one)).collect(),
+                snapshotters: snapshotters.into_iter().map(|one| (one.name().to_owned(), one)).collect(),
                 last_layer: AtomicU64::new(last),
                 making: Mutex::default(),
                 boot: write_back::boot_id()?,
@@ -178,7 +197,7 @@ impl Snapshots {
             })?;
             let making = Making::begin(&shared);
             let id = making.id();
-            let layer = Layer { id, kind, parents };
+            let layer = Layer { id, kind, parents, labels: labels.clone() };
             let made = shared.make(&place, &layer, |tx| {
                 check(&|name| Ok(tx.get(&SNAPSHOTS, &place.key(name))?.is_some()))?;
                 if place.chain(tx, &parent)? != layer.parents {
@@ -544,7 +563,7 @@ impl Shared {
 /// Deletes what was discarded without keeping a caller waiting.
 fn clean_in_background(snapshotter: Arc<dyn Snapshotter>) {
     tokio::spawn(async move {
-        let name = snapshotter.name();
+        let name = snapshotter.name().to_owned();
         if let Err(error) = blocking(move || snapshotter.clean()).await {
             tracing::warn!(%error, snapshotter = name, "removed snapshots still take space");
         }

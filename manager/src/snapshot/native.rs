@@ -31,7 +31,7 @@ impl Native {
 }
 
 impl Snapshotter for Native {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "native"
     }
 

@@ -98,7 +98,7 @@ impl Overlay {
 }
 
 impl Snapshotter for Overlay {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "overlayfs"
     }
 

@@ -62,13 +62,13 @@ impl Snapshots {
     pub fn rebuild(&self, namespace: &str, snapshotter: &str, name: &str) -> Result<Rebuilt> {
         let context = RequestContext { namespace: Namespace::new(namespace)?, lease: None };
         let place = self.place(&context, snapshotter)?;
-        let (layer, parents) = self.shared.db.read_now(|tx| {
+        let (layer, labels, parents) = self.shared.db.read_now(|tx| {
             let record = place.get(tx, name)?;
-            Ok((record.layer, place.chain(tx, &record.parent)?))
+            Ok((record.layer, record.labels.clone(), place.chain(tx, &record.parent)?))
         })?;
         let making = Making::begin(&self.shared);
         let id = making.id();
-        let fresh = Layer { id, kind: SnapshotKind::Active, parents };
+        let fresh = Layer { id, kind: SnapshotKind::Active, parents, labels };
         let mut rebuilt = Rebuilt {
             snapshots: self.clone(),
             place,

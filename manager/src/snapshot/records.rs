@@ -139,7 +139,12 @@ impl Place {
     }
 
     pub fn layer(&self, tx: &impl Query, record: &Record) -> Result<Layer> {
-        Ok(Layer { id: record.layer, kind: record.kind(), parents: self.chain(tx, &record.parent)? })
+        Ok(Layer {
+            id: record.layer,
+            kind: record.kind(),
+            parents: self.chain(tx, &record.parent)?,
+            labels: record.labels.clone(),
+        })
     }
 }
 

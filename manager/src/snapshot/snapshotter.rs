@@ -8,6 +8,7 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
 use crate::content::blobs::{make_directory, names};
+use crate::labels::Labels;
 
 /// What a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
@@ -54,6 +55,8 @@ pub struct Layer {
     pub kind: SnapshotKind,
     /// Numbers of the committed layers below, nearest first.
     pub parents: Vec<u64>,
+    /// The snapshot's labels, of which some say how its files are to be kept.
+    pub labels: Labels,
 }
 
 /// Something that the mounts of a layer need for as long as they are used, such as a mount of an image file
@@ -103,10 +106,20 @@ pub struct Usage {
 /// All calls may block; those that take long say so.
 pub trait Snapshotter: Send + Sync {
     /// The name that clients ask for.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
     /// The directory that holds everything.
     fn root(&self) -> &Path;
+
+    /// Facts that clients look for.
+    fn exports(&self) -> Vec<(String, String)> {
+        vec![("root".to_owned(), self.root().display().to_string())]
+    }
+
+    /// What it can do beyond the usual, in containerd's words.
+    fn capabilities(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Makes the files of an active layer or a view. What a failure leaves is discarded by the caller.
     fn create(&self, layer: &Layer) -> Result<()>;

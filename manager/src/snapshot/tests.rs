@@ -19,9 +19,14 @@ struct Place {
 
 /// Opens them so that the database can be closed at any time: nobody is about to write to it.
 fn open(directory: &TempDir, db: &Database) -> Snapshots {
-    let snapshots =
-        Snapshots::open(directory.path(), &directory.path().join("state"), db.clone(), Exchange::default())
-            .unwrap();
+    let snapshots = Snapshots::open(
+        directory.path(),
+        &directory.path().join("state"),
+        &Default::default(),
+        db.clone(),
+        Exchange::default(),
+    )
+    .unwrap();
     snapshots.set_write_back_delay(std::time::Duration::from_secs(3600));
     snapshots
 }

@@ -7,6 +7,7 @@ pub mod containers;
 pub mod images;
 pub mod leases;
 pub mod namespaces;
+pub mod sandboxes;
 
 use std::time::SystemTime;
 

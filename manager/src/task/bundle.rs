@@ -20,6 +20,10 @@ use crate::request::Namespace;
 
 /// Name of the directory of all bundles below the state directory, and of their work directories below the root.
 pub const TASKS: &str = "io.containerd.runtime.v2.task";
+/// The same of the bundles of sandboxes.
+const SANDBOXES: &str = "io.containerd.sandbox.controller.v1.shim";
+/// File that names the sandbox whose shim serves the container.
+const SANDBOX: &str = "sandbox";
 /// File that keeps the shim's binary for a restart.
 const SHIM_BINARY: &str = "shim-binary-path";
 /// File that keeps where the shim listens for a restart.
@@ -50,6 +54,11 @@ impl Bundles {
     /// Bundles below a state directory, with work directories below a root directory; both absolute.
     pub fn new(state: &Path, root: &Path) -> Bundles {
         Bundles { state: state.join(TASKS), work: root.join(TASKS) }
+    }
+
+    /// The bundles of sandboxes, below the same directories.
+    pub fn of_sandboxes(state: &Path, root: &Path) -> Bundles {
+        Bundles { state: state.join(SANDBOXES), work: root.join(SANDBOXES) }
     }
 
     /// The bundle of a container, whether it exists or not.
@@ -143,6 +152,16 @@ impl Bundle {
     pub fn shim(&self) -> Result<PathBuf> {
         use std::os::unix::ffi::OsStrExt;
         Ok(OsStr::from_bytes(&self.read(SHIM_BINARY)?).into())
+    }
+
+    /// Keeps the name of the sandbox whose shim serves the container.
+    pub fn save_sandbox(&self, sandbox: &str) -> Result<()> {
+        self.write(SANDBOX, sandbox.as_bytes())
+    }
+
+    /// Whether the container's shim is a sandbox's.
+    pub fn is_sandboxed(&self) -> bool {
+        self.path.join(SANDBOX).exists()
     }
 
     /// Keeps the shim's answer to `start`.

@@ -3,16 +3,17 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use orlop_proto::containerd::types::RuntimeInfo;
+use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Message;
 use prost_types::Any;
 
-use super::launch::Launcher;
+use super::launch::{Daemon, Launcher, run};
 
 /// What our own shim calls itself.
 const OURS: &str = "io.containerd.orlop.v1";
@@ -20,6 +21,8 @@ const OURS: &str = "io.containerd.orlop.v1";
 const RUNC: &str = "io.containerd.runc.v2";
 /// The version of containerd whose shim takes the parameters.
 const PARAMETERS_SINCE: (u32, u32) = (2, 3);
+/// The most that is kept of what a shim tells of itself, which holds the features of its runtime, in bytes.
+const MAX_INFO: usize = 256 << 10;
 /// How long a shim may take to say what it is.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// How many answers are kept; with more than that all are asked again.
@@ -64,8 +67,9 @@ impl Dialects {
         if let Some(dialect) = known().get(&program) {
             return *dialect;
         }
-        let dialect = match launcher.info(&program.options, DEADLINE).await {
-            Ok(answer) => RuntimeInfo::decode(answer.as_slice()).map_or(Dialect::Options, |info| told(&info)),
+        let namespace = launcher.bundle.namespace.as_str();
+        let dialect = match info(&launcher.daemon, &launcher.shim, namespace, options).await {
+            Ok(info) => told(&info),
             // It may have been a busy moment.
             Err(error) if error.kind() == Kind::DeadlineExceeded => return Dialect::Options,
             Err(_) => Dialect::Options,
@@ -77,6 +81,29 @@ impl Dialects {
         known.insert(program, dialect);
         dialect
     }
+}
+
+/// What a shim says of itself and of the runtime that the options name.
+///
+/// # Errors
+///
+/// When it does not know the question, and `DeadlineExceeded` when it does not end.
+pub async fn info(
+    daemon: &Daemon,
+    shim: &Path,
+    namespace: &str,
+    options: Option<&Any>,
+) -> Result<RuntimeInfo> {
+    let mut command = daemon.command(shim, namespace);
+    command.arg("-info");
+    let input = options.map(Message::encode_to_vec).unwrap_or_default();
+    let output = run(shim, command, &input, MAX_INFO, DEADLINE, "shim info").await?;
+    if !output.success {
+        let reason = format!("{}: {}", output.all(), output.status);
+        return Err(Error::because(Kind::Unknown, "failed to run", shim.display().to_string(), reason));
+    }
+    RuntimeInfo::decode(output.stdout.as_slice())
+        .map_err(|error| Error::because(Kind::Unknown, "decode answer of", shim.display().to_string(), error))
 }
 
 fn told(info: &RuntimeInfo) -> Dialect {

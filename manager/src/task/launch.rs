@@ -35,8 +35,6 @@ use crate::api::version::version;
 const MAX_VERSION: u32 = 3;
 /// The most that is kept of each of a shim's outputs, in bytes.
 const MAX_OUTPUT: usize = 4 << 10;
-/// The same of what it tells of itself, which holds the features of its runtime.
-const MAX_INFO: usize = 256 << 10;
 /// How long the output may stay open after the program has ended: a careless shim leaves it to its server.
 const TRAILING: Duration = Duration::from_millis(200);
 
@@ -123,6 +121,8 @@ pub struct Launcher {
     pub bundle: Bundle,
     /// The daemon.
     pub daemon: Daemon,
+    /// Whether the shim is a sandbox's, which outlives the container.
+    pub sandboxed: bool,
 }
 
 impl Launcher {
@@ -153,21 +153,6 @@ impl Launcher {
             return Err(Error::because(Kind::Unknown, "start failed", "", reason));
         }
         Bootstrap::parse(&output.stdout)
-    }
-
-    /// What the shim says of itself: a RuntimeInfo.
-    ///
-    /// # Errors
-    ///
-    /// When it does not know the question, and `DeadlineExceeded` when it does not end.
-    pub async fn info(&self, options: &[u8], deadline: Duration) -> Result<Vec<u8>> {
-        let mut command = self.command();
-        command.arg("-info");
-        let output = self.run(command, options, MAX_INFO, deadline, "shim info").await?;
-        match output.success {
-            true => Ok(output.stdout),
-            false => Err(Error::because(Kind::Unimplemented, "shim info", "", output.status)),
-        }
     }
 
     fn parameters(&self, options: Option<&Any>) -> BootstrapParams {
@@ -215,44 +200,66 @@ impl Launcher {
     }
 
     fn command(&self) -> Command {
-        let Daemon { address, ttrpc_address, binary, .. } = &self.daemon;
-        let namespace = self.bundle.namespace.as_str();
-        let mut command = Command::new(&self.shim);
-        command.arg("-namespace").arg(namespace);
-        command.arg("-address").arg(address);
-        command.arg("-publish-binary").arg(binary);
-        command.env("TTRPC_ADDRESS", ttrpc_address);
-        command.env("GRPC_ADDRESS", address);
-        command.env("NAMESPACE", namespace);
-        command.env("MAX_SHIM_VERSION", MAX_VERSION.to_string());
-        command.env("GOMAXPROCS", "2");
-        // A group of its own, so that it is not hit by signals meant for the daemon's.
-        command.current_dir(&self.bundle.path).process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.kill_on_drop(true);
+        let mut command = self.daemon.command(&self.shim, self.bundle.namespace.as_str());
+        command.current_dir(&self.bundle.path);
         command
     }
 
     async fn run(
         &self,
-        mut command: Command,
+        command: Command,
         input: &[u8],
         keep: usize,
         deadline: Duration,
         operation: &'static str,
     ) -> Result<Output> {
-        let shim = || self.shim.display().to_string();
-        let child = command.spawn().context(operation, shim())?;
-        let group = Group(child.id());
-        match tokio::time::timeout(deadline, converse(child, input, keep)).await {
-            Ok(output) => {
-                group.keep();
-                output.context(operation, shim())
-            }
-            Err(_) => {
-                let reason = format!("{} neither answered nor ended within {deadline:?}", shim());
-                Err(Error::because(Kind::DeadlineExceeded, operation, "", reason))
-            }
+        run(&self.shim, command, input, keep, deadline, operation).await
+    }
+}
+
+impl Daemon {
+    /// A shim's binary with what each of its actions is told.
+    pub fn command(&self, shim: &Path, namespace: &str) -> Command {
+        let mut command = Command::new(shim);
+        command.arg("-namespace").arg(namespace);
+        command.arg("-address").arg(&self.address);
+        command.arg("-publish-binary").arg(&self.binary);
+        command.env("TTRPC_ADDRESS", &self.ttrpc_address);
+        command.env("GRPC_ADDRESS", &self.address);
+        command.env("NAMESPACE", namespace);
+        command.env("MAX_SHIM_VERSION", MAX_VERSION.to_string());
+        command.env("GOMAXPROCS", "2");
+        // A group of its own, so that it is not hit by signals meant for the daemon's.
+        command.process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.kill_on_drop(true);
+        command
+    }
+}
+
+/// Runs one of a shim's actions.
+///
+/// # Errors
+///
+/// When it cannot be run, and `DeadlineExceeded` when it does not end.
+pub async fn run(
+    shim: &Path,
+    mut command: Command,
+    input: &[u8],
+    keep: usize,
+    deadline: Duration,
+    operation: &'static str,
+) -> Result<Output> {
+    let child = command.spawn().context(operation, shim.display().to_string())?;
+    let group = Group(child.id());
+    match tokio::time::timeout(deadline, converse(child, input, keep)).await {
+        Ok(output) => {
+            group.keep();
+            output.context(operation, shim.display().to_string())
+        }
+        Err(_) => {
+            let reason = format!("{} neither answered nor ended within {deadline:?}", shim.display());
+            Err(Error::because(Kind::DeadlineExceeded, operation, "", reason))
         }
     }
 }
@@ -275,16 +282,20 @@ impl Drop for Group {
     }
 }
 
-struct Output {
-    success: bool,
-    status: String,
-    stdout: Vec<u8>,
+/// What an action left.
+pub struct Output {
+    /// Whether it exited with 0.
+    pub success: bool,
+    /// How it ended, in words.
+    pub status: String,
+    /// The first of what it printed.
+    pub stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
 impl Output {
     /// What containerd shows: both outputs as they came.
-    fn all(&self) -> String {
+    pub fn all(&self) -> String {
         format!("{}{}", lossy(&self.stdout), lossy(&self.stderr))
     }
 }

@@ -13,6 +13,7 @@ mod log;
 mod recovery;
 mod registry;
 mod runtime;
+mod sandbox;
 mod shim;
 mod sockets;
 mod supervisor;
@@ -35,6 +36,7 @@ use prost_types::{Any, Timestamp};
 use tokio::sync::{Mutex, watch};
 
 pub use bundle::TASKS;
+pub use sandbox::CreateSandbox;
 pub use supervisor::Supervisor;
 
 use crate::identifier;
@@ -95,6 +97,8 @@ pub struct Create {
     pub stdio: Stdio,
     /// The directory of CRIU's images that it is restored from; empty for a new container.
     pub images: String,
+    /// The sandbox that it belongs to, whose shim serves it; empty for none.
+    pub sandbox: String,
 }
 
 /// A running container: the connection to its shim.

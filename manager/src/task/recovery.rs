@@ -30,6 +30,7 @@ impl Supervisor {
     /// When the directories cannot be read.
     pub async fn recover(&self) -> Result<()> {
         self.shared.daemon.sockets.sweep().await?;
+        self.recover_sandboxes().await?;
         let bundles = self.shared.bundles.clone();
         let found = blocking(move || {
             let found = bundles.existing()?;
@@ -61,7 +62,8 @@ impl Supervisor {
             return;
         };
         let bootstrap = bundle.bootstrap();
-        let launcher = Launcher { shim, bundle, daemon: self.shared.daemon.clone() };
+        let sandboxed = bundle.is_sandboxed();
+        let launcher = Launcher { shim, bundle, daemon: self.shared.daemon.clone(), sandboxed };
         let Some(bootstrap) = bootstrap.and_then(|answer| Bootstrap::parse(&answer).ok()) else {
             // Killed before the shim said where it listens: nobody was told of this container.
             name.hide();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use orlop_proto::containerd::runtime::sandbox::v1::sandbox_ttrpc;
 use orlop_proto::containerd::task::v2::ShutdownRequest;
 use orlop_proto::containerd::task::v2::task_ttrpc as v2;
 use orlop_proto::containerd::task::v3::task_ttrpc as v3;
@@ -36,6 +37,19 @@ impl Shim {
     /// The shim's own, in its words; `Unavailable` when the shim has gone.
     pub async fn call<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<A> {
         self.client.call(self.service, method, request, None).await
+    }
+
+    /// Calls a method of the sandbox service.
+    ///
+    /// # Errors
+    ///
+    /// As [`Shim::call`].
+    pub async fn call_sandbox<A: Message + Default>(
+        &self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<A> {
+        self.client.call(sandbox_ttrpc::SERVICE, method, request, None).await
     }
 
     /// Calls a method that must be answered in time.

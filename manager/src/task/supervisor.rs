@@ -10,7 +10,7 @@ use orlop_proto::containerd::task::v2::task_ttrpc as method;
 use orlop_proto::containerd::task::v2::{
     CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse,
 };
-use orlop_proto::containerd::types::Envelope;
+use orlop_proto::containerd::types::{Envelope, RuntimeInfo, RuntimeRequest};
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Name;
@@ -18,11 +18,12 @@ use prost_types::Any;
 use tokio_util::sync::CancellationToken;
 
 use super::bundle::Bundles;
-use super::dialect::Dialects;
-use super::launch::{Daemon, Launcher, kill_in};
+use super::dialect::{self, Dialects};
+use super::launch::{Bootstrap, Daemon, Launcher, kill_in};
 use super::log::Log;
 use super::registry::{Registry, Reservation};
 use super::runtime::{Choice, Runtimes};
+use super::sandbox::Running;
 use super::shim::Shim;
 use super::sockets::Sockets;
 use super::{Create, Exit, Stdio, Task, no_task};
@@ -42,13 +43,15 @@ const UNKNOWN_STATUS: u32 = 255;
 #[derive(Clone)]
 pub struct Supervisor {
     pub(super) registry: Registry,
+    pub(super) sandboxes: Running,
     pub(super) shared: Arc<Shared>,
 }
 
 pub(super) struct Shared {
     pub bundles: Bundles,
+    pub sandbox_bundles: Bundles,
     pub daemon: Daemon,
-    runtimes: Runtimes,
+    pub runtimes: Runtimes,
     dialects: Dialects,
     exchange: Exchange,
     start_deadline: Duration,
@@ -74,13 +77,18 @@ impl Supervisor {
         };
         let shared = Shared {
             bundles: Bundles::new(&absolute(&config.state)?, &absolute(&config.root)?),
+            sandbox_bundles: Bundles::of_sandboxes(&absolute(&config.state)?, &absolute(&config.root)?),
             daemon,
             runtimes: Runtimes::new(config.runtimes.clone()),
             dialects: Dialects::default(),
             exchange,
             start_deadline: Duration::from_secs(config.shim.start_timeout),
         };
-        Ok(Supervisor { registry: Registry::default(), shared: Arc::new(shared) })
+        Ok(Supervisor {
+            registry: Registry::default(),
+            sandboxes: Running::default(),
+            shared: Arc::new(shared),
+        })
     }
 
     /// Takes away what is needed only while a daemon runs. Containers go on.
@@ -100,6 +108,16 @@ impl Supervisor {
     /// The tasks of a namespace, by name.
     pub async fn list(&self, namespace: &Namespace) -> Vec<Arc<Task>> {
         self.registry.list(namespace).await
+    }
+
+    /// What a runtime's shim says of itself and of the OCI runtime behind it.
+    ///
+    /// # Errors
+    ///
+    /// For a name that is no runtime's, and the shim's own.
+    pub async fn runtime_info(&self, request: RuntimeRequest) -> Result<RuntimeInfo> {
+        let Choice { shim, options } = self.shared.runtimes.choose(&request.runtime_path, request.options)?;
+        dialect::info(&self.shared.daemon, &shim, "default", options.as_ref()).await
     }
 
     /// Publishes an event that a shim sent, and remembers what it tells of a container's exit.
@@ -144,16 +162,22 @@ impl Supervisor {
         gone: &CancellationToken,
     ) -> Result<u32> {
         let start_failed = |error: Error| Error::because(error.kind(), "failed to start shim", "", error);
-        let Create { id, spec, runtime, options, rootfs, stdio, images } = create;
+        let Create { id, spec, runtime, options, rootfs, stdio, images, sandbox } = create;
         let Choice { shim, options } =
             self.shared.runtimes.choose(&runtime, options).map_err(start_failed)?;
+        // A sandbox without a shim of ours is the client's own grouping: its containers get shims of their own.
+        let sandbox = self.sandboxes.find(reservation.namespace(), &sandbox);
         let (bundles, namespace, name) =
             (self.shared.bundles.clone(), reservation.namespace().clone(), id.clone());
         let bundle =
             blocking(move || bundles.create(&namespace, &name, &spec)).await.map_err(start_failed)?;
 
-        let launcher = Launcher { shim, bundle, daemon: self.shared.daemon.clone() };
-        let started = unless(gone, self.start_shim(&launcher, options.as_ref())).await;
+        let (daemon, sandboxed) = (self.shared.daemon.clone(), sandbox.is_some());
+        let launcher = Launcher { shim, bundle, daemon, sandboxed };
+        let started = match &sandbox {
+            Some(sandbox) => self.join_sandbox(&launcher, sandbox).await,
+            None => unless(gone, self.start_shim(&launcher, options.as_ref())).await.map(|(shim, _)| shim),
+        };
         let shim = match started {
             Ok(shim) => shim,
             Err(error) => {
@@ -192,7 +216,12 @@ impl Supervisor {
         }
     }
 
-    async fn start_shim(&self, launcher: &Launcher, options: Option<&Any>) -> Result<Shim> {
+    /// Starts a shim and connects to it.
+    pub(super) async fn start_shim(
+        &self,
+        launcher: &Launcher,
+        options: Option<&Any>,
+    ) -> Result<(Shim, Bootstrap)> {
         let (bundle, program) = (launcher.bundle.clone(), launcher.shim.clone());
         let log = blocking(move || {
             bundle.save_shim(&program)?;
@@ -211,7 +240,7 @@ impl Supervisor {
             .await
             .map_err(|error| Error::because(error.kind(), "start failed", "", error))?;
         tokio::spawn(log.copy(id, shim.clone()));
-        Ok(shim)
+        Ok((shim, bootstrap))
     }
 
     /// Removes a container that has ended, with its shim and bundle; returns its exit.
@@ -290,7 +319,7 @@ impl Supervisor {
         self.publish(launcher, "/tasks/delete", &event);
     }
 
-    fn publish(&self, launcher: &Launcher, topic: &str, event: &impl Name) {
+    pub(super) fn publish(&self, launcher: &Launcher, topic: &str, event: &impl Name) {
         let namespace = launcher.bundle.namespace.as_str();
         if let Err(error) = self.shared.exchange.publish(namespace, topic, any::pack(event)) {
             tracing::error!(id = %launcher.bundle.id, topic, "{error}");
@@ -298,8 +327,8 @@ impl Supervisor {
     }
 
     /// Ends a shim that has no container any more, by force if it does not go, and removes its bundle.
-    async fn tear_down(&self, launcher: &Launcher, shim: &Shim) {
-        if shim.shut_down(&launcher.bundle.id, SHUTDOWN).await {
+    pub(super) async fn tear_down(&self, launcher: &Launcher, shim: &Shim) {
+        if launcher.sandboxed || shim.shut_down(&launcher.bundle.id, SHUTDOWN).await {
             self.remove_bundle(launcher).await;
         } else {
             tracing::warn!(id = %launcher.bundle.id, "the shim does not end, it is killed");
@@ -309,6 +338,9 @@ impl Supervisor {
 
     /// Ends by force whatever was started in a bundle, and removes it.
     pub(super) async fn abandon(&self, launcher: &Launcher) {
+        if launcher.sandboxed {
+            return self.remove_bundle(launcher).await;
+        }
         end_processes(launcher).await;
         if let Err(error) = launcher.delete(CLEANUP).await {
             tracing::warn!(id = %launcher.bundle.id, "{error}");
@@ -318,7 +350,7 @@ impl Supervisor {
         self.remove_bundle(launcher).await;
     }
 
-    async fn remove_bundle(&self, launcher: &Launcher) {
+    pub(super) async fn remove_bundle(&self, launcher: &Launcher) {
         let bundle = launcher.bundle.clone();
         if let Err(error) = blocking(move || bundle.remove()).await {
             tracing::error!(id = %launcher.bundle.id, "{error}");
@@ -338,7 +370,9 @@ async fn end_processes(launcher: &Launcher) {
 }
 
 /// Runs work that must not stop half-way when its caller goes away.
-async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+pub(super) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::because(Kind::Internal, "run", "task procedure", error)),

@@ -4,6 +4,8 @@ mod checkpoints;
 mod events;
 mod flows;
 mod recovery;
+mod restarts;
+mod sandboxes;
 mod shims;
 mod sockets;
 
