@@ -135,7 +135,7 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
             process.let_in(&cgroup.tasks()?)?;
         }
         process.await_namespaces()?;
-        network::give(plan.net_devices(), network, process.pid)?;
+        network::give(plan.net_devices(), network, process.pid, &mut undo)?;
         let created = rfc3339_nano(SystemTime::now());
         let mut state = container::stored(bundle, plan, process.pid, &cgroup_paths, created, global)?;
         if purpose != Purpose::Create {

@@ -391,6 +391,9 @@ fn selinux_labels_are_written_where_the_kernel_takes_them() {
     let traced = |words: &[&str], with_mount_label: bool| {
         let bundle = runtime.sh("echo ran").edit(|config| {
             config["process"]["selinuxLabel"] = json!(label);
+            if words.contains(&"--no-pivot") {
+                config["mounts"] = json!([{"destination": "/q", "type": "mqueue", "source": "mqueue"}]);
+            }
             if with_mount_label {
                 config["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0");
             }
@@ -398,7 +401,7 @@ fn selinux_labels_are_written_where_the_kernel_takes_them() {
         let bundle = bundle.save();
         let trace = runtime.root.join("trace");
         let out = Cmd::new(binaries::system("strace"))
-            .args(["-f", "-s", "200", "-e", "trace=write,fsconfig", "-o"])
+            .args(["-f", "-s", "200", "-e", "trace=write,fsconfig,setxattr", "-o"])
             .arg(&trace)
             .arg(super::attacks::switchable())
             .arg("--root")
@@ -417,6 +420,9 @@ fn selinux_labels_are_written_where_the_kernel_takes_them() {
     assert!(trace.contains(&written) && out.stderr.contains("attr/keycreate"), "{out}\n{trace}");
     let (_, trace) = traced(&["run", "--no-new-keyring"], true);
     assert!(trace.contains("\"context\", \"system_u:object_r:container_file_t:s0\""), "{trace}");
+    let (out, trace) = traced(&["run", "--no-new-keyring", "--no-pivot"], true);
+    let labelled = "\"security.selinux\", \"system_u:object_r:container_file_t:s0\"";
+    assert!(trace.contains(labelled) && out.stderr.contains("label it"), "{out}\n{trace}");
     let (out, trace) = traced(&["run", "--no-new-keyring"], false);
     assert!(trace.contains(&written) && out.stderr.contains("attr/exec"), "{out}\n{trace}");
     runtime.assert_clean();

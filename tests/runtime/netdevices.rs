@@ -142,6 +142,38 @@ fn into_a_namespace_that_is_joined_where_it_stays() {
 }
 
 #[test]
+fn a_creation_that_fails_later_gives_devices_back() {
+    let runtime = Runtime::new();
+    if runtime.is_reference() {
+        return;
+    }
+    let (host, pod) = (Network::new(&runtime, "-h"), Network::new(&runtime, "-p"));
+    host.ip("link add veth0 type veth peer name veth1");
+    host.ip("addr add 10.7.0.2/24 dev veth0");
+    host.ip("link set veth0 up");
+    for (joined, name) in [(true, "eth0"), (false, "eth0"), (true, "eth%d")] {
+        let bundle =
+            moving(&runtime, "", json!({"veth0": {"name": name}, "veth1": {}})).args(["/no-such-program"]);
+        let bundle = bundle.edit(|config| {
+            let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+            let namespace = namespaces.iter_mut().find(|namespace| namespace["type"] == "network").unwrap();
+            if joined {
+                namespace["path"] = json!(pod.path());
+            }
+        });
+        let out = host.call(&["create"], Some(&bundle.save()), "c1").failure();
+        assert!(out.stderr.contains("no-such-program") && !out.stderr.contains("undoing"), "{out}");
+        let found = host.ip("addr show dev veth0");
+        assert!(found.contains("10.7.0.2/24") && found.contains(",UP"), "{found}");
+        let found = host.ip("addr show dev veth1");
+        assert!(!found.contains(",UP"), "it was off: {found}");
+        assert_eq!(pod.ip("-o link show").lines().count(), 1, "{}", pod.ip("-o link show"));
+    }
+    drop((host, pod));
+    runtime.assert_clean();
+}
+
+#[test]
 fn with_a_user_namespace() {
     let runtime = Runtime::new();
     if runtime.is_reference() {

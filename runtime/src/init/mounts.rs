@@ -191,6 +191,11 @@ fn new_file_system(
     let is_labelled = !["proc", "sysfs", "mqueue"].contains(&kind);
     let label = init.container().mount_label.as_deref().filter(|_| is_labelled);
     let tree = make_file_system(kind, source, &mount.options, mode, attributes, label)?;
+    if let (Some(label), "mqueue") = (&init.container().mount_label, kind) {
+        // It takes no option, but a label for its root, as with runc.
+        sys::path::set_attribute(tree.as_fd(), c"security.selinux", label.as_bytes())
+            .context("label", "it")?;
+    }
     let recursive =
         Attributes { set: mount.options.recursive_set, clear: mount.options.recursive_clear, propagation: 0 };
     if recursive.set | recursive.clear != 0 {

@@ -1,10 +1,11 @@
 //! `openat2(2)`: paths that cannot leave the directory they start in.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::{c_path, check, check_fd};
+use super::{c_path, c_text, check, check_fd};
 
 /// How a path is resolved below its directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,17 @@ pub fn open_below(
             other => return other,
         }
     }
+}
+
+/// Sets an extended attribute of what a descriptor means (`setxattr(2)`), also if that was opened as a path only.
+pub fn set_attribute(target: BorrowedFd, name: &CStr, value: &[u8]) -> io::Result<()> {
+    // fsetxattr refuses such descriptors.
+    let path = c_text(&format!("/proc/self/fd/{}", target.as_raw_fd()))?;
+    // SAFETY: both names are NUL-terminated, the value has the length that is given, and all outlive the call.
+    check(i64::from(unsafe {
+        libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
+    }))?;
+    Ok(())
 }
 
 /// Whether a descriptor means the root of a mount (`STATX_ATTR_MOUNT_ROOT`, Linux 5.8).
