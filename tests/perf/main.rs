@@ -4,6 +4,7 @@
 //! the kernel stays cheap for a while after its first taker, so a tight loop hides what a single start pays. Nothing here
 //! fails on a slow machine; counts and sizes that must hold are tests. `BENCH_ONLY` names the one part to be run.
 
+mod peers;
 mod runtimes;
 mod shims;
 mod stack;
@@ -20,6 +21,11 @@ use orlop_tests::host;
 pub struct Samples(Vec<f64>);
 
 impl Samples {
+    /// Adds a sample.
+    pub fn add(&mut self, time: Duration) {
+        self.0.push(time.as_secs_f64() * 1e3);
+    }
+
     /// The median, or nothing without samples.
     pub fn median(&self) -> Option<f64> {
         let mut sorted = self.0.clone();
@@ -58,7 +64,7 @@ impl Plan {
         std::thread::sleep(self.pause);
         let start = Instant::now();
         work();
-        samples.0.push(start.elapsed().as_secs_f64() * 1e3);
+        samples.add(start.elapsed());
     }
 }
 

@@ -35,7 +35,7 @@ pub use bundle::{Bundle, busybox_rootfs};
 pub use command::{Cmd, Output, Process};
 pub use daemon::{Containerd, Daemon, Orlopd, Variant};
 pub use front::{Cutter, Deed, Front, Request};
-pub use go::go;
+pub use go::{go, has_go};
 pub use guard::{Authority, Guard, PASSWORD, TokenServer, USER};
 pub use image::{Compression, Image, Layer};
 pub use poll::{patient, poll_for, poll_until, poll_value};
