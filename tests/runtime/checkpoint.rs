@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use orlop_tests::{Bundle, Cmd, Output, binaries, poll_until, poll_value};
 use serde_json::json;
@@ -18,16 +19,22 @@ fn criu_works() -> bool {
     binaries::find("criu").is_some_and(|criu| Cmd::new(criu).arg("check").run().status.success())
 }
 
+/// CRIU 3.17 names a socket after the pid that it restores, which is 1 in every container, in the network that all of these share:
+/// one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
 struct Saved {
     runtime: Runtime,
     bundle: Bundle,
     data: PathBuf,
     images: PathBuf,
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Saved {
     /// A container that counts, in the network of the host, since CRIU 3.17 fails on the network namespaces of newer kernels.
     fn new() -> Saved {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let runtime = Runtime::new();
         let data = runtime.root.join("data");
         fs::create_dir(&data).unwrap();
@@ -41,7 +48,7 @@ impl Saved {
             })
             .save();
         let images = runtime.root.join("images");
-        Saved { runtime, bundle, data, images }
+        Saved { runtime, bundle, data, images, _alone: alone }
     }
 
     fn count(&self) -> u32 {
