@@ -117,10 +117,12 @@ fuzz: build ## mutated input for FUZZ_SECONDS (60) per target (as root)
 fuzz-coverage: ## which lines of the runtime's parsers its fuzz targets reach; red below 80 %
 	@tests/fuzz/coverage
 
-soak: build ## a million inputs for each parser, and containers run and removed for SOAK_SECONDS (600) (as root)
+soak: build ## a million inputs for each parser, 500 kills and 10,000 execs of a shim, containers run and removed for SOAK_SECONDS (600) (as root)
 	ORLOP_FUZZ_RUNS=$${FUZZ_RUNS:-1000000} CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		$(CARGO) test --release --locked -p orlop --target-dir target/soak -- fuzz:: --nocapture
 	$(BINARIES) ORLOP_CUTS=$${CUTS:-200} $(CARGO) test --locked -p orlop-tests --test manager registry_faults -- --nocapture
+	$(BINARIES) ORLOP_SHIM_KILLS=500 ORLOP_SHIM_EXECS=10000 \
+		$(CARGO) test --locked -p orlop-tests --test shim -- kill:: nothing_left_after_execs --nocapture
 	$(BINARIES) ORLOP_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p orlop-tests --test stack soak -- --nocapture
 
 proto: ## generate the protocol code again from proto/schema

@@ -15,6 +15,8 @@ pub struct Options {
     pub binary_name: ::prost::alloc::string::String,
     #[prost(string, tag = "7")]
     pub root: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub criu_path: ::prost::alloc::string::String,
     #[prost(bool, tag = "9")]
     pub systemd_cgroup: bool,
     #[prost(string, tag = "10")]

@@ -99,7 +99,10 @@ impl Container {
 
     /// Where CRIU logs, unless a client says otherwise; it goes with the bundle.
     fn criu_directory(&self) -> PathBuf {
-        self.bundle().join("criu")
+        match self.options.criu_work_path.as_str() {
+            "" => self.bundle().join("criu"),
+            path => PathBuf::from(path),
+        }
     }
 
     fn pid_file(&self, exec: &str) -> PathBuf {

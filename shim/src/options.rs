@@ -68,6 +68,7 @@ fn parse(text: &str) -> Result<Options> {
             "BinaryName" => Setting::Text(&mut options.binary_name),
             "Root" => Setting::Text(&mut options.root),
             "ShimCgroup" => Setting::Text(&mut options.shim_cgroup),
+            "CriuPath" => Setting::Text(&mut options.criu_path),
             "CriuImagePath" => Setting::Text(&mut options.criu_image_path),
             "CriuWorkPath" => Setting::Text(&mut options.criu_work_path),
             "SystemdCgroup" => Setting::Truth(&mut options.systemd_cgroup),

@@ -32,6 +32,7 @@ pub struct Runtime {
     systemd_cgroup: bool,
     no_pivot_root: bool,
     no_new_keyring: bool,
+    criu: String,
     /// Whether it is orlop, of which more is known than runc's command line.
     is_orlop: bool,
 }
@@ -110,6 +111,7 @@ impl Runtime {
             systemd_cgroup: options.systemd_cgroup,
             no_pivot_root: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
+            criu: options.criu_path.clone(),
             is_orlop,
         })
     }
@@ -141,6 +143,10 @@ impl Runtime {
         let mut add = |word: &str| words.push(word.as_bytes().to_vec());
         if self.systemd_cgroup {
             add("--systemd-cgroup");
+        }
+        if !self.criu.is_empty() && matches!(verb, Verb::Checkpoint { .. } | Verb::Restore { .. }) {
+            add("--criu");
+            add(&self.criu);
         }
         match verb {
             Verb::Create { bundle, pid_file, console } => {
