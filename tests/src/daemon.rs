@@ -155,6 +155,8 @@ pub struct Variant {
     pub containerd: Option<PathBuf>,
     /// The `ctr` with which the daemon is called, instead of Debian's.
     pub client: Option<PathBuf>,
+    /// Have containerd serve CRI too, with these lines of TOML at the end of its configuration.
+    pub cri: Option<String>,
 }
 
 impl Variant {
@@ -179,6 +181,10 @@ pub struct Containerd {
     process: Option<Process>,
 }
 
+/// The plugins of CRI, of containerd 1.x and 2.x.
+const CRI: &str =
+    r#""io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "#;
+
 impl Containerd {
     /// Starts one below `root`.
     pub fn start(root: &Root) -> Containerd {
@@ -193,14 +199,15 @@ impl Containerd {
         let config = launch.dir.join("config.toml");
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\noom_score = 0\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
-             \"io.containerd.cri.v1.runtime\", \"io.containerd.nri.v1.nri\", \"io.containerd.internal.v1.opt\", \
+             disabled_plugins = [{}\"io.containerd.nri.v1.nri\", \"io.containerd.internal.v1.opt\", \
              \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.btrfs\", \
              \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\"]\n\
-             [grpc]\naddress = {:?}\n",
+             [grpc]\naddress = {:?}\n{}",
             launch.dir.join("root"),
             launch.dir.join("state"),
+            if variant.cri.is_some() { "" } else { CRI },
             launch.address,
+            variant.cri.as_deref().unwrap_or_default(),
         );
         fs::write(&config, text).expect("writing config.toml");
         launch.args = vec!["--config".into(), config.display().to_string()];

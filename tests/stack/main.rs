@@ -5,6 +5,7 @@ mod buildah;
 mod callers;
 mod counts;
 mod crash;
+mod cri;
 mod ctr;
 mod dockerd;
 mod harness;

@@ -19,7 +19,7 @@ const PROGRAMS: [&str; 3] = ["containerd", "containerd-shim-runc-v2", "ctr"];
 const WITHOUT: &str = "no_btrfs no_devmapper no_zfs";
 
 /// Builds the programs once; the directory that they are in.
-fn build() -> PathBuf {
+pub fn build() -> PathBuf {
     let directory = binaries::target_dir().join("newest").join(VERSION);
     if PROGRAMS.iter().all(|name| directory.join(name).exists()) {
         return directory;

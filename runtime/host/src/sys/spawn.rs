@@ -45,6 +45,7 @@ pub struct Spawn<'a> {
 /// Starts a program and returns its pid. The child starts with an empty signal mask.
 pub fn spawn(spawn: &Spawn) -> io::Result<i32> {
     let (arguments, environment) = (pointers(spawn.arguments), pointers(spawn.environment));
+    let parent = spawn.dies_with_us.then(std::process::id);
     match clone3(CloneRequest::default())? {
         Cloned::Parent { pid, .. } => Ok(pid),
         Cloned::Child => {
@@ -53,7 +54,7 @@ pub fn spawn(spawn: &Spawn) -> io::Result<i32> {
                 // SAFETY: dup3 takes no pointers, and in this child nobody uses what the number may have meant.
                 unsafe { libc::dup3(fd.as_raw_fd(), AFTER, libc::O_CLOEXEC) }
             });
-            let error = match prepare(spawn.descriptors, spawn.report, spawn.dies_with_us) {
+            let error = match prepare(spawn.descriptors, spawn.report, parent) {
                 Ok(()) => {
                     if after.is_some() {
                         await_readable(AFTER);
@@ -86,10 +87,11 @@ pub fn spawn(spawn: &Spawn) -> io::Result<i32> {
 ///
 /// The function must not use descriptors that it captured: they are closed.
 pub fn helper(streams: [BorrowedFd; 3], work: impl FnOnce() -> i32) -> io::Result<i32> {
+    let parent = Some(std::process::id());
     match clone3(CloneRequest::default())? {
         Cloned::Parent { pid, .. } => Ok(pid),
         Cloned::Child => {
-            if prepare(&streams, streams[2], true).is_err() {
+            if prepare(&streams, streams[2], parent).is_err() {
                 exit(CANNOT_EXECUTE);
             }
             // SAFETY: the call takes no pointers. Owners of these numbers exist in this copy of the memory, but none
@@ -107,10 +109,10 @@ fn await_readable(fd: RawFd) {
     while unsafe { libc::poll(&raw mut look, 1, -1) } < 0 && Errno::last() == Errno::EINTR {}
 }
 
-/// In the child: fills the descriptor numbers from 0, empties the signal mask, ties our end to the parent's.
+/// In the child: fills the descriptor numbers from 0, empties the signal mask, ties our end to that of a parent.
 ///
 /// Leaves a close-on-exec copy of `report` at [`REPORT`].
-fn prepare(descriptors: &[BorrowedFd], report: BorrowedFd, dies_with_us: bool) -> io::Result<()> {
+fn prepare(descriptors: &[BorrowedFd], report: BorrowedFd, parent: Option<u32>) -> io::Result<()> {
     // SAFETY: no pointer but to the set, which sigemptyset initialises before sigprocmask reads it.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -118,8 +120,13 @@ fn prepare(descriptors: &[BorrowedFd], report: BorrowedFd, dies_with_us: bool) -
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
     }
-    if dies_with_us {
+    if let Some(parent) = parent {
         super::creds::set_parent_death_signal(libc::SIGKILL)?;
+        // SAFETY: the call takes nothing and cannot fail.
+        if unsafe { libc::getppid() } != parent as libc::pid_t {
+            // It was gone before it could be asked for.
+            return Err(Errno::ESRCH.into());
+        }
     }
     let park = |source: RawFd, at_least: RawFd| {
         // SAFETY: F_DUPFD_CLOEXEC takes no pointer and closes nothing.
