@@ -11,7 +11,7 @@ use orlop_tests::{Bundle, Root, binaries};
 use crate::{Plan, Samples, print_table};
 
 /// How many containers are many.
-const MANY: usize = 2;
+const MANY: usize = 200;
 /// The steps that are measured.
 const STEPS: [&str; 7] = ["start action", "Create", "Start", "Exec+Start", "Kill", "Pause+Resume", "Delete"];
 

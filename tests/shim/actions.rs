@@ -52,10 +52,16 @@ fn wrong_command_lines_are_refused() {
 }
 
 #[test]
-fn a_bundle_without_configuration_starts_no_shim() {
+fn a_pods_directory_has_no_configuration_and_a_broken_one_starts_no_shim() {
     let root = Root::new();
     let bundle = Bundle::new(&root, "c");
-    let output = action(&bundle, "c", root.tag(), &root.join("none")).arg("start").run().failure();
-    assert!(output.stderr.contains("config.json: no such file or directory"), "{output}");
+    let start = || action(&bundle, "c", root.tag(), &root.join("none")).arg("start").run();
+    let socket = std::path::PathBuf::from(start().success().stdout.strip_prefix("unix://").unwrap());
+    let request = orlop_proto::containerd::task::v2::ShutdownRequest::default();
+    Client::connect(&socket).call::<()>("Shutdown", &request).unwrap();
+    orlop_tests::poll_until(orlop_tests::shim::DEADLINE, "the socket is gone", || !socket.exists());
+    std::fs::write(bundle.path().join("config.json"), "{").unwrap();
+    let output = start().failure();
+    assert!(output.stderr.contains("read") && output.stderr.contains("config.json"), "{output}");
     root.assert_clean();
 }

@@ -29,7 +29,11 @@ pub fn start(arguments: &Arguments) -> Result<()> {
     check_name("id", &arguments.id)?;
     let input = params::read_stdin()?;
     let params = params::parse(&input, arguments, std::env::var("MAX_SHIM_VERSION").ok().as_deref());
-    let spec = Spec::read(&std::env::current_dir().context("find", "the bundle")?)?;
+    let spec = match Spec::read(&std::env::current_dir().context("find", "the bundle")?) {
+        // A pod's own directory has none: its shim is asked for by the Sandbox service.
+        Err(error) if error.kind() == Kind::NotFound => Spec::default(),
+        other => other?,
+    };
     let group = address::group(&spec.annotations, &arguments.id);
     let directory = params.socket_directory.as_deref().unwrap_or(Path::new(address::SOCKETS));
     let socket = address::socket(directory, &arguments.address, &arguments.namespace, group);

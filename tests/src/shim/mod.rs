@@ -247,7 +247,9 @@ impl Shim {
     pub fn shut_down(mut self) {
         let pid = self.pid();
         let request = ShutdownRequest { id: self.id.clone(), now: true };
-        self.client.call::<()>("Shutdown", &request).expect("Shutdown");
+        let answered = self.client.call::<()>("Shutdown", &request);
+        // containerd's shim may end before it answers.
+        assert!(answered.is_ok() || self.program != binaries::shim(), "Shutdown: {answered:?}");
         poll_until(DEADLINE, "the shim ends", || !host::alive(pid));
         assert!(!self.socket.exists(), "the shim's socket is left");
     }
