@@ -11,7 +11,7 @@ use crate::{Plan, Samples, peers, print_table};
 
 /// How many containers are started as fast as the machine goes, and how many at a time.
 const CROWD: usize = 200;
-const AT_A_TIME: usize = 4;
+const AT_A_TIME: usize = 8;
 
 /// A command whose time is measured: its output goes nowhere.
 fn quiet(program: &Path, args: &[&str]) -> Command {
