@@ -374,3 +374,90 @@ fn a_damaged_archive_leaves_nothing() {
     });
     assert_empty(&daemon);
 }
+
+/// A number from a daemon's status, in KiB.
+fn memory(daemon: &Orlopd, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn a_pull_takes_little_memory_whatever_the_image_is() {
+    let root = Root::new();
+    let registry = Registry::start(&root);
+    let noise: Vec<u8> = (0_u32..24 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut small = Layer::new();
+    for n in 0..10_000 {
+        small = small.file(&format!("small/{}/{n}", n / 100), &noise[n..n + 1000 + n % 9000], 0o644);
+    }
+    let image = Image::new()
+        .layer(Layer::busybox().file("large", &noise, 0o644))
+        .layer(small)
+        .layer(Layer::new().file("again", &noise, 0o600).compressed(Compression::Zstd))
+        .layer(Layer::new().file("plain", &noise, 0o600).compressed(Compression::None));
+    let name = image.push(&registry, "large", "1");
+    for snapshotter in ["overlayfs", "erofs"] {
+        let mut daemon = Orlopd::start(&root);
+        let idle = memory(&daemon, "VmRSS:");
+        let pull = ["images", "pull", "--snapshotter", snapshotter, &name];
+        daemon.orlopctl(pull).deadline(DEADLINE).run().success();
+        let peak = memory(&daemon, "VmHWM:") - idle;
+        assert!(peak < 64 << 10, "{snapshotter}: {peak} KiB above idle");
+        daemon.stop();
+    }
+}
+
+/// How often an unpack makes each system call, by name, for a layer of this many files of root's in few directories.
+fn calls_of_a_pull(files: usize, snapshotter: &str) -> BTreeMap<String, usize> {
+    let root = Root::new();
+    let (registry, daemon) = (Registry::start(&root), Orlopd::start(&root));
+    let mut layer = Layer::new();
+    for n in 0..files {
+        if n % 100 == 0 {
+            layer = layer.dir(&format!("many/{}", n / 100), 0o755);
+        }
+        layer = layer.file(&format!("many/{}/{n}", n / 100), b"a few bytes", 0o644);
+    }
+    let name = Image::new().layer(layer).push(&registry, "many", "1");
+    let log = root.join("calls");
+    let names = "trace=openat,openat2,write,pwrite64,close,utimensat,fchmod,fchmodat,fchown,fchownat,fstat,newfstatat,fsetxattr";
+    let pid = daemon.pid().unwrap().to_string();
+    let tracer = Cmd::new("strace").args(["-f", "-q", "-e", names, "-p", &pid, "-o"]).arg(&log).spawn();
+    poll_until(DEADLINE, "the daemon is traced", || {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        !status.contains("TracerPid:\t0\n")
+    });
+    daemon
+        .orlopctl(["images", "pull", "--snapshotter", snapshotter, &name])
+        .deadline(DEADLINE)
+        .run()
+        .success();
+    tracer.signal(nix::sys::signal::Signal::SIGINT);
+    tracer.wait(DEADLINE);
+    let mut calls = BTreeMap::new();
+    for line in fs::read_to_string(&log).unwrap().lines() {
+        // A call that another thread's interrupted is written in two lines.
+        let call = line.split_whitespace().nth(1).unwrap_or_default();
+        if let Some((call, _)) = call.split_once('(') {
+            *calls.entry(call.to_owned()).or_default() += 1;
+        }
+    }
+    calls
+}
+
+#[test]
+fn a_file_costs_four_system_calls_and_in_an_image_none() {
+    const FILES: usize = 2000;
+    // What the rest of a pull and 20 directories may take.
+    const SLACK: usize = 600;
+    let calls = calls_of_a_pull(FILES, "overlayfs");
+    let count = |calls: &BTreeMap<String, usize>, name: &str| calls.get(name).copied().unwrap_or_default();
+    for once in ["openat", "write", "utimensat", "close"] {
+        assert!((FILES..FILES + SLACK).contains(&count(&calls, once)), "{once}: {calls:?}");
+    }
+    let all: usize = calls.values().sum();
+    assert!(all < 4 * FILES + 2 * SLACK, "{calls:?}");
+    let calls = calls_of_a_pull(FILES, "erofs");
+    assert!(calls.values().sum::<usize>() < SLACK, "{calls:?}");
+}

@@ -5,6 +5,7 @@
 //! fails on a slow machine; counts and sizes that must hold are tests. `BENCH_ONLY` names the one part to be run.
 
 mod peers;
+mod pulls;
 mod runtimes;
 mod shims;
 mod stack;
@@ -122,9 +123,12 @@ fn main() {
     let plan = Plan::from_environment();
     println!("{} samples of each, {} ms between", plan.rounds, plan.pause.as_millis());
     let only = std::env::var("BENCH_ONLY").ok();
-    for (name, bench) in
-        [("runtimes", runtimes::bench as fn(Plan)), ("shims", shims::bench), ("stack", stack::bench)]
-    {
+    for (name, bench) in [
+        ("runtimes", runtimes::bench as fn(Plan)),
+        ("shims", shims::bench),
+        ("stack", stack::bench),
+        ("pulls", pulls::bench),
+    ] {
         if only.as_deref().is_none_or(|only| only == name) {
             bench(plan);
         }

@@ -151,6 +151,8 @@ pub struct Variant {
     pub boot_id: Option<PathBuf>,
     /// Where our manager keeps its state, instead of its own directory.
     pub state: Option<PathBuf>,
+    /// Where the manager keeps its persistent data, instead of its own directory.
+    pub data: Option<PathBuf>,
     /// The `containerd` to start, instead of Debian's.
     pub containerd: Option<PathBuf>,
     /// The `ctr` with which the daemon is called, instead of Debian's.
@@ -203,7 +205,7 @@ impl Containerd {
              \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.btrfs\", \
              \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\"]\n\
              [grpc]\naddress = {:?}\n{}",
-            launch.dir.join("root"),
+            variant.data.clone().unwrap_or_else(|| launch.dir.join("root")),
             launch.dir.join("state"),
             if variant.cri.is_some() { "" } else { CRI },
             launch.address,
@@ -281,7 +283,7 @@ impl Orlopd {
 
     /// Starts one below `root` with a configuration, and different from the usual.
     pub fn start_as(root: &Root, config: &str, variant: &Variant) -> Orlopd {
-        Orlopd::launch(root, config, variant, None)
+        Orlopd::launch(root, config, variant, variant.data.as_deref())
     }
 
     fn launch(root: &Root, config: &str, variant: &Variant, data: Option<&Path>) -> Orlopd {
