@@ -129,6 +129,16 @@ impl Client {
         }
     }
 
+    /// The same client under a lease that is there: what it makes is held by that.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` for a name that cannot be sent.
+    pub fn under_lease(&self, id: &str) -> Result<Client> {
+        let headers = Headers { lease: Some(header("lease", id)?), ..self.headers.clone() };
+        Ok(Client { channel: self.channel.clone(), headers })
+    }
+
     /// Runs `work` under a lease of its own, so that nothing it makes is collected before it is referred to.
     ///
     /// # Errors

@@ -232,3 +232,6 @@ fn unique() -> String {
     let chance = RandomState::new().build_hasher().finish();
     format!("{nanoseconds}-{:04x}", chance & 0xffff_ffff)
 }
+
+#[cfg(test)]
+mod fuzz;

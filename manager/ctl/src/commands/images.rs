@@ -284,7 +284,10 @@ async fn mount(
         Err(status) if status.code() == Code::AlreadyExists => {}
         Err(status) => return Err(status.into()),
     }
-    let made = mount_leased(context, snapshotter, rw, &key, &chain, target).await;
+    let made = match client.under_lease(&key) {
+        Ok(client) => mount_leased(&client, snapshotter, rw, &key, &chain, target).await,
+        Err(error) => Err(error),
+    };
     if made.is_err() {
         // What went wrong before is what is reported.
         let _ = client.leases().delete(DeleteRequest { id: key.clone(), sync: false }).await;
@@ -294,14 +297,14 @@ async fn mount(
 }
 
 async fn mount_leased(
-    context: &Context<'_>,
+    client: &Client,
     snapshotter: &str,
     rw: bool,
     key: &str,
     chain: &str,
     target: &Path,
 ) -> Result<()> {
-    let mut service = context.client.snapshots();
+    let mut service = client.snapshots();
     let (snapshotter, key, parent) = (snapshotter.to_owned(), key.to_owned(), chain.to_owned());
     let made: Result<Vec<Mount>, tonic::Status> = if rw {
         let request = PrepareSnapshotRequest {

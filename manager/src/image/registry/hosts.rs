@@ -128,12 +128,7 @@ fn directory_of(directory: &Path, domain: &str) -> Option<PathBuf> {
 }
 
 /// What a file says.
-pub(super) fn parse(
-    text: &str,
-    base: &Path,
-    host: &str,
-    scheme: Option<&str>,
-) -> Result<Vec<Endpoint>, String> {
+pub fn parse(text: &str, base: &Path, host: &str, scheme: Option<&str>) -> Result<Vec<Endpoint>, String> {
     let parsed: HostsFile = toml::from_str(text).map_err(|error| error.message().to_owned())?;
     let mut endpoints = Vec::new();
     for (url, entry) in parsed.host {

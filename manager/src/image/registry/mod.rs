@@ -5,7 +5,7 @@ mod blob;
 pub mod challenge;
 mod connect;
 mod failure;
-mod hosts;
+pub(super) mod hosts;
 mod limits;
 mod place;
 mod round;
