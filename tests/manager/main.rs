@@ -4,6 +4,7 @@ mod client;
 mod content;
 mod ctl;
 mod ctl_beside_ctr;
+mod ctl_devices;
 mod ctl_images;
 mod daemon;
 mod diffs;

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use orlop_tests::{Cmd, Process, binaries, poll_until};
+use orlop_tests::{Cmd, Daemon, Image, Orlopd, Process, Registry, binaries, poll_until};
 
 use super::callers::{Line, Side, compare};
 
@@ -107,18 +107,43 @@ const OURS: &[Line] = &[
     ),
 ];
 
+/// What a dockerd does with an image of a registry, and with a container that is started again.
+const PULLED: &[Line] = &[
+    (0, "$docker pull --quiet $registry/two:1; $run --rm $registry/two:1 sh -c 'cat /etc/changed'"),
+    (
+        0,
+        "$run --detach --name daemon --restart always bb sh -c 'echo up; exec sleep 1000' >/dev/null; \
+         until $docker logs daemon | grep up; do sleep 0.1; done; $docker exec daemon kill -9 1; \
+         kill -9 $($docker inspect --format '{{.State.Pid}}' daemon); \
+         until $docker inspect --format '{{.RestartCount}} {{.State.Status}}' daemon | grep '1 running'; do sleep 0.2; done; \
+         $docker rm --force daemon",
+    ),
+    (0, "$docker commit daemon 2>&1 | grep -c daemon; $docker images --quiet | wc -l"),
+];
+
 /// A dockerd in network namespaces of its own, with everything that it writes below the side's root.
 struct Dockerd(Process);
 
 impl Dockerd {
     fn start(side: &mut Side) -> Dockerd {
+        // A network namespace of its own: it is to touch nothing of the host's.
+        Dockerd::start_by(
+            side,
+            &["unshare", "--net", "sh", "-c", "ip link set lo up; exec \"$0\" \"$@\""],
+            &[],
+        )
+    }
+
+    /// Starts one by other words, and with more arguments.
+    fn start_by(side: &mut Side, by: &[&str], more: &[&str]) -> Dockerd {
         let root = side.root.path().to_owned();
         let path = |name: &str| root.join(name).display().to_string();
         fs::write(side.root.join("daemon.json"), "{}").unwrap();
         let socket = format!("unix://{}", path("socket"));
-        let process = Cmd::new(binaries::system("unshare"))
-            .args(["--net", "sh", "-c", "ip link set lo up; exec \"$0\" \"$@\""])
+        let process = Cmd::new(binaries::system(by[0]))
+            .args(&by[1..])
             .arg(binaries::system("dockerd"))
+            .args(more)
             .args([
                 "--config-file",
                 &path("daemon.json"),
@@ -163,6 +188,36 @@ fn dockerd_runs_containers_by_orlop_as_by_runc() {
         assert_eq!(out.code(), *code, "{line}: {out}");
     }
     daemons.into_iter().for_each(Dockerd::stop);
+    ours.root.assert_clean();
+    reference.root.assert_clean();
+}
+
+#[test]
+fn dockerd_on_orlopd_does_what_it_does_on_its_own_containerd() {
+    let (mut ours, mut reference) = (Side::new("orlop"), Side::new("orlop"));
+    let registry = Registry::start(&reference.root);
+    Image::two_layers().push(&registry, "two", "1");
+    let mut orlopd = Orlopd::start(&ours.root);
+    let socket = orlopd.address().display().to_string();
+    // The registry is on the host's loopback; without a bridge and rules dockerd leaves the network alone.
+    let by = ["env"];
+    let daemons = [
+        Dockerd::start_by(&mut ours, &by, &["--containerd", &socket]),
+        Dockerd::start_by(&mut reference, &by, &[]),
+    ];
+    for side in [&mut ours, &mut reference] {
+        side.set("registry", registry.address());
+    }
+    compare(&ours, &reference, PULLED);
+    // What a container goes through that stays, and the last line, by which nothing is left.
+    let stays = LINES.iter().position(|(_, line)| line.contains("--name stays")).expect("the lines have one");
+    // A client that attaches may come too late for a container that ends soon, whoever runs it.
+    let lines: Vec<Line> =
+        LINES[stays..].iter().filter(|(_, line)| !line.contains("attach")).copied().collect();
+    compare(&ours, &reference, &lines);
+    daemons.into_iter().for_each(Dockerd::stop);
+    orlopd.stop();
+    drop(registry);
     ours.root.assert_clean();
     reference.root.assert_clean();
 }

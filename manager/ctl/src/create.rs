@@ -16,6 +16,7 @@ use orlop_proto::containerd::services::snapshots::v1::{
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use orlop_proto::runtimeoptions::v1::Options as ConfigOptions;
+use orlop_proto::spec::cdi::Edits;
 use orlop_proto::spec::types::*;
 use orlop_proto::spec::{self, Accounts, Spec, arguments};
 use prost_types::Any;
@@ -25,12 +26,14 @@ use crate::cli::container::Create;
 use crate::client::Client;
 use crate::image::{self, Image};
 use crate::platform::Platform;
-use crate::{host, labels, mounts, unpack};
+use crate::{cdi, host, labels, mounts, unpack};
 
 /// The label by which `tasks kill` learns how a container wants to be stopped.
 pub const STOP_SIGNAL: &str = "io.containerd.image.config.stop-signal";
 /// Runtimes that take the options of runc.
 const RUNC_RUNTIMES: [&str; 2] = ["io.containerd.runc.v2", "io.containerd.orlop.v1"];
+/// The vendor and class behind `--gpus`, as NVIDIA's tools write their files.
+const GPU: &str = "nvidia.com/gpu";
 /// The period behind `--cpus`, in microseconds.
 const CPU_PERIOD: u64 = 100_000;
 
@@ -45,6 +48,7 @@ struct Checked {
     rlimits: Vec<Rlimit>,
     sysctl: BTreeMap<String, String>,
     devices: Vec<Device>,
+    edits: Vec<Edits>,
     profile: Option<Seccomp>,
     runtime: Option<Any>,
     platform: Platform,
@@ -157,9 +161,14 @@ fn check(options: &Create) -> Result<Checked> {
     let mut annotations = labels::pairs("annotation", &options.annotation)?;
     annotations.extend(labels::new(&options.label));
     let mut devices = Vec::new();
-    for path in &isolation.device {
-        devices.extend(host::devices(path)?);
+    let mut named = Vec::new();
+    for device in &isolation.device {
+        match device.to_str().filter(|word| spec::cdi::is_qualified(word)) {
+            Some(name) => named.push(name.to_owned()),
+            None => devices.extend(host::devices(device)?),
+        }
     }
+    named.extend(isolation.gpus.iter().flat_map(|word| word.split(',')).map(|gpu| format!("{GPU}={gpu}")));
     Ok(Checked {
         env,
         mounts: collect(&isolation.mount, arguments::mount)?,
@@ -170,6 +179,7 @@ fn check(options: &Create) -> Result<Checked> {
         rlimits: collect(&process.ulimit, arguments::rlimit)?,
         sysctl: labels::pairs("sysctl", &isolation.sysctl)?,
         devices,
+        edits: cdi::edits(&isolation.cdi_spec_dir, &named)?,
         profile: isolation.seccomp_profile.as_deref().map(seccomp_profile).transpose()?,
         runtime: runtime_options(options)?,
         platform: Platform::wanted(options.platform.as_deref())?,
@@ -285,6 +295,9 @@ fn finish(
     }
     for device in &checked.devices {
         spec.add_device(device.clone(), "rwm");
+    }
+    for edits in &checked.edits {
+        edits.apply(spec, |path| host::node(Path::new(path)))?;
     }
     limit(spec, options, shares);
     Ok(())

@@ -53,9 +53,18 @@ pub fn devices(path: &Path) -> Result<Vec<Device>> {
         collect(path, &mut found)?;
         return Ok(found);
     }
-    let device = device(path, &data);
-    device
-        .map(|device| vec![device])
+    Ok(vec![node(path)?])
+}
+
+/// The device node at a path.
+///
+/// # Errors
+///
+/// `NotFound`, and `InvalidArgument` for another kind of file.
+pub fn node(path: &Path) -> Result<Device> {
+    let shown = path.display().to_string();
+    let data = std::fs::metadata(path).context("stat device", &shown)?;
+    device(path, &data)
         .ok_or_else(|| Error::because(Kind::InvalidArgument, "device", shown, "not a device node"))
 }
 

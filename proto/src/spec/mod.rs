@@ -2,6 +2,7 @@
 //! that a client applies to it.
 
 pub mod arguments;
+pub mod cdi;
 pub mod image;
 pub mod types;
 

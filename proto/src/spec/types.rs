@@ -261,6 +261,9 @@ pub struct Linux {
     /// Class of Intel RDT.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intel_rdt: Option<serde_json::Value>,
+    /// Network devices that move into the container, by their names on the host.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub net_devices: BTreeMap<String, serde_json::Value>,
 }
 
 /// One range of `linux.uidMappings` or `linux.gidMappings`.

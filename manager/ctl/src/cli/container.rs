@@ -169,9 +169,16 @@ pub struct Isolation {
     /// Have the snapshotter shift the owners of files into the user namespace
     #[arg(long, requires = "uidmap")]
     pub remap_labels: bool,
-    /// Devices to make in the container: a device file, or a directory of them
+    /// Devices to make in the container: a device file, a directory of them, or a device of a vendor (CDI) as
+    /// VENDOR/CLASS=NAME
     #[arg(long, value_name = "PATH")]
     pub device: Vec<PathBuf>,
+    /// GPUs by their index or UUID, or all of them: devices nvidia.com/gpu of CDI
+    #[arg(long, value_name = "all|GPU,…")]
+    pub gpus: Vec<String>,
+    /// Directories of CDI's files, a later one's devices in place of an earlier one's
+    #[arg(long, value_name = "DIRECTORY", default_values = ["/etc/cdi", "/var/run/cdi"])]
+    pub cdi_spec_dir: Vec<PathBuf>,
     /// Filter system calls by the default profile
     #[arg(long)]
     pub seccomp: bool,
