@@ -17,6 +17,7 @@ mod proxies;
 mod reflection;
 mod registry;
 mod registry_faults;
+mod semantics;
 mod side_by_side;
 mod snapshots;
 mod space;

@@ -7,6 +7,7 @@ mod counts;
 mod crash;
 mod cri;
 mod ctr;
+mod ctr_walk;
 mod dockerd;
 mod harness;
 mod matrix;
