@@ -64,7 +64,7 @@ pub struct Grpc {
 }
 
 /// The Docker Engine API.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Docker {
     /// Path of the socket; by default `docker.sock` in the default state directory, and none in another.
@@ -73,6 +73,8 @@ pub struct Docker {
     pub uid: u32,
     /// Group of the socket.
     pub gid: u32,
+    /// The cgroup above those of containers that name none.
+    pub cgroup_parent: String,
 }
 
 /// Logging.
@@ -239,6 +241,12 @@ impl Default for Config {
 impl Default for Grpc {
     fn default() -> Self {
         Grpc { address: None, uid: 0, gid: 0, max_message_size: 16 << 20 }
+    }
+}
+
+impl Default for Docker {
+    fn default() -> Self {
+        Docker { address: None, uid: 0, gid: 0, cgroup_parent: "/docker".to_owned() }
     }
 }
 

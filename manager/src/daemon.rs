@@ -115,6 +115,7 @@ pub async fn serve(config: Config) -> Result<()> {
                 root: config.root.join("docker"),
                 state: config.state.join("docker"),
                 id: uuid.clone(),
+                cgroup_parent: config.docker.cgroup_parent.clone(),
             };
             Some((docker::Engine::new(parts)?, address))
         }
@@ -185,6 +186,7 @@ pub async fn serve(config: Config) -> Result<()> {
         None => None,
         Some((engine, address)) => {
             let listener = listen(&address, config.docker.uid, config.docker.gid)?;
+            engine.recover().await?;
             tokio::spawn(docker::serve(listener, engine, until(stopped.clone())));
             Some(address)
         }

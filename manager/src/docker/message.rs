@@ -163,7 +163,7 @@ impl Request {
 }
 
 /// Removes members that are null, at any depth.
-fn without_nulls(value: &mut Value) {
+pub fn without_nulls(value: &mut Value) {
     match value {
         Value::Object(members) => {
             members.retain(|_, member| !member.is_null());

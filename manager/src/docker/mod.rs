@@ -8,13 +8,18 @@
 
 mod auth;
 mod connection;
+mod container;
 mod events;
 mod failure;
 mod filters;
 mod host;
+mod image;
 mod message;
+mod names;
 mod networks;
 mod route;
+mod signal;
+mod spec;
 mod swarm;
 mod system;
 mod volumes;
@@ -67,6 +72,8 @@ pub struct Parts {
     pub state: PathBuf,
     /// Name of this installation.
     pub id: String,
+    /// The cgroup above those of containers that name none.
+    pub cgroup_parent: String,
 }
 
 /// The engine; clones are handles of one.
@@ -81,6 +88,8 @@ pub struct Shared {
     pub context: RequestContext,
     /// What happened, for those who listen.
     pub events: events::Bus,
+    /// The containers.
+    pub containers: container::Register,
 }
 
 impl Deref for Engine {
@@ -99,6 +108,7 @@ impl Engine {
     /// When its directories cannot be made.
     pub fn new(parts: Parts) -> Result<Engine> {
         let context = RequestContext { namespace: Namespace::new(NAMESPACE)?, lease: None };
-        Ok(Engine(Arc::new(Shared { parts, context, events: events::Bus::default() })))
+        let (events, containers) = (events::Bus::default(), container::Register::default());
+        Ok(Engine(Arc::new(Shared { parts, context, events, containers })))
     }
 }

@@ -9,7 +9,7 @@ mod flights;
 mod import;
 pub mod manifest;
 pub mod media;
-mod mounts;
+pub mod mounts;
 pub mod platform;
 pub mod progress;
 mod pull;

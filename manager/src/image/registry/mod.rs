@@ -1,6 +1,6 @@
 //! Talks to registries (OCI distribution specification 1.1) over HTTP and HTTPS.
 
-mod auth;
+pub mod auth;
 mod blob;
 pub mod challenge;
 mod connect;

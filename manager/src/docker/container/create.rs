@@ -1,0 +1,420 @@
+//! `POST /containers/create`: everything is checked, then a name, a file system and a record are made.
+
+use std::time::SystemTime;
+
+use orlop_proto::contract::time::rfc3339_nano;
+use orlop_proto::kind::Kind;
+use orlop_proto::spec::Accounts;
+use serde::Serialize;
+
+use super::config::{Config, CreateBody, Healthcheck, HostConfig};
+use super::logs::Limits;
+use super::record::{MountPoint, Record};
+use super::{Container, fresh_id, place};
+use crate::docker::Engine;
+use crate::docker::failure::{Failure, Result};
+use crate::docker::spec::{self, Facts};
+use crate::image::DEFAULT_SNAPSHOTTER;
+use crate::labels::Labels;
+
+/// The least memory that a container may have, in bytes.
+const LEAST_MEMORY: i64 = 6 << 20;
+
+/// What the client is told.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Created {
+    /// ID of the container.
+    pub id: String,
+    /// What was not done as asked.
+    pub warnings: Vec<String>,
+}
+
+/// Completes a container's configuration with its image's.
+fn merge(config: &mut Config, image: &Config) {
+    if config.user.is_empty() {
+        config.user.clone_from(&image.user);
+    }
+    for (port, value) in &image.exposed_ports {
+        config.exposed_ports.entry(port.clone()).or_insert_with(|| value.clone());
+    }
+    for entry in &image.env {
+        let name = entry.split_once('=').map_or(entry.as_str(), |(name, _)| name);
+        let is_set =
+            config.env.iter().any(|own| own.split_once('=').map_or(own.as_str(), |(own, _)| own) == name);
+        if !is_set {
+            config.env.push(entry.clone());
+        }
+    }
+    for (key, value) in &image.labels {
+        config.labels.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    if config.entrypoint.is_none() {
+        // A command of the image's belongs to its entry point.
+        if config.cmd.as_ref().is_none_or(Vec::is_empty) {
+            config.cmd.clone_from(&image.cmd);
+        }
+        config.entrypoint.clone_from(&image.entrypoint);
+    }
+    if config.entrypoint.as_ref().is_some_and(|words| matches!(words.as_slice(), [word] if word.is_empty())) {
+        config.entrypoint = None;
+    }
+    if config.working_dir.is_empty() {
+        config.working_dir.clone_from(&image.working_dir);
+    }
+    for (path, value) in &image.volumes {
+        config.volumes.entry(path.clone()).or_insert_with(|| value.clone());
+    }
+    if config.stop_signal.is_empty() {
+        config.stop_signal.clone_from(&image.stop_signal);
+    }
+    match (&mut config.healthcheck, &image.healthcheck) {
+        (None, other) => config.healthcheck.clone_from(other),
+        (Some(own), Some(other)) => merge_health(own, other),
+        (Some(_), None) => {}
+    }
+    if config.shell.is_none() {
+        config.shell.clone_from(&image.shell);
+    }
+}
+
+fn merge_health(own: &mut Healthcheck, image: &Healthcheck) {
+    if own.test.is_empty() {
+        own.test.clone_from(&image.test);
+    }
+    for (number, other) in [
+        (&mut own.interval, image.interval),
+        (&mut own.timeout, image.timeout),
+        (&mut own.start_period, image.start_period),
+        (&mut own.start_interval, image.start_interval),
+        (&mut own.retries, image.retries),
+    ] {
+        if *number == 0 {
+            *number = other;
+        }
+    }
+}
+
+/// Checks what needs nothing but itself.
+fn check(config: &Config, host: &HostConfig) -> Result<()> {
+    let refuse = |text: String| Err(Failure::invalid(text));
+    Limits::parse(log_driver(host), &host.log_config.options)?;
+    if !config.stop_signal.is_empty() {
+        crate::docker::signal::parse(&config.stop_signal)?;
+    }
+    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+        return refuse(format!(
+            "the working directory '{}' is invalid, it needs to be an absolute path",
+            config.working_dir
+        ));
+    }
+    let limits = &host.resources;
+    if limits.memory > 0 && limits.memory < LEAST_MEMORY {
+        return refuse("Minimum memory limit allowed is 6MB".to_owned());
+    }
+    if limits.memory > 0 && limits.memory_swap > 0 && limits.memory_swap < limits.memory {
+        return refuse("Minimum memoryswap limit should be larger than memory limit, see usage".to_owned());
+    }
+    if limits.memory == 0 && limits.memory_swap > 0 {
+        return refuse(
+            "You should always set the Memory limit when using Memoryswap limit, see usage".to_owned(),
+        );
+    }
+    if limits.memory > 0 && limits.memory_reservation > limits.memory {
+        return refuse(
+            "Minimum memory limit can not be less than memory reservation limit, see usage".to_owned(),
+        );
+    }
+    let processors = crate::docker::host::processors() as i64 * 1_000_000_000;
+    if limits.nano_cpus < 0 || limits.nano_cpus > processors {
+        let most = processors / 1_000_000_000;
+        return refuse(format!(
+            "range of CPUs is from 0.01 to {most}.00, as there are only {most} CPUs available"
+        ));
+    }
+    if limits.blkio_weight > 0 && !(10..=1000).contains(&limits.blkio_weight) {
+        return refuse("range of blkio weight is from 10 to 1000".to_owned());
+    }
+    if !(-1000..=1000).contains(&host.oom_score_adj) {
+        return refuse(format!(
+            "invalid value {}, range for oom score adj is [-1000, 1000]",
+            host.oom_score_adj
+        ));
+    }
+    if host.shm_size < 0 {
+        return refuse("SHM size can not be less than 0".to_owned());
+    }
+    let policy = &host.restart_policy;
+    if !["", "no", "always", "unless-stopped", "on-failure"].contains(&policy.name.as_str()) {
+        return refuse(format!(
+            "invalid restart policy: unknown policy '{}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
+            policy.name
+        ));
+    }
+    if policy.maximum_retry_count != 0 && policy.name != "on-failure" {
+        return refuse(
+            "invalid restart policy: maximum retry count can only be used with 'on-failure'".to_owned(),
+        );
+    }
+    if host.auto_remove && !["", "no"].contains(&policy.name.as_str()) {
+        return refuse("can't create 'AutoRemove' container with restart policy".to_owned());
+    }
+    if !["", "runc", "io.containerd.runc.v2", "io.containerd.orlop.v1"].contains(&host.runtime.as_str())
+        && !host.runtime.contains('.')
+    {
+        return refuse(format!("unknown or invalid runtime name: {}", host.runtime));
+    }
+    if let Some(entry) = config.env.iter().find(|entry| entry.starts_with('=') || entry.is_empty()) {
+        return refuse(format!("invalid environment variable: {entry}"));
+    }
+    Ok(())
+}
+
+fn log_driver(host: &HostConfig) -> &str {
+    match host.log_config.kind.as_str() {
+        "" => "json-file",
+        other => other,
+    }
+}
+
+/// Checks a name.
+///
+/// # Errors
+///
+/// 400 in dockerd's words.
+pub fn check_name(name: &str) -> Result<&str> {
+    let plain = name.strip_prefix('/').unwrap_or(name);
+    let is_letter = |at: usize, letter: char| {
+        letter.is_ascii_alphanumeric() || (at > 0 && (letter == '_' || letter == '.' || letter == '-'))
+    };
+    if plain.len() < 2 || !plain.chars().enumerate().all(|(at, letter)| is_letter(at, letter)) {
+        return Err(Failure::invalid(format!(
+            "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+        )));
+    }
+    Ok(plain)
+}
+
+impl Engine {
+    /// Makes a container.
+    ///
+    /// # Errors
+    ///
+    /// 400 for what cannot be, 404 for an image that is not here, 409 for a name in use. Nothing is left.
+    pub async fn create_container(&self, name: Option<&str>, body: CreateBody) -> Result<Created> {
+        let CreateBody { mut config, host_config: mut host, networking_config } = body;
+        if config.image.is_empty() {
+            return Err(Failure::invalid("no image specified: container must have an image"));
+        }
+        let image = self.image(&config.image).await?;
+        merge(&mut config, &image.config());
+        check(&config, &host)?;
+        let id = fresh_id()?;
+        if config.hostname.is_empty() {
+            config.hostname = match host.network_mode.as_str() {
+                "host" => crate::docker::host::name(),
+                _ => id[..12].to_owned(),
+            };
+        }
+        if host.shm_size == 0 {
+            host.shm_size = spec::SHM_SIZE;
+        }
+        if host.log_config.kind.is_empty() {
+            "json-file".clone_into(&mut host.log_config.kind);
+        }
+        if host.runtime.is_empty() {
+            "runc".clone_into(&mut host.runtime);
+        }
+        if host.ipc_mode.is_empty() {
+            "private".clone_into(&mut host.ipc_mode);
+        }
+        if host.cgroupns_mode.is_empty() {
+            let mode = if crate::docker::host::is_unified() { "private" } else { "host" };
+            mode.clone_into(&mut host.cgroupns_mode);
+        }
+        if host.network_mode.is_empty() || host.network_mode == "default" {
+            "bridge".clone_into(&mut host.network_mode);
+        }
+        self.share_with(&mut host)?;
+        let places = place::plan(&config, &host, &self.places_of(&host.volumes_from)?)?;
+        check_sources(&places)?;
+        // What cannot be carried out is refused now rather than at the start; accounts are known only then.
+        let facts = Facts {
+            id: id.clone(),
+            capabilities: super::devices::capabilities(),
+            init: super::devices::init_program(),
+            ..Facts::default()
+        };
+        let anybody = Config { user: String::new(), ..config.clone() };
+        let mut plain = HostConfig { group_add: Vec::new(), ..host.clone() };
+        plain.resources.forget_devices();
+        spec::make(&anybody, &plain, &Facts { accounts: Accounts::default(), ..facts })?;
+
+        let name = match name.filter(|name| !name.is_empty()) {
+            Some(name) => {
+                let name = check_name(name)?;
+                self.containers.reserve(name, &id)?;
+                name.to_owned()
+            }
+            None => self.reserve_any(&id)?,
+        };
+        let record = Record {
+            id: id.clone(),
+            name: name.clone(),
+            created: rfc3339_nano(SystemTime::now()),
+            image: image.id.clone(),
+            chain: image.chain_id(),
+            config,
+            host,
+            networks: networking_config.endpoints_config,
+            mounts: places,
+            ..Record::default()
+        };
+        match self.make(record).await {
+            Ok(container) => {
+                self.containers.add(container.clone());
+                self.container_event(&container, "create", &[]);
+                Ok(Created { id, warnings: Vec::new() })
+            }
+            Err(failure) => {
+                self.containers.release(&name);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn make(&self, mut record: Record) -> Result<std::sync::Arc<Container>> {
+        let labels = Labels::from([("containerd.io/gc.root".to_owned(), record.created.clone())]);
+        let (snapshots, id) = (&self.parts.snapshots, record.id.clone());
+        snapshots.prepare(&self.context, DEFAULT_SNAPSHOTTER, &id, &record.chain, labels).await?;
+        let made = async {
+            self.make_volumes(&mut record).await?;
+            self.store(&record).await?;
+            Ok(Container::new(self, record))
+        }
+        .await;
+        if made.is_err() {
+            // Ignoring: what went wrong before is what is reported.
+            let _ = snapshots.remove(&self.context, DEFAULT_SNAPSHOTTER, &id).await;
+        }
+        made
+    }
+
+    /// A name that nobody has, of an adjective and a ship's part.
+    fn reserve_any(&self, id: &str) -> Result<String> {
+        for attempt in 0..10 {
+            let name = crate::docker::names::from(&fresh_id()?, attempt > 5);
+            if self.containers.reserve(&name, id).is_ok() {
+                return Ok(name);
+            }
+        }
+        self.containers.reserve(&id[..12], id)?;
+        Ok(id[..12].to_owned())
+    }
+
+    /// Replaces names of other containers by their IDs, which stay.
+    fn share_with(&self, host: &mut HostConfig) -> Result<()> {
+        for mode in [&mut host.network_mode, &mut host.ipc_mode, &mut host.pid_mode] {
+            if let Some(name) = mode.strip_prefix("container:") {
+                let other = self.containers.get(name)?;
+                *mode = format!("container:{}", other.id);
+            }
+        }
+        Ok(())
+    }
+
+    /// What other containers have mounted.
+    fn places_of(&self, names: &[String]) -> Result<Vec<(Vec<MountPoint>, Option<bool>)>> {
+        names
+            .iter()
+            .map(|text| {
+                let (name, mode) = text.split_once(':').unwrap_or((text, ""));
+                let writable = match mode {
+                    "" | "z" | "Z" => None,
+                    "ro" => Some(false),
+                    "rw" => Some(true),
+                    _ => return Err(Failure::invalid(format!("invalid volumes-from spec: {text}"))),
+                };
+                Ok((self.containers.get(name)?.record().mounts, writable))
+            })
+            .collect()
+    }
+}
+
+/// Refuses bind mounts whose source must be there and is not.
+fn check_sources(places: &[MountPoint]) -> Result<()> {
+    let missing = places.iter().find(|place| {
+        place.kind == "bind"
+            && !place.makes_source
+            && std::fs::symlink_metadata(&place.source)
+                .is_err_and(|error| Kind::from_io(&error) == Kind::NotFound)
+    });
+    match missing {
+        None => Ok(()),
+        Some(place) => Err(Failure::invalid(format!(
+            "invalid mount config for type \"bind\": bind source path does not exist: {}",
+            place.source
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    #[test]
+    fn an_image_fills_what_is_open() {
+        let image = Config {
+            env: words(&["A=1", "B=2"]),
+            cmd: Some(words(&["c"])),
+            entrypoint: Some(words(&["e"])),
+            user: "web".to_owned(),
+            ..Config::default()
+        };
+        let mut config = Config { env: words(&["B=3"]), ..Config::default() };
+        merge(&mut config, &image);
+        assert_eq!(config.env, words(&["B=3", "A=1"]));
+        assert_eq!(
+            (config.entrypoint.clone(), config.cmd.clone()),
+            (Some(words(&["e"])), Some(words(&["c"])))
+        );
+        let mut own = Config { entrypoint: Some(words(&["x"])), ..Config::default() };
+        merge(&mut own, &image);
+        assert_eq!((own.entrypoint, own.cmd), (Some(words(&["x"])), None));
+        let mut none =
+            Config { entrypoint: Some(words(&[""])), cmd: Some(words(&["y"])), ..Config::default() };
+        merge(&mut none, &image);
+        assert_eq!((none.entrypoint, none.cmd), (None, Some(words(&["y"]))));
+    }
+
+    #[test]
+    fn names_have_letters() {
+        assert_eq!(check_name("/web-1").unwrap(), "web-1");
+        for wrong in ["", "a", "-a", "a b", "a/b"] {
+            assert_eq!(check_name(wrong).unwrap_err().status, 400, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let with = |change: fn(&mut HostConfig)| {
+            let mut host = HostConfig::default();
+            change(&mut host);
+            check(&Config::default(), &host)
+        };
+        assert!(with(|_| {}).is_ok());
+        assert_eq!(
+            with(|host| host.resources.memory = 1).unwrap_err().message,
+            "Minimum memory limit allowed is 6MB"
+        );
+        assert!(with(|host| host.restart_policy.name = "often".into()).is_err());
+        assert!(with(|host| host.resources.memory_swap = 5).is_err());
+        assert!(with(|host| host.log_config.kind = "nope".into()).is_err());
+        assert!(with(|host| host.oom_score_adj = 1001).is_err());
+        assert!(with(|host| host.runtime = "nope".into()).is_err());
+    }
+}

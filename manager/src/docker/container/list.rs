@@ -1,0 +1,207 @@
+//! `docker ps`.
+
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::inspect::shown;
+use super::record::Record;
+use super::state::{Status, parse};
+use crate::docker::Engine;
+use crate::docker::failure::Result;
+use crate::docker::filters::Filters;
+use crate::docker::message::Query;
+
+/// The fields by which containers can be filtered.
+pub const FILTERS: [&str; 17] = [
+    "ancestor",
+    "before",
+    "exited",
+    "expose",
+    "health",
+    "id",
+    "is-task",
+    "isolation",
+    "label",
+    "label!",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
+    "until",
+];
+
+/// Whether a filter `name` chooses a container: a pattern, as dockerd has it.
+fn is_named(pattern: &str, name: &str) -> bool {
+    let with_slash = format!("/{name}");
+    match regex::Regex::new(pattern) {
+        Ok(pattern) => pattern.is_match(name) || pattern.is_match(&with_slash),
+        Err(_) => name.contains(pattern),
+    }
+}
+
+fn is_chosen(record: &Record, filters: &Filters, ancestors: &[String]) -> bool {
+    let health = record.state.health.as_ref().and_then(|health| health["Status"].as_str()).unwrap_or("none");
+    let networks = || {
+        let mode = record.host.network_mode.clone();
+        record.networks.keys().cloned().chain([mode])
+    };
+    filters.accepts("id", |wanted| record.id.starts_with(wanted))
+        && filters.accepts("name", |wanted| is_named(wanted, &record.name))
+        && filters.accepts("status", |wanted| record.state.status.word() == wanted)
+        && filters.accepts("exited", |wanted| {
+            record.state.status == Status::Exited && wanted.parse() == Ok(record.state.exit_code)
+        })
+        && filters.accepts("health", |wanted| health == wanted)
+        && filters.accepts("network", |wanted| networks().any(|name| name == wanted))
+        && filters.accepts("volume", |wanted| {
+            record
+                .mounts
+                .iter()
+                .any(|place| place.name == wanted || place.source == wanted || place.destination == wanted)
+        })
+        && filters.accepts("expose", |wanted| {
+            record
+                .config
+                .exposed_ports
+                .keys()
+                .any(|port| port == wanted || port.split('/').next() == Some(wanted))
+        })
+        && filters.accepts("publish", |wanted| {
+            record
+                .host
+                .port_bindings
+                .keys()
+                .any(|port| port == wanted || port.split('/').next() == Some(wanted))
+        })
+        && filters.accepts("ancestor", |_| ancestors.contains(&record.image))
+        && filters.accepts_labels("label", &record.config.labels)
+        && filters.refuses_no_label("label!", &record.config.labels)
+}
+
+/// The command in one line.
+fn command(record: &Record) -> String {
+    let quoted = |word: &String| match word.contains(' ') {
+        true => format!("'{word}'"),
+        false => word.clone(),
+    };
+    record.words().iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+impl Engine {
+    /// The containers that a query chooses, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// 400 for filters that cannot be, 404 for a container that one names and that is not.
+    pub(super) async fn list_containers(&self, query: &Query) -> Result<Vec<Value>> {
+        let filters = Filters::parse(query.get("filters"), &FILTERS)?;
+        let mut ancestors = Vec::new();
+        for name in filters.values("ancestor") {
+            if let Ok(found) = self.image(name).await {
+                ancestors.push(found.id);
+            }
+        }
+        let limit = query.number::<i64>("limit")?.filter(|&limit| limit > 0);
+        let is_all = query.flag("all")
+            || limit.is_some()
+            || ["status", "exited", "before", "since"].iter().any(|field| !filters.values(field).is_empty());
+        let edge = |field: &str| -> Result<Option<SystemTime>> {
+            match filters.values(field).first() {
+                None => Ok(None),
+                Some(name) => Ok(parse(&self.containers.get(name)?.with(|record| record.created.clone()))),
+            }
+        };
+        let (before, since) = (edge("before")?, edge("since")?);
+        let mut records: Vec<Record> =
+            self.containers.all().iter().map(|container| container.record()).collect();
+        records.retain(|record| {
+            let created = parse(&record.created);
+            (is_all || record.state.is_active())
+                && is_chosen(record, &filters, &ancestors)
+                && before.is_none_or(|edge| created.is_some_and(|created| created < edge))
+                && since.is_none_or(|edge| created.is_some_and(|created| created > edge))
+        });
+        records.sort_by_key(|record| std::cmp::Reverse(parse(&record.created)));
+        records.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
+        let now = SystemTime::now();
+        let mut listed = Vec::new();
+        for record in records {
+            let created =
+                parse(&record.created).and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+            let settings = self.network_settings(&record);
+            let mut document = json!({
+                "Id": record.id,
+                "Names": [format!("/{}", record.name)],
+                "Image": record.config.image,
+                "ImageID": record.image,
+                "Command": command(&record),
+                "Created": created.map_or(0, |created| created.as_secs()),
+                "Ports": ports(&settings, &record),
+                "Labels": record.config.labels,
+                "State": record.state.status.word(),
+                "Status": record.state.summary(now),
+                "HostConfig": { "NetworkMode": record.host.network_mode },
+                "NetworkSettings": { "Networks": settings["Networks"] },
+                "Mounts": record.mounts.iter().filter(|place| place.kind != "tmpfs").map(shown).collect::<Vec<_>>(),
+            });
+            if query.flag("size") {
+                let (own, all) = self.sizes(&record).await;
+                document["SizeRw"] = json!(own);
+                document["SizeRootFs"] = json!(all);
+            }
+            listed.push(document);
+        }
+        Ok(listed)
+    }
+}
+
+/// Ports as `docker ps` shows them.
+fn ports(settings: &Value, record: &Record) -> Vec<Value> {
+    let mut listed = Vec::new();
+    let published = settings["Ports"].as_object();
+    let split = |port: &str| {
+        let (number, kind) = port.split_once('/').unwrap_or((port, "tcp"));
+        (number.parse::<u16>().unwrap_or(0), kind.to_owned())
+    };
+    for (port, bindings) in published.into_iter().flatten() {
+        let (number, kind) = split(port);
+        match bindings.as_array() {
+            Some(bindings) if !bindings.is_empty() => listed.extend(bindings.iter().map(|binding| {
+                let host = binding["HostPort"].as_str().and_then(|port| port.parse::<u16>().ok());
+                json!({ "IP": binding["HostIp"], "PrivatePort": number, "PublicPort": host, "Type": kind })
+            })),
+            _ => listed.push(json!({ "PrivatePort": number, "Type": kind })),
+        }
+    }
+    if published.is_none_or(serde_json::Map::is_empty)
+        && record.state.is_running()
+        && record.host.network_mode != "host"
+    {
+        for port in record.config.exposed_ports.keys() {
+            let (number, kind) = split(port);
+            listed.push(json!({ "PrivatePort": number, "Type": kind }));
+        }
+    }
+    listed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_patterns() {
+        assert!(is_named("we", "web") && is_named("^/web$", "web") && is_named("^web$", "web"));
+        assert!(!is_named("^eb", "web") && is_named("(", "a(b"));
+    }
+
+    #[test]
+    fn a_command_is_one_line() {
+        let mut record = Record::default();
+        record.config.cmd = Some(vec!["sh".to_owned(), "-c".to_owned(), "echo a".to_owned()]);
+        assert_eq!(command(&record), "sh -c 'echo a'");
+    }
+}

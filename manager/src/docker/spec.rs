@@ -1,0 +1,546 @@
+//! From a container's documents to its OCI configuration: pure. What has to be looked up on the host (devices, accounts,
+//! volumes' directories, other containers' processes) comes in as [`Facts`].
+//!
+//! Follows dockerd's defaults (`oci.DefaultLinuxSpec`) and the order in which it applies options.
+
+use std::collections::BTreeMap;
+
+use orlop_proto::spec::types::{
+    Cpu, Device, DeviceRule, Memory, Mount, Rlimit, Seccomp, SeccompArg, SeccompRule, Spec,
+};
+use orlop_proto::spec::{self, Accounts, DEFAULT_CAPABILITIES, merge_env};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::container::config::{Config, DeviceNumber, HostConfig, Resources, Ulimit};
+use super::failure::{Failure, Result};
+
+/// Size of /dev/shm where nothing else is said.
+pub const SHM_SIZE: i64 = 64 << 20;
+/// Where the init of `--init` is seen in the container.
+const INIT_TARGET: &str = "/sbin/docker-init";
+/// The period behind a number of processors, in microseconds.
+const CPU_PERIOD: u64 = 100_000;
+/// The environment's first entry, unless the image has one.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What has been looked up.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The container's full ID.
+    pub id: String,
+    /// The cgroup above those of containers that name none.
+    pub cgroup_parent: String,
+    /// The account files of its root file system.
+    pub accounts: Accounts,
+    /// Mounts beyond the usual, in the order of their depth.
+    pub mounts: Vec<Mount>,
+    /// Namespaces to join: kind → path. `host` stands for the daemon's own.
+    pub namespaces: BTreeMap<&'static str, String>,
+    /// Devices with what is allowed on them.
+    pub devices: Vec<(Device, String)>,
+    /// Every device of the host, for a privileged container.
+    pub all_devices: Vec<Device>,
+    /// Capabilities that the daemon has.
+    pub capabilities: Vec<String>,
+    /// Whether the host has cgroup v2 alone.
+    pub unified: bool,
+    /// The host's init program, for `--init`.
+    pub init: Option<String>,
+    /// Numbers of block devices that limits name.
+    pub block_devices: BTreeMap<String, (u64, u64)>,
+}
+
+/// Makes the configuration.
+///
+/// # Errors
+///
+/// 400 for what cannot be carried out, in dockerd's words where it has some.
+pub fn make(config: &Config, host: &HostConfig, facts: &Facts) -> Result<Spec> {
+    let mut spec = spec::container("docker", &facts.id, facts.unified);
+    defaults(&mut spec, host, facts.unified);
+    let parent = match host.resources.cgroup_parent.as_str() {
+        "" => &facts.cgroup_parent,
+        own => own,
+    };
+    spec.linux_mut().cgroups_path = format!("/{}/{}", parent.trim_matches('/'), facts.id);
+    process(&mut spec, config, host, facts)?;
+    namespaces(&mut spec, config, host, facts);
+    spec.root_mut().readonly = host.readonly_rootfs;
+    mounts(&mut spec, host, facts)?;
+    resources(&mut spec, &host.resources, facts)?;
+    if let Some(paths) = &host.masked_paths {
+        spec.linux_mut().masked_paths.clone_from(paths);
+    }
+    if let Some(paths) = &host.readonly_paths {
+        spec.linux_mut().readonly_paths.clone_from(paths);
+    }
+    security(&mut spec, host, facts)?;
+    spec.linux_mut().sysctl.clone_from(&host.sysctls);
+    spec.annotations.clone_from(&host.annotations);
+    Ok(spec)
+}
+
+/// What dockerd starts from, where it differs from containerd.
+fn defaults(spec: &mut Spec, host: &HostConfig, unified: bool) {
+    let process = spec.process_mut();
+    process.no_new_privileges = false;
+    process.rlimits.clear();
+    spec.mounts.retain(|mount| mount.destination != "/run");
+    let options: &[&str] = &["ro", "nosuid", "noexec", "nodev"];
+    spec.mounts.push(Mount::new("/sys/fs/cgroup", "cgroup", "cgroup", options));
+    let size = if host.shm_size > 0 { host.shm_size } else { SHM_SIZE };
+    for mount in &mut spec.mounts {
+        if mount.destination == "/dev/shm" {
+            mount.options.retain(|option| !option.starts_with("size="));
+            mount.options.push(format!("size={size}"));
+        }
+    }
+    let is_private = match host.cgroupns_mode.as_str() {
+        "private" => true,
+        "host" => false,
+        _ => unified && !host.privileged,
+    };
+    if is_private {
+        spec.join_namespace("cgroup", "");
+    } else {
+        spec.share_namespace("cgroup");
+    }
+}
+
+fn process(spec: &mut Spec, config: &Config, host: &HostConfig, facts: &Facts) -> Result<()> {
+    let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", config.hostname)];
+    if config.tty {
+        env.push("TERM=xterm".to_owned());
+    }
+    let process = spec.process_mut();
+    process.env = merge_env(&env, &config.env);
+    process.args =
+        [&config.entrypoint, &config.cmd].into_iter().flatten().flatten().cloned().collect::<Vec<String>>();
+    if process.args.iter().all(String::is_empty) {
+        return Err(Failure::invalid("no command specified"));
+    }
+    if host.init == Some(true) {
+        let mut args = vec![INIT_TARGET.to_owned(), "--".to_owned()];
+        args.append(&mut process.args);
+        process.args = args;
+    }
+    process.cwd = if config.working_dir.is_empty() { "/".to_owned() } else { config.working_dir.clone() };
+    process.terminal = config.tty;
+    if config.tty && host.console_size != [0, 0] {
+        let [height, width] = host.console_size;
+        process.console_size = Some(spec::types::ConsoleSize { height, width });
+    }
+    process.oom_score_adj = Some(host.oom_score_adj);
+    let user = if config.user.is_empty() { "0" } else { &config.user };
+    set_user(spec, user, &host.group_add, &facts.accounts)?;
+    for limit in &host.resources.ulimits {
+        spec.set_rlimit(rlimit(limit));
+    }
+    Ok(())
+}
+
+/// Sets user, group and further groups.
+///
+/// # Errors
+///
+/// 400 for a user or a group that the container does not have.
+pub fn set_user(spec: &mut Spec, user: &str, groups: &[String], accounts: &Accounts) -> Result<()> {
+    spec.set_user(user, accounts).map_err(|error| match error.operation() {
+        "user" => Failure::invalid(format!(
+            "unable to find user {}: no matching entries in passwd file",
+            name(user)
+        )),
+        "group" => Failure::invalid(format!(
+            "unable to find group {}: no matching entries in group file",
+            group(user)
+        )),
+        _ => error.into(),
+    })?;
+    for wanted in groups {
+        let number = match wanted.parse::<u32>() {
+            Ok(number) => number,
+            Err(_) => {
+                accounts
+                    .user(&format!("0:{wanted}"))
+                    .map_err(|_| {
+                        Failure::invalid(format!(
+                            "Unable to find group {wanted}: no matching entries in group file"
+                        ))
+                    })?
+                    .gid
+            }
+        };
+        let held = &mut spec.process_mut().user.additional_gids;
+        if !held.contains(&number) {
+            held.push(number);
+        }
+    }
+    Ok(())
+}
+
+fn name(user: &str) -> &str {
+    user.split_once(':').map_or(user, |(user, _)| user)
+}
+
+fn group(user: &str) -> &str {
+    user.split_once(':').map_or("", |(_, group)| group)
+}
+
+fn rlimit(limit: &Ulimit) -> Rlimit {
+    // -1 is as much as there is, which as an unsigned number it says itself.
+    let number = |value: i64| value as u64;
+    Rlimit {
+        kind: format!("RLIMIT_{}", limit.name.to_uppercase()),
+        hard: number(limit.hard),
+        soft: number(limit.soft),
+    }
+}
+
+fn namespaces(spec: &mut Spec, config: &Config, host: &HostConfig, facts: &Facts) {
+    for (kind, path) in &facts.namespaces {
+        match path.as_str() {
+            "host" => spec.share_namespace(kind),
+            path => spec.join_namespace(kind, path),
+        }
+    }
+    if host.uts_mode != "host" {
+        spec.hostname.clone_from(&config.hostname);
+        spec.domainname.clone_from(&config.domainname);
+    }
+    if facts.namespaces.get("network").is_some_and(|path| path == "host") {
+        // The host's own network is not this container's to configure.
+        for mount in spec.mounts.iter_mut().filter(|mount| mount.destination == "/sys") {
+            if !mount.options.iter().any(|option| option == "ro") {
+                mount.options.push("ro".to_owned());
+            }
+        }
+    }
+    if host.ipc_mode == "none" {
+        spec.mounts.retain(|mount| mount.destination != "/dev/shm");
+    }
+    if facts.namespaces.contains_key("ipc") {
+        spec.mounts.retain(|mount| mount.destination != "/dev/shm" && mount.destination != "/dev/mqueue");
+    }
+}
+
+fn mounts(spec: &mut Spec, host: &HostConfig, facts: &Facts) -> Result<()> {
+    for mount in &facts.mounts {
+        spec.mounts.retain(|known| known.destination != mount.destination);
+        spec.mounts.push(mount.clone());
+    }
+    if let (Some(true), Some(init)) = (host.init, &facts.init) {
+        spec.mounts.push(Mount::new(INIT_TARGET, "bind", init, &["bind", "ro"]));
+    } else if host.init == Some(true) {
+        return Err(Failure::invalid("exec: \"docker-init\": executable file not found in $PATH"));
+    }
+    if facts.mounts.iter().any(|mount| mount.options.iter().any(|option| option.ends_with("shared"))) {
+        spec.linux_mut().rootfs_propagation = "rshared".to_owned();
+    } else if facts.mounts.iter().any(|mount| mount.options.iter().any(|option| option.ends_with("slave"))) {
+        spec.linux_mut().rootfs_propagation = "rslave".to_owned();
+    }
+    Ok(())
+}
+
+/// The limits in the configuration's terms; also what `docker update` hands to a running container.
+///
+/// # Errors
+///
+/// 400 for limits that contradict each other.
+pub fn resources(spec: &mut Spec, limits: &Resources, facts: &Facts) -> Result<()> {
+    if limits.nano_cpus > 0 && (limits.cpu_quota > 0 || limits.cpu_period > 0) {
+        return Err(Failure::invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set."));
+    }
+    let resources = spec.resources_mut();
+    let positive = |number: i64| (number > 0).then_some(number);
+    let memory = Memory {
+        limit: positive(limits.memory),
+        reservation: positive(limits.memory_reservation),
+        swap: match (limits.memory, limits.memory_swap) {
+            (memory, 0) if memory > 0 => Some(memory.saturating_mul(2)),
+            (_, 0) => None,
+            (_, swap) => Some(swap),
+        },
+        swappiness: limits.memory_swappiness.and_then(|number| u64::try_from(number).ok()),
+        disable_oom_killer: limits.oom_kill_disable.filter(|&disabled| disabled),
+    };
+    if memory != Memory::default() {
+        resources.memory = Some(memory);
+    }
+    let mut cpu = Cpu {
+        shares: u64::try_from(limits.cpu_shares).ok().filter(|&shares| shares > 0),
+        quota: (limits.cpu_quota != 0).then_some(limits.cpu_quota),
+        period: u64::try_from(limits.cpu_period).ok().filter(|&period| period > 0),
+        cpus: limits.cpuset_cpus.clone(),
+        mems: limits.cpuset_mems.clone(),
+    };
+    if limits.nano_cpus > 0 {
+        cpu.quota = Some(limits.nano_cpus.saturating_mul(CPU_PERIOD as i64) / 1_000_000_000);
+        cpu.period = Some(CPU_PERIOD);
+    }
+    if cpu != Cpu::default() {
+        resources.cpu = Some(cpu);
+    }
+    if let Some(limit) = limits.pids_limit.filter(|&limit| limit != 0) {
+        spec.limit_pids(limit);
+    }
+    let block = block_io(limits, facts)?;
+    if block.as_object().is_some_and(|members| !members.is_empty()) {
+        spec.resources_mut().block_io = Some(block);
+    }
+    Ok(())
+}
+
+fn block_io(limits: &Resources, facts: &Facts) -> Result<Value> {
+    let mut block = json!({});
+    if limits.blkio_weight > 0 {
+        block["weight"] = json!(limits.blkio_weight);
+    }
+    let devices = |list: &[DeviceNumber], what: &str| -> Result<Vec<Value>> {
+        list.iter()
+            .map(|device| {
+                let (major, minor) = facts
+                    .block_devices
+                    .get(&device.path)
+                    .ok_or_else(|| Failure::invalid(format!("no such device: {}", device.path)))?;
+                let number = if what == "weight" { device.weight } else { device.rate };
+                Ok(json!({ "major": major, "minor": minor, what: number }))
+            })
+            .collect()
+    };
+    for (list, name, what) in [
+        (&limits.blkio_weight_device, "weightDevice", "weight"),
+        (&limits.blkio_device_read_bps, "throttleReadBpsDevice", "rate"),
+        (&limits.blkio_device_write_bps, "throttleWriteBpsDevice", "rate"),
+        (&limits.blkio_device_read_iops, "throttleReadIOPSDevice", "rate"),
+        (&limits.blkio_device_write_iops, "throttleWriteIOPSDevice", "rate"),
+    ] {
+        if !list.is_empty() {
+            block[name] = json!(devices(list, what)?);
+        }
+    }
+    Ok(block)
+}
+
+fn security(spec: &mut Spec, host: &HostConfig, facts: &Facts) -> Result<()> {
+    let options = SecurityOptions::parse(&host.security_opt)?;
+    if host.privileged {
+        spec.set_privileged(&facts.capabilities, facts.all_devices.clone());
+    } else {
+        let held = capabilities(&host.cap_add, &host.cap_drop, &facts.capabilities)?;
+        spec.set_capabilities(&held);
+        for (device, access) in &facts.devices {
+            spec.add_device(device.clone(), access);
+        }
+        for rule in &host.resources.device_cgroup_rules {
+            let rule = device_rule(rule)?;
+            spec.resources_mut().devices.push(rule);
+        }
+        let architecture = std::env::consts::ARCH;
+        spec.linux_mut().seccomp = match &options.seccomp {
+            Profile::Default => Some(spec::default_profile(&held, architecture)),
+            Profile::Unconfined => None,
+            Profile::Given(text) => Some(profile(text, &held, architecture)?),
+        };
+    }
+    if options.is_open {
+        let linux = spec.linux_mut();
+        linux.masked_paths.clear();
+        linux.readonly_paths.clear();
+    }
+    let process = spec.process_mut();
+    process.no_new_privileges = options.no_new_privileges;
+    if let Some(profile) = options.apparmor {
+        process.apparmor_profile = profile;
+    }
+    // A user other than root starts without capabilities, as execve(2) would leave it.
+    if process.user.uid != 0
+        && let Some(sets) = &mut process.capabilities
+    {
+        sets.effective.clear();
+        sets.permitted.clear();
+    }
+    Ok(())
+}
+
+/// Which system calls are filtered.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Profile {
+    #[default]
+    Default,
+    Unconfined,
+    Given(String),
+}
+
+/// `--security-opt`, taken apart.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct SecurityOptions {
+    seccomp: Profile,
+    apparmor: Option<String>,
+    no_new_privileges: bool,
+    /// `systempaths=unconfined`.
+    is_open: bool,
+}
+
+impl SecurityOptions {
+    fn parse(options: &[String]) -> Result<SecurityOptions> {
+        let mut parsed = SecurityOptions::default();
+        for option in options {
+            if option == "no-new-privileges" {
+                parsed.no_new_privileges = true;
+                continue;
+            }
+            let wrong = || Failure::invalid(format!("invalid --security-opt 1: {option:?}"));
+            let (key, value) = option.split_once('=').or_else(|| option.split_once(':')).ok_or_else(wrong)?;
+            match key {
+                "seccomp" if value == "unconfined" => parsed.seccomp = Profile::Unconfined,
+                "seccomp" if value == "builtin" => parsed.seccomp = Profile::Default,
+                "seccomp" => parsed.seccomp = Profile::Given(value.to_owned()),
+                "apparmor" => parsed.apparmor = Some(value.to_owned()).filter(|name| name != "unconfined"),
+                "no-new-privileges" => {
+                    parsed.no_new_privileges = value
+                        .parse()
+                        .map_err(|_| Failure::invalid(format!("invalid --security-opt 2: {option:?}")))?;
+                }
+                "systempaths" if value == "unconfined" => parsed.is_open = true,
+                "label" => {}
+                _ => return Err(Failure::invalid(format!("invalid --security-opt 2: {option:?}"))),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// The capabilities of a container that is not privileged.
+fn capabilities(add: &[String], drop: &[String], all: &[String]) -> Result<Vec<String>> {
+    let full = |name: &String| {
+        let upper = name.to_uppercase();
+        if upper == "ALL" || upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
+    };
+    let (add, drop): (Vec<String>, Vec<String>) =
+        (add.iter().map(full).collect(), drop.iter().map(full).collect());
+    for name in add.iter().chain(&drop) {
+        if name != "ALL" && !all.contains(name) {
+            return Err(Failure::invalid(format!("invalid capability: unknown capability: {name:?}")));
+        }
+    }
+    let has = |list: &[String], name: &str| list.iter().any(|held| held == name);
+    let (adds_all, drops_all) = (has(&add, "ALL"), has(&drop, "ALL"));
+    let defaults = DEFAULT_CAPABILITIES.map(str::to_owned);
+    Ok(all
+        .iter()
+        .filter(|name| match (adds_all, drops_all) {
+            (true, _) => !has(&drop, name),
+            (false, true) => has(&add, name),
+            (false, false) => has(&add, name) || (has(&defaults, name) && !has(&drop, name)),
+        })
+        .cloned()
+        .collect())
+}
+
+/// A rule of the device cgroup: `c 1:3 rwm`.
+fn device_rule(text: &str) -> Result<DeviceRule> {
+    let wrong = || Failure::invalid(format!("invalid device cgroup rule format: '{text}'"));
+    let [kind, numbers, access] =
+        text.split_whitespace().collect::<Vec<_>>().try_into().map_err(|_| wrong())?;
+    let (major, minor) = numbers.split_once(':').ok_or_else(wrong)?;
+    let number = |text: &str| match text {
+        "*" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| wrong()),
+    };
+    if !["a", "b", "c"].contains(&kind)
+        || access.is_empty()
+        || access.chars().any(|letter| !"rwm".contains(letter))
+    {
+        return Err(wrong());
+    }
+    Ok(DeviceRule {
+        allow: true,
+        kind: kind.to_owned(),
+        major: number(major)?,
+        minor: number(minor)?,
+        access: access.to_owned(),
+    })
+}
+
+/// A profile in Docker's form: rules that hold for some capabilities and architectures only.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[derive(Default)]
+struct ProfileDocument {
+    default_action: String,
+    default_errno_ret: Option<u32>,
+    architectures: Vec<String>,
+    arch_map: Vec<ArchitectureMap>,
+    syscalls: Vec<RuleDocument>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct ArchitectureMap {
+    architecture: String,
+    sub_architectures: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct RuleDocument {
+    name: String,
+    names: Vec<String>,
+    action: String,
+    errno_ret: Option<u32>,
+    args: Vec<SeccompArg>,
+    includes: Condition,
+    excludes: Condition,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Condition {
+    caps: Vec<String>,
+    arches: Vec<String>,
+}
+
+fn profile(text: &str, held: &[String], architecture: &str) -> Result<Seccomp> {
+    let wrong = |error: String| Failure::invalid(format!("Decoding seccomp profile failed: {error}"));
+    let mut value: Value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+    super::message::without_nulls(&mut value);
+    let document: ProfileDocument =
+        serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
+    let short = match architecture {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    let native = format!("SCMP_ARCH_{}", architecture.to_uppercase());
+    let mut architectures = document.architectures;
+    for map in document.arch_map.into_iter().filter(|map| map.architecture == native) {
+        architectures.push(map.architecture);
+        architectures.extend(map.sub_architectures);
+    }
+    let has = |cap: &String| held.contains(cap);
+    let syscalls = document.syscalls.into_iter().filter(|rule| {
+        let (wanted, refused) = (&rule.includes, &rule.excludes);
+        (wanted.caps.is_empty() || wanted.caps.iter().all(has))
+            && (wanted.arches.is_empty() || wanted.arches.iter().any(|name| name == short))
+            && !refused.caps.iter().any(has)
+            && !refused.arches.iter().any(|name| name == short)
+    });
+    Ok(Seccomp {
+        default_action: document.default_action,
+        default_errno_ret: document.default_errno_ret,
+        architectures,
+        syscalls: syscalls
+            .map(|rule| SeccompRule {
+                names: if rule.name.is_empty() { rule.names } else { vec![rule.name] },
+                action: rule.action,
+                errno_ret: rule.errno_ret,
+                args: rule.args,
+            })
+            .collect(),
+        ..Seccomp::default()
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! What options become, as tables.
+
+use super::*;
+
+fn facts() -> Facts {
+    Facts {
+        id: "c1".to_owned(),
+        cgroup_parent: "/docker".to_owned(),
+        accounts: Accounts {
+            passwd: Some("root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n".to_owned()),
+            group: Some("root:x:0:\nlog:x:40:\n".to_owned()),
+        },
+        capabilities: orlop_proto::spec::capabilities_of(u64::MAX),
+        ..Facts::default()
+    }
+}
+
+fn config() -> Config {
+    Config { hostname: "box".to_owned(), cmd: Some(vec!["sh".to_owned()]), ..Config::default() }
+}
+
+fn made(host: &HostConfig) -> Spec {
+    make(&config(), host, &facts()).unwrap()
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+#[test]
+fn the_defaults_are_dockers() {
+    let spec = made(&HostConfig::default());
+    let process = spec.process.clone().unwrap();
+    assert_eq!(process.env, words(&[DEFAULT_PATH, "HOSTNAME=box"]));
+    assert!(!process.no_new_privileges && process.rlimits.is_empty());
+    assert_eq!(process.capabilities.unwrap().bounding.len(), DEFAULT_CAPABILITIES.len());
+    let linux = spec.linux.clone().unwrap();
+    assert_eq!(linux.cgroups_path, "/docker/c1");
+    assert!(linux.seccomp.is_some());
+    assert!(!linux.namespaces.iter().any(|namespace| namespace.kind == "cgroup"));
+    let shm = spec.mounts.iter().find(|mount| mount.destination == "/dev/shm").unwrap();
+    assert!(shm.options.contains(&"size=67108864".to_owned()), "{shm:?}");
+    assert!(!spec.mounts.iter().any(|mount| mount.destination == "/run"));
+    assert_eq!(spec.hostname, "box");
+}
+
+#[test]
+fn capabilities_are_added_and_dropped() {
+    for (add, drop, held, lacks) in [
+        (&["net_admin"][..], &["CHOWN"][..], "CAP_NET_ADMIN", "CAP_CHOWN"),
+        (&["ALL"], &["sys_admin"], "CAP_NET_ADMIN", "CAP_SYS_ADMIN"),
+        (&["kill"], &["ALL"], "CAP_KILL", "CAP_CHOWN"),
+    ] {
+        let held_now = capabilities(&words(add), &words(drop), &facts().capabilities).unwrap();
+        assert!(
+            held_now.contains(&held.to_owned()) && !held_now.contains(&lacks.to_owned()),
+            "{add:?} {drop:?}"
+        );
+    }
+    assert!(capabilities(&words(&["nope"]), &[], &facts().capabilities).is_err());
+}
+
+#[test]
+fn limits_are_those_of_dockerd() {
+    let limits =
+        Resources { memory: 1 << 20, nano_cpus: 1_500_000_000, pids_limit: Some(7), ..Resources::default() };
+    let mut spec = made(&HostConfig { resources: limits, ..HostConfig::default() });
+    let resources = spec.resources_mut();
+    let memory = resources.memory.clone().unwrap();
+    assert_eq!((memory.limit, memory.swap), (Some(1 << 20), Some(2 << 20)));
+    let cpu = resources.cpu.clone().unwrap();
+    assert_eq!((cpu.quota, cpu.period), (Some(150_000), Some(100_000)));
+    assert_eq!(resources.pids.as_ref().unwrap().limit, 7);
+    let both = Resources { nano_cpus: 1, cpu_quota: 1, ..Resources::default() };
+    assert!(make(&config(), &HostConfig { resources: both, ..HostConfig::default() }, &facts()).is_err());
+}
+
+#[test]
+fn privileged_and_unconfined_lift_the_filter() {
+    let privileged = made(&HostConfig { privileged: true, ..HostConfig::default() });
+    let linux = privileged.linux.unwrap();
+    assert!(linux.seccomp.is_none() && linux.masked_paths.is_empty());
+    let open = words(&["seccomp=unconfined", "systempaths=unconfined", "no-new-privileges"]);
+    let spec = made(&HostConfig { security_opt: open, ..HostConfig::default() });
+    assert!(spec.process.unwrap().no_new_privileges);
+    let linux = spec.linux.unwrap();
+    assert!(linux.seccomp.is_none() && linux.readonly_paths.is_empty());
+    assert!(SecurityOptions::parse(&words(&["nope"])).is_err());
+}
+
+#[test]
+fn a_profile_follows_capabilities() {
+    let text = r#"{"defaultAction":"SCMP_ACT_ERRNO","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}],
+        "syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW","args":null},
+                    {"names":["mount"],"action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_SYS_ADMIN"]}},
+                    {"name":"chroot","action":"SCMP_ACT_ALLOW","excludes":{"arches":["arm64"]}}]}"#;
+    let names = |held: &[&str]| -> Vec<String> {
+        profile(text, &words(held), "x86_64")
+            .unwrap()
+            .syscalls
+            .into_iter()
+            .flat_map(|rule| rule.names)
+            .collect()
+    };
+    assert_eq!(names(&[]), ["read", "chroot"]);
+    assert_eq!(names(&["CAP_SYS_ADMIN"]), ["read", "mount", "chroot"]);
+    assert_eq!(profile(text, &[], "x86_64").unwrap().architectures, ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]);
+    assert!(profile("x", &[], "x86_64").is_err());
+}
+
+#[test]
+fn users_and_groups_are_the_containers_own() {
+    let config = Config { user: "web".to_owned(), ..config() };
+    let host = HostConfig { group_add: words(&["log", "50"]), ..HostConfig::default() };
+    let process = make(&config, &host, &facts()).unwrap().process.unwrap();
+    assert_eq!((process.user.uid, process.user.gid), (33, 34));
+    assert_eq!(process.user.additional_gids, [34, 40, 50]);
+    assert!(process.capabilities.unwrap().effective.is_empty());
+    let unknown = Config { user: "nobody".to_owned(), ..config };
+    let failure = make(&unknown, &HostConfig::default(), &facts()).unwrap_err();
+    assert_eq!(failure.message, "unable to find user nobody: no matching entries in passwd file");
+}
+
+#[test]
+fn namespaces_are_joined_or_shared() {
+    let namespaces = [("network", "host".to_owned()), ("pid", "/proc/7/ns/pid".to_owned())].into();
+    let spec = make(&config(), &HostConfig::default(), &Facts { namespaces, ..facts() }).unwrap();
+    let linux = spec.linux.unwrap();
+    assert!(!linux.namespaces.iter().any(|namespace| namespace.kind == "network"));
+    assert!(linux.namespaces.iter().any(|namespace| namespace.path == "/proc/7/ns/pid"));
+}
+
+#[test]
+fn rules_and_inits() {
+    assert_eq!(device_rule("c 1:* rw").unwrap().minor, None);
+    for wrong in ["", "x 1:1 r", "c 1 r", "c 1:1 q"] {
+        assert!(device_rule(wrong).is_err(), "{wrong}");
+    }
+    let host = HostConfig { init: Some(true), ..HostConfig::default() };
+    assert!(make(&config(), &host, &facts()).is_err());
+    let facts = Facts { init: Some("/usr/bin/tini".to_owned()), ..facts() };
+    let spec = make(&config(), &host, &facts).unwrap();
+    assert_eq!(spec.process.unwrap().args, words(&[INIT_TARGET, "--", "sh"]));
+    let nothing = Config { cmd: None, ..config() };
+    assert_eq!(make(&nothing, &HostConfig::default(), &facts).unwrap_err().message, "no command specified");
+}

@@ -1,0 +1,62 @@
+//! Images, from a registry on loopback and from archives.
+
+use orlop_tests::Registry;
+use orlop_tests::image::Image;
+
+use super::side::{Line, Side, clients, compare};
+
+/// Lines that say and do the same on dockerd.
+const LINES: &[Line] = &[
+    (0, "$docker images --format '{{.Repository}} {{.Tag}}'"),
+    (0, "$docker images --quiet --no-trunc"),
+    (0, "$docker tag bb other:1; $docker images --format '{{.Repository}} {{.Tag}}' | sort"),
+    (
+        0,
+        "$docker images --quiet --no-trunc --filter reference='oth*'; $docker images --quiet --filter reference=nope",
+    ),
+    (
+        0,
+        "$docker inspect --type image --format '{{.Id}} {{json .Config.Cmd}} {{.Architecture}} {{json .RootFS.Layers}}' bb",
+    ),
+    (0, "$docker rmi other:1"),
+    (1, "$docker rmi other:1"),
+    (
+        0,
+        "$docker save bb > $dir/saved.tar; $docker rmi bb | grep -c Untagged; $docker load -q -i $dir/saved.tar",
+    ),
+    (0, "$docker history --no-trunc --format '{{.CreatedBy}}' bb"),
+    (0, "$run --name uses bb true; $docker rmi bb; test $? = 1 && echo refused; $docker rm uses"),
+    (0, "$docker image prune --force"),
+    (0, "$docker run --rm --network none $($docker images --quiet bb) echo by its number"),
+];
+
+#[test]
+fn images_do_as_under_dockerd() {
+    let debian = clients().pop().expect("a client");
+    let (ours, reference) = (Side::orlopd_for(debian.clone()), Side::dockerd(debian));
+    compare(&ours, &reference, LINES);
+    ours.finish();
+    reference.finish();
+}
+
+#[test]
+fn images_are_pulled_and_pushed() {
+    let side = Side::orlopd();
+    let registry = Registry::start(&side.root);
+    Image::two_layers().push(&registry, "two", "1");
+    let name = format!("{}/two", registry.address());
+    let said = side.says(&format!("$docker pull {name}:1"));
+    assert!(said.contains(&format!("Status: Downloaded newer image for {name}:1")), "{said}");
+    assert!(said.contains("Pull complete") && said.contains("Digest: sha256:"), "{said}");
+    let said = side.says(&format!("$docker pull {name}:1"));
+    assert!(said.contains(&format!("Status: Image is up to date for {name}:1")), "{said}");
+    let out = side.run(&format!("$docker pull {name}:nope"));
+    assert!(out.stderr.contains("manifest unknown"), "{}", out.stderr);
+    let out = side.run("$docker pull 127.0.0.1:1/nope");
+    assert!(out.code() != 0 && out.stderr.contains("refused"), "{}", out.stderr);
+    side.says(&format!("$docker tag {name}:1 {name}:2 && $docker push {name}:2"));
+    side.says(&format!("$docker rmi {name}:1 {name}:2"));
+    side.says(&format!("$run --rm {name}:2 true"));
+    drop(registry);
+    side.finish();
+}

@@ -1,0 +1,6 @@
+//! The Docker Engine API: the real `docker` command line on orlopd, and beside it on Debian's dockerd.
+
+mod containers;
+mod images;
+mod recovery;
+mod side;

@@ -1,0 +1,169 @@
+//! An engine for the real `docker`: orlopd, or Debian's dockerd, each with everything that it writes below a root of its own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use orlop_tests::image::Image;
+use orlop_tests::{Cmd, Orlopd, Output, Process, Root, binaries, poll_until};
+
+/// A line of a table: the exit code that it must have, and what the shell is given. It finds `$docker`, `$run` (without a
+/// network) and `$dir`.
+pub type Line = (i32, &'static str);
+
+/// Which engine.
+enum Daemon {
+    Orlopd(Box<Orlopd>),
+    Dockerd(Option<Process>),
+}
+
+/// An engine.
+pub struct Side {
+    /// Its root.
+    pub root: Root,
+    daemon: Daemon,
+    docker: PathBuf,
+}
+
+impl Side {
+    /// orlopd, called by the `docker` that comes first in PATH.
+    pub fn orlopd() -> Side {
+        Side::orlopd_for(binaries::system("docker"))
+    }
+
+    /// orlopd, called by this client.
+    pub fn orlopd_for(docker: PathBuf) -> Side {
+        let root = Root::new();
+        let config = format!(
+            "[docker]\naddress = {:?}\ncgroup_parent = {:?}\n",
+            root.join("docker.sock"),
+            format!("/{}", root.tag())
+        );
+        let daemon = Daemon::Orlopd(Box::new(Orlopd::start_with(&root, &config)));
+        Side { root, daemon, docker }.with_image()
+    }
+
+    /// Debian's dockerd, in a network namespace of its own, called by Debian's client.
+    pub fn dockerd(docker: PathBuf) -> Side {
+        let root = Root::new();
+        let path = |name: &str| root.join(name).display().to_string();
+        std::fs::write(root.join("daemon.json"), "{}").expect("writing daemon.json");
+        let process = Cmd::new(binaries::system("unshare"))
+            .args(["--net", "sh", "-c", "ip link set lo up; exec \"$0\" \"$@\""])
+            .arg(binaries::system("dockerd"))
+            .args([
+                "--config-file",
+                &path("daemon.json"),
+                "--data-root",
+                &path("data"),
+                "--exec-root",
+                &path("exec"),
+            ])
+            .args(["--pidfile", &path("pid"), "--host", &format!("unix://{}", path("docker.sock"))])
+            .args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"])
+            .args(["--exec-opt", "native.cgroupdriver=cgroupfs", &format!("--cgroup-parent=/{}", root.tag())])
+            // A root without CAP_SYS_RESOURCE cannot have docker's own limits.
+            .args(["--default-ulimit", "nproc=4096:4096", "--default-ulimit", "nofile=1024:1024"])
+            .spawn();
+        let side = Side { root, daemon: Daemon::Dockerd(Some(process)), docker };
+        poll_until(Duration::from_secs(30), "dockerd answers", || {
+            side.run("$docker version").status.success()
+        });
+        side.with_image()
+    }
+
+    fn with_image(self) -> Side {
+        let archive = self.root.join("busybox.tar");
+        Image::busybox().docker_archive(&archive, "bb:latest");
+        self.run("$docker load --quiet --input $dir/busybox.tar").success();
+        self
+    }
+
+    /// Our manager.
+    ///
+    /// # Panics
+    /// On the reference.
+    pub fn manager(&mut self) -> &mut Orlopd {
+        match &mut self.daemon {
+            Daemon::Orlopd(orlopd) => orlopd,
+            Daemon::Dockerd(_) => panic!("the reference has no orlopd"),
+        }
+    }
+
+    /// A call of the client.
+    pub fn docker(&self, args: &[&str]) -> Cmd {
+        // By flags: a terminal's program gets no variables.
+        Cmd::new(&self.docker)
+            .arg(format!("--host=unix://{}", self.root.join("docker.sock").display()))
+            .arg(format!("--config={}", self.root.join("client").display()))
+            .args(args)
+    }
+
+    /// Runs a line in a shell.
+    pub fn run(&self, line: &str) -> Output {
+        let docker = self.docker.display().to_string();
+        Cmd::new("/bin/sh")
+            .args(["-c", line])
+            .env("DOCKER_HOST", format!("unix://{}", self.root.join("docker.sock").display()))
+            .env("DOCKER_CONFIG", self.root.join("client"))
+            .env("DOCKER_BUILDKIT", "0")
+            .env("dir", self.root.path())
+            .env("tag", self.root.tag())
+            .env("run", format!("{docker} run --network none"))
+            .env("docker", docker)
+            .run()
+    }
+
+    /// Runs a line that must succeed, and returns what it says, without the last line end.
+    #[track_caller]
+    pub fn says(&self, line: &str) -> String {
+        let out = self.run(line);
+        assert_eq!(out.code(), 0, "{line}: {out}");
+        out.stdout.trim_end().to_owned()
+    }
+
+    /// Removes all containers, stops the engine, and sees that nothing is left.
+    #[track_caller]
+    pub fn finish(mut self) {
+        self.run("$docker rm --force --volumes $($docker ps --all --quiet)");
+        match &mut self.daemon {
+            Daemon::Orlopd(orlopd) => drop(orlopd.stop()),
+            Daemon::Dockerd(process) => {
+                if let Some(process) = process.take() {
+                    process.signal(Signal::SIGTERM);
+                    process.wait(Duration::from_secs(30));
+                }
+            }
+        }
+        self.root.assert_clean();
+    }
+}
+
+/// Runs lines on ours and on the reference, and compares exit codes and standard output; what goes to standard error are
+/// sentences, which differ from one version of dockerd to the next.
+///
+/// # Panics
+/// With every line that differs.
+pub fn compare(ours: &Side, reference: &Side, table: &[Line]) {
+    let all = |side: &Side| table.iter().map(|(_, line)| side.run(line)).collect::<Vec<_>>();
+    let (first, other) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| all(reference));
+        (all(ours), other.join().expect("the reference's side"))
+    });
+    let plain = |side: &Side, text: &str| text.replace(side.root.tag(), "TAG");
+    let mut wrong = Vec::new();
+    for (((code, line), answer), expected) in table.iter().zip(first).zip(other) {
+        let is_same = plain(ours, &answer.stdout) == plain(reference, &expected.stdout);
+        if !is_same || answer.code() != *code || expected.code() != *code {
+            wrong.push(format!("{line}\n  expected code {code}\n  orlopd  {answer}\n  dockerd {expected}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The clients: the one that comes first in PATH, and Debian's where it is another.
+pub fn clients() -> Vec<PathBuf> {
+    let first = binaries::system("docker");
+    let debian = PathBuf::from("/usr/bin/docker");
+    if first == debian || !debian.exists() { vec![first] } else { vec![first, debian] }
+}
