@@ -143,6 +143,9 @@ impl Request {
         }
         let mut value: Value = serde_json::from_slice(&bytes)
             .map_err(|error| Failure::invalid(format!("invalid JSON: {error}")))?;
+        if value.is_null() {
+            return Ok(None);
+        }
         without_nulls(&mut value);
         let parsed = serde_json::from_value(value);
         parsed.map(Some).map_err(|error| Failure::invalid(format!("invalid JSON: {error}")))

@@ -4,8 +4,6 @@
 //! the domain and encodes. Everything lives in the namespace `moby`, as dockerd's does, where the containerd API sees it.
 //! Follows the Engine API reference and, where that is silent, dockerd.
 
-#![allow(dead_code, reason = "end points come one after the other; what they share is here first")]
-
 mod auth;
 mod connection;
 mod container;
@@ -34,14 +32,14 @@ pub use connection::serve;
 
 use crate::content::ContentStore;
 use crate::db::Database;
-use crate::gc::Collector;
 use crate::image::ImageService;
+use crate::network::Networks;
 use crate::request::{Namespace, RequestContext};
 use crate::snapshot::Snapshots;
 use crate::store::containers::Containers;
 use crate::store::images::Images;
-use crate::store::leases::Leases;
 use crate::task::Supervisor;
+use crate::volume::Volumes;
 
 /// The namespace of everything that is made through this API.
 pub const NAMESPACE: &str = "moby";
@@ -56,16 +54,12 @@ pub struct Parts {
     pub snapshots: Snapshots,
     /// Names of images.
     pub names: Images,
-    /// What keeps things from being collected.
-    pub leases: Leases,
     /// Containers as the containerd API has them.
     pub records: Containers,
     /// Pulling, pushing, unpacking.
     pub images: ImageService,
     /// Running containers.
     pub supervisor: Supervisor,
-    /// The garbage collector.
-    pub collector: Collector,
     /// Directory of everything that outlives a reboot.
     pub root: PathBuf,
     /// Directory of what a reboot may remove.
@@ -90,6 +84,10 @@ pub struct Shared {
     pub events: events::Bus,
     /// The containers.
     pub containers: container::Register,
+    /// The networks.
+    pub networks: Networks,
+    /// The volumes.
+    pub volumes: Volumes,
 }
 
 impl Deref for Engine {
@@ -109,6 +107,8 @@ impl Engine {
     pub fn new(parts: Parts) -> Result<Engine> {
         let context = RequestContext { namespace: Namespace::new(NAMESPACE)?, lease: None };
         let (events, containers) = (events::Bus::default(), container::Register::default());
-        Ok(Engine(Arc::new(Shared { parts, context, events, containers })))
+        let networks = Networks::new(parts.database.clone(), &parts.state, &parts.id)?;
+        let volumes = Volumes::new(parts.database.clone(), &parts.root)?;
+        Ok(Engine(Arc::new(Shared { parts, context, events, containers, networks, volumes })))
     }
 }

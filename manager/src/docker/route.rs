@@ -1,6 +1,6 @@
 //! From a request to the end point that answers it: version, then the first segment of the path.
 
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method};
 use hyper::body::Incoming;
 
 use super::Engine;
@@ -86,6 +86,7 @@ async fn dispatch(engine: Engine, request: Request) -> Result<Reply> {
         "containers" => container::answer(engine, request).await,
         "exec" => container::answer_exec(engine, request).await,
         "images" => image::answer(engine, request).await,
+        "commit" if request.method == Method::POST => engine.commit_container(request).await,
         "networks" => networks::answer(engine, request).await,
         "volumes" => volumes::answer(engine, request).await,
         "swarm" | "nodes" | "services" | "tasks" | "secrets" | "configs" | "plugins" | "session" | "grpc" => {
@@ -104,9 +105,6 @@ pub fn page_not_found() -> Failure {
 pub fn reads(method: &Method) -> bool {
     method == Method::GET || method == Method::HEAD
 }
-
-/// What has no status of its own.
-pub const OK: StatusCode = StatusCode::OK;
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,6 @@
 //! Images: pulled, pushed, unpacked, imported and exported.
 
+mod assemble;
 pub mod diff;
 mod download;
 pub mod erofs;

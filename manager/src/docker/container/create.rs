@@ -31,7 +31,7 @@ pub struct Created {
 }
 
 /// Completes a container's configuration with its image's.
-fn merge(config: &mut Config, image: &Config) {
+pub(super) fn merge(config: &mut Config, image: &Config) {
     if config.user.is_empty() {
         config.user.clone_from(&image.user);
     }
@@ -288,6 +288,7 @@ impl Engine {
         let (snapshots, id) = (&self.parts.snapshots, record.id.clone());
         snapshots.prepare(&self.context, DEFAULT_SNAPSHOTTER, &id, &record.chain, labels).await?;
         let made = async {
+            self.attach_networks(&record).await?;
             self.make_volumes(&mut record).await?;
             self.store(&record).await?;
             Ok(Container::new(self, record))
@@ -295,6 +296,7 @@ impl Engine {
         .await;
         if made.is_err() {
             // Ignoring: what went wrong before is what is reported.
+            let _ = self.networks.detach(&id).await;
             let _ = snapshots.remove(&self.context, DEFAULT_SNAPSHOTTER, &id).await;
         }
         made

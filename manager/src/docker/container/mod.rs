@@ -250,6 +250,7 @@ impl Engine {
             let _ = self.containers.reserve(&record.name, &record.id);
             self.containers.add(Container::new(self, record));
         }
+        self.recover_joined().await?;
         for container in self.containers.all() {
             tokio::spawn(self.clone().take_up(container));
         }

@@ -244,6 +244,12 @@ impl Engine {
                 return Err(failure);
             }
             engine.containers.release(&old);
+            let named = container.with(|record| record.name.clone());
+            if let Err(error) = engine.networks.rename(&container.id, &named).await
+                && error.kind() != Kind::NotFound
+            {
+                tracing::warn!(id = container.id, "{error}");
+            }
             engine.container_event(&container, "rename", &[("oldName", format!("/{old}"))]);
             Ok(())
         })
@@ -358,6 +364,7 @@ impl Engine {
             _ => {}
         }
         self.forget(&record.id).await?;
+        self.forget_networks(&record).await;
         self.containers.remove(&record.id, &record.name);
         self.forget_execs(&record.id);
         let (directory, pipes) = (self.container_directory(&record.id), self.pipe_directory(&record.id));

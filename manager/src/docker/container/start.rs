@@ -147,6 +147,7 @@ impl Engine {
             rootfs: convert::mounts(root),
             stdio: pipes.stdio(record.config.tty),
             images: String::new(),
+            sandbox: String::new(),
         };
         let supervisor = &self.parts.supervisor;
         let pid = supervisor
@@ -248,15 +249,7 @@ impl Engine {
             write("hosts", &read("/etc/hosts"))?;
             write("resolv.conf", &read("/etc/resolv.conf"))?;
         } else if !record.host.network_mode.starts_with("container:") {
-            let mut hosts =
-                "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
-                             ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
-                    .to_owned();
-            for line in &record.host.extra_hosts {
-                if let Some((name, address)) = line.split_once(':') {
-                    hosts.push_str(&format!("{address}\t{name}\n"));
-                }
-            }
+            let hosts = super::joined::plain_hosts(record);
             write("hosts", &hosts)?;
             write("resolv.conf", &read("/etc/resolv.conf"))?;
         }

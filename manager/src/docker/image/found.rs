@@ -35,8 +35,6 @@ pub struct Found {
     pub names: Vec<Image>,
     /// The manifest of this machine's platform.
     pub manifest: Manifest,
-    /// Digest of that manifest.
-    pub manifest_digest: String,
     /// The configuration document.
     pub document: Value,
 }
@@ -208,7 +206,6 @@ impl Engine {
                     return Ok(Found {
                         id: manifest.config.digest.to_string(),
                         names: vec![image.clone()],
-                        manifest_digest: digest.to_string(),
                         manifest,
                         document,
                     });

@@ -6,5 +6,6 @@ mod remove;
 mod route;
 mod transfer;
 
-pub use found::dangling;
+pub use found::{Found, dangling, normal};
 pub use route::answer;
+pub use transfer::ToClient;

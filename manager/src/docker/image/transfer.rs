@@ -204,7 +204,8 @@ fn pull_failure(error: &Error, name: &str) -> Failure {
 }
 
 impl Engine {
-    fn job(&self, progress: Progress) -> (Job, CancellationToken) {
+    /// Work of this engine's, and how it is given up.
+    pub fn job(&self, progress: Progress) -> (Job, CancellationToken) {
         let cancel = CancellationToken::new();
         let job = Job { context: self.context.clone(), progress: Arc::new(progress), cancel: cancel.clone() };
         (job, cancel)

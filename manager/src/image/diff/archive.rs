@@ -34,12 +34,24 @@ pub struct Item<'a> {
 pub struct LayerArchive<W: Write> {
     tar: Builder<W>,
     epoch: Option<i64>,
+    /// What all names begin with, without a slash at the end; empty for names as they are.
+    above: Vec<u8>,
 }
 
 impl<W: Write> LayerArchive<W> {
     /// A layer that goes to this stream; with an epoch, no time in it is later.
     pub fn new(output: W, epoch: Option<i64>) -> Self {
-        LayerArchive { tar: Builder::new(output), epoch }
+        LayerArchive { tar: Builder::new(output), epoch, above: Vec::new() }
+    }
+
+    /// An archive in which all names are below another.
+    pub fn below(output: W, above: &[u8]) -> Self {
+        LayerArchive { tar: Builder::new(output), epoch: None, above: above.to_vec() }
+    }
+
+    fn placed(&self, path: &[u8]) -> Vec<u8> {
+        let slash: &[u8] = if self.above.is_empty() || path.is_empty() { b"" } else { b"/" };
+        [&self.above, slash, path].concat()
     }
 
     /// Writes that a name of the layers below is gone.
@@ -58,6 +70,8 @@ impl<W: Write> LayerArchive<W> {
     /// Writes an entry; sockets, which no layer can hold, are left out.
     pub fn item(&mut self, item: Item<'_>) -> Result<()> {
         let Item { path, stat, link, same_as, xattrs, data } = item;
+        let (path, same_as) = (self.placed(path), same_as.map(|path| self.placed(path)));
+        let (path, same_as) = (path.as_slice(), same_as.as_deref());
         let mut header = Header::new_ustar();
         header.set_mode(stat.st_mode & 0o7777);
         let mut records: Vec<(String, Vec<u8>)> = Vec::new();

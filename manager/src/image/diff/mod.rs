@@ -1,6 +1,7 @@
 //! The diff service's two halves: apply a layer to mounts, and make a layer of what two mounts differ in.
 
 mod archive;
+mod tree;
 mod walk;
 
 use std::io::{self, Write};
@@ -11,6 +12,7 @@ use orlop_proto::kind::Kind;
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 
+pub use self::tree::{Change, changes, write_tree};
 pub use self::walk::differences;
 use super::manifest::Descriptor;
 use super::media::{self, Role};

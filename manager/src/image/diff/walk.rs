@@ -52,6 +52,32 @@ pub fn differences(left: OwnedFd, right: OwnedFd) -> Result<Vec<String>> {
     Ok(names.0)
 }
 
+/// The paths in which two trees differ, in the order in which they are found, each with whether it is gone.
+pub fn changed(roots: Roots) -> Result<Vec<(Vec<u8>, bool)>> {
+    let mut paths = Paths::default();
+    let mut walker =
+        Walker { found: &mut paths, parents: Vec::new(), links: HashMap::new(), trusts_times: true };
+    walker.directory(b"", roots)?;
+    Ok(paths.0)
+}
+
+/// Keeps every path, with whether it is gone.
+#[derive(Default)]
+struct Paths(Vec<(Vec<u8>, bool)>);
+
+impl Found for Paths {
+    fn whiteout(&mut self, directory: &[u8], base: &[u8]) -> Result<()> {
+        let slash: &[u8] = if directory.is_empty() { b"" } else { b"/" };
+        self.0.push(([directory, slash, base].concat(), true));
+        Ok(())
+    }
+
+    fn item(&mut self, item: Item<'_>) -> Result<()> {
+        self.0.push((item.path.to_vec(), false));
+        Ok(())
+    }
+}
+
 /// What is done with what differs.
 trait Found {
     /// A name that is gone.
