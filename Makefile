@@ -146,7 +146,7 @@ install: ## install to $(DESTDIR)$(PREFIX): binaries, man pages, completions, sy
 	install -m 644 target/share/zsh/* $(SHARE)/zsh/site-functions/
 	install -m 644 target/share/fish/* $(SHARE)/fish/vendor_completions.d/
 	@sed 's|@PREFIX@|$(PREFIX)|g' manager/orlopd.service >target/share/orlopd.service
-	install -m 644 target/share/orlopd.service $(DESTDIR)$(PREFIX)/lib/systemd/system/
+	install -m 644 target/share/orlopd.service manager/orlopd.socket $(DESTDIR)$(PREFIX)/lib/systemd/system/
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Where the configuration is without an option; it need not be there.
 pub const DEFAULT_CONFIG: &str = "/etc/orlop/config.toml";
@@ -15,6 +15,18 @@ pub const DEFAULT_CONFIG: &str = "/etc/orlop/config.toml";
     disable_version_flag = true
 )]
 pub struct Arguments {
+    #[command(flatten)]
+    pub options: Options,
+    /// Print the version
+    #[arg(short, long)]
+    pub version: bool,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What stands before the configuration file's own.
+#[derive(Args)]
+pub struct Options {
     /// Path of the configuration file
     #[arg(short, long, global = true, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     pub config: PathBuf,
@@ -33,11 +45,6 @@ pub struct Arguments {
     /// Directory of what a reboot may remove
     #[arg(long, global = true, value_name = "DIRECTORY")]
     pub state: Option<PathBuf>,
-    /// Print the version
-    #[arg(short, long)]
-    pub version: bool,
-    #[command(subcommand)]
-    pub command: Option<Command>,
 }
 
 /// What `orlopd` does besides serving.
@@ -75,6 +82,8 @@ pub enum Command {
 pub enum ConfigCommand {
     /// Print the commented default configuration
     Default,
+    /// Print what holds: the file, the command line and the defaults of what neither names
+    Dump,
 }
 
 /// Log levels by containerd's names; `fatal` and `panic` mean errors only.

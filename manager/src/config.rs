@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::DEFAULT_CONFIG;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::LevelFilter;
 
 /// The commented default configuration, as `orlopd config default` prints it.
@@ -18,7 +18,7 @@ pub const RUNC_V2: &str = "io.containerd.runc.v2";
 const DEFAULT_STATE: &str = "/run/orlopd";
 
 /// Everything that can be configured; each value has a default.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Directory of everything that outlives a reboot.
@@ -31,6 +31,8 @@ pub struct Config {
     pub docker: Docker,
     /// Logging.
     pub debug: Debug,
+    /// Metrics over HTTP.
+    pub metrics: Metrics,
     /// Garbage collection.
     pub gc: Gc,
     /// Layers.
@@ -50,7 +52,7 @@ pub struct Config {
 }
 
 /// The containerd API's socket.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Grpc {
     /// Path of the socket; by default `orlopd.sock` in the state directory.
@@ -61,10 +63,12 @@ pub struct Grpc {
     pub gid: u32,
     /// Largest message in either direction, in bytes.
     pub max_message_size: usize,
+    /// How many calls are answered at once; more are refused.
+    pub max_calls: usize,
 }
 
 /// The Docker Engine API.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Docker {
     /// Path of the socket; by default `docker.sock` in the default state directory, and none in another.
@@ -78,15 +82,35 @@ pub struct Docker {
 }
 
 /// Logging.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Debug {
     /// What is logged at least.
     pub level: Level,
+    /// Form of the lines.
+    pub format: LogFormat,
+}
+
+/// Forms of the log.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Metrics over HTTP.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Host and port; nobody is served without one.
+    pub address: Option<String>,
 }
 
 /// Log levels.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Everything.
@@ -114,7 +138,7 @@ impl From<Level> for LevelFilter {
 }
 
 /// Garbage collection.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Gc {
     /// Time between a change that may free something and the collection, in milliseconds.
@@ -128,7 +152,7 @@ pub struct Gc {
 }
 
 /// Layers.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Snapshots {
     /// Time between the commit of a layer and the writing back of its files, in seconds.
@@ -136,7 +160,7 @@ pub struct Snapshots {
 }
 
 /// Registries.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Registry {
     /// Directory of the registries' `hosts.toml` files, laid out as containerd's `certs.d`.
@@ -150,7 +174,7 @@ pub struct Registry {
 }
 
 /// What holds for all shims.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Shim {
     /// How long a shim may take to start, in seconds.
@@ -158,7 +182,7 @@ pub struct Shim {
 }
 
 /// Containers that are started again when they end.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Restart {
     /// Time after which all are looked at again if nothing happened, in seconds.
@@ -166,7 +190,7 @@ pub struct Restart {
 }
 
 /// Programs that decide which images may be pulled.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageVerifier {
     /// The directory that they are in; where it is missing or empty, every image may be pulled.
@@ -178,7 +202,7 @@ pub struct ImageVerifier {
 }
 
 /// A part that runs as a program of its own.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ProxyPlugin {
     /// What it does.
@@ -197,7 +221,7 @@ pub struct ProxyPlugin {
 }
 
 /// What external parts can be.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyKind {
     /// A snapshotter.
@@ -205,7 +229,7 @@ pub enum ProxyKind {
 }
 
 /// Which shim serves a runtime name.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Runtime {
     /// A program in PATH, or beside orlopd, or an absolute path; by default containerd's naming rule.
@@ -226,6 +250,7 @@ impl Default for Config {
             grpc: Grpc::default(),
             docker: Docker::default(),
             debug: Debug::default(),
+            metrics: Metrics::default(),
             gc: Gc::default(),
             snapshots: Snapshots::default(),
             registry: Registry::default(),
@@ -240,7 +265,7 @@ impl Default for Config {
 
 impl Default for Grpc {
     fn default() -> Self {
-        Grpc { address: None, uid: 0, gid: 0, max_message_size: 16 << 20 }
+        Grpc { address: None, uid: 0, gid: 0, max_message_size: 16 << 20, max_calls: 8192 }
     }
 }
 
@@ -252,7 +277,7 @@ impl Default for Docker {
 
 impl Default for Debug {
     fn default() -> Self {
-        Debug { level: Level::Info }
+        Debug { level: Level::Info, format: LogFormat::Text }
     }
 }
 
@@ -345,6 +370,11 @@ impl Config {
         Ok(config)
     }
 
+    /// The configuration as text, with everything that was left out.
+    pub fn dump(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::because(Kind::Internal, "write", "configuration", error))
+    }
+
     /// The same with absolute directories, as clients are told of them.
     pub fn absolute(mut self) -> Result<Config> {
         for path in [&mut self.root, &mut self.state] {
@@ -396,8 +426,17 @@ mod tests {
             });
         let mut explicit = Config::parse(&uncommented).unwrap();
         assert_eq!(explicit.grpc.address.take(), Some("/run/orlopd/orlopd.sock".into()));
+        assert_eq!(explicit.metrics.address.take().as_deref(), Some("127.0.0.1:9324"));
         assert_eq!(explicit.docker.address.take(), Some("/run/orlopd/docker.sock".into()));
         assert_eq!(explicit, Config::default());
+    }
+
+    #[test]
+    fn what_is_dumped_reads_as_the_same() {
+        let config =
+            Config::parse("root = \"/x\"\n[debug]\nformat = \"json\"\n[runtimes.other]\nbinary = \"crun\"\n");
+        let config = config.unwrap();
+        assert_eq!(Config::parse(&config.dump().unwrap()).unwrap(), config);
     }
 
     #[test]

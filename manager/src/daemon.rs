@@ -1,11 +1,7 @@
 //! The whole procedure of the daemon, top to bottom: stores, recovery, domain, sockets, serving, stop.
 
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
-use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::stat::{Mode, umask};
 use orlop_proto::containerd::services::containers::v1::containers_server::ContainersServer;
 use orlop_proto::containerd::services::content::v1::content_server::ContentServer;
 use orlop_proto::containerd::services::diff::v1::diff_server::DiffServer;
@@ -25,7 +21,6 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
 use orlop_proto::kind::Kind;
 use orlop_proto::orlop::admin::v1::admin_server::AdminServer;
-use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -50,24 +45,30 @@ use crate::api::transfer::TransferService;
 use crate::api::version::VersionService;
 use crate::config::Config;
 use crate::docker;
+use crate::listeners::Listeners;
+use crate::reload::Reload;
 use crate::restart::Monitor;
 use crate::store::namespaces::installation;
 use crate::stores::{Stores, directory};
 use crate::task::Supervisor;
-use crate::ttrpc;
+use crate::{metrics, service_manager, ttrpc};
 
 /// How long calls may go on after the stop signal.
 const GRACE: Duration = Duration::from_secs(2);
+/// How many calls one connection may have open at once.
+const STREAMS: u32 = 2048;
 
 /// Serves until a stop signal; returns when everything is closed.
-pub async fn serve(config: Config) -> Result<()> {
+pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
     let config = config.absolute()?;
     // First of all: a stop signal that comes as soon as there is a socket must find somebody who waits for it.
-    let signals = StopSignals::watch()?;
+    let mut signals = Signals::watch()?;
+    let mut listeners = Listeners::inherit()?;
     directory(&config.state)?;
     let stores = Stores::open(&config)?;
     stores.recover().await?;
     let uuid = installation(&stores.database)?;
+    let supervisor = Supervisor::new(&config, stores.exchange.clone())?;
     let admin = AdminService {
         root: config.root.clone(),
         checker: stores.checker(),
@@ -75,6 +76,10 @@ pub async fn serve(config: Config) -> Result<()> {
         images: stores.images.clone(),
         containers: stores.containers.clone(),
         leases: stores.leases.clone(),
+        supervisor: supervisor.clone(),
+        config: config.clone(),
+        uuid: uuid.clone(),
+        started: std::time::SystemTime::now(),
     };
     let Stores {
         exchange,
@@ -89,7 +94,6 @@ pub async fn serve(config: Config) -> Result<()> {
         collector,
         ..
     } = &stores;
-    let supervisor = Supervisor::new(&config, exchange.clone())?;
     let restarts = Monitor {
         namespaces: namespaces.clone(),
         containers: containers.clone(),
@@ -120,8 +124,12 @@ pub async fn serve(config: Config) -> Result<()> {
     };
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let listener = listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
-    let shims = listen(&config.ttrpc_address(), config.grpc.uid, config.grpc.gid)?;
+    let listener = listeners.listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
+    let shims = listeners.listen(&config.ttrpc_address(), config.grpc.uid, config.grpc.gid)?;
+    let watched = match &config.metrics.address {
+        Some(address) => Some(metrics::listen(address).await?),
+        None => None,
+    };
     let limit = config.grpc.max_message_size;
     macro_rules! limited {
         ($server:ident, $service:expr) => {
@@ -129,7 +137,9 @@ pub async fn serve(config: Config) -> Result<()> {
         };
     }
     let router = Server::builder()
-        .layer(CallLayer)
+        // More of one connection wait in the client.
+        .max_concurrent_streams(Some(STREAMS))
+        .layer(CallLayer::new(config.grpc.max_calls))
         .add_service(Reflection::default())
         .add_service(ReflectionAlpha::default())
         .add_service(limited!(HealthServer, HealthService))
@@ -180,22 +190,38 @@ pub async fn serve(config: Config) -> Result<()> {
         router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone())),
     );
     let collecting = tokio::spawn(collector.clone().run());
-    let docker_address = match engine {
-        None => None,
-        Some((engine, address)) => {
-            let listener = listen(&address, config.docker.uid, config.docker.gid)?;
-            engine.recover().await?;
-            tokio::spawn(docker::serve(listener, engine, until(stopped.clone())));
-            Some(address)
-        }
-    };
-    let restarting = tokio::spawn(restarts.run());
-    tracing::info!(address = %config.address().display(), "serving");
-
-    tokio::select! {
-        signal = signals.next() => tracing::info!(signal, "stopping"),
-        ended = &mut serving => return served(ended),
+    if let Some((engine, address)) = engine {
+        let listener = listeners.listen(&address, config.docker.uid, config.docker.gid)?;
+        engine.recover().await?;
+        tokio::spawn(docker::serve(listener, engine, until(stopped.clone())));
     }
+    let restarting = tokio::spawn(restarts.run());
+    if let Some(listener) = watched {
+        let supervisor = supervisor.clone();
+        tokio::spawn(metrics::serve(listener, move || supervisor.count()));
+    }
+    tokio::spawn(service_manager::watch(stores.database.clone()));
+    listeners.warn_of_unused();
+    tracing::info!(address = %config.address().display(), "serving");
+    service_manager::ready();
+
+    loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Signalled::Reload => {
+                    service_manager::reloading();
+                    reload.apply(&stores, &supervisor);
+                    service_manager::ready();
+                }
+                Signalled::Stop(signal) => {
+                    tracing::info!(signal, "stopping");
+                    break;
+                }
+            },
+            ended = &mut serving => return served(ended),
+        }
+    }
+    service_manager::stopping();
     // Ignoring: with no receiver left nobody needs to be told.
     let _ = stop.send(true);
     // Long calls (event subscriptions, waits) do not end by themselves; clients retry.
@@ -206,11 +232,7 @@ pub async fn serve(config: Config) -> Result<()> {
     collecting.abort();
     forwarding.abort();
     supervisor.close();
-    if let Some(address) = docker_address {
-        remove_socket(&address)?;
-    }
-    remove_socket(&config.ttrpc_address())?;
-    remove_socket(&config.address())
+    listeners.close()
 }
 
 /// The error of a server that ended.
@@ -224,65 +246,36 @@ fn served(
     }
 }
 
-/// The signals that ask for a stop.
-struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
+/// What a signal asks for.
+enum Signalled {
+    Reload,
+    /// With the signal's name.
+    Stop(&'static str),
 }
 
-impl StopSignals {
+/// The signals that ask for something.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
     /// From now on they end nothing by themselves.
-    fn watch() -> Result<StopSignals> {
-        Ok(StopSignals {
+    fn watch() -> Result<Signals> {
+        Ok(Signals {
             terminate: signal(SignalKind::terminate()).context("watch", "SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("watch", "SIGINT")?,
+            hangup: signal(SignalKind::hangup()).context("watch", "SIGHUP")?,
         })
     }
 
-    /// Waits for one; returns its name.
-    async fn next(mut self) -> &'static str {
+    /// Waits for one.
+    async fn next(&mut self) -> Signalled {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => Signalled::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Signalled::Stop("SIGINT"),
+            _ = self.hangup.recv() => Signalled::Reload,
         }
-    }
-}
-
-/// Binds the socket with mode 0660; a socket that nobody answers on any more is replaced.
-fn listen(path: &Path, uid: u32, gid: u32) -> Result<UnixListener> {
-    let name = || path.display().to_string();
-    if let Some(parent) = path.parent() {
-        directory(parent)?;
-    }
-    if path.symlink_metadata().is_ok() {
-        if StdStream::connect(path).is_ok() {
-            return Err(Error::because(
-                Kind::AlreadyExists,
-                "listen on",
-                name(),
-                "another daemon answers there",
-            ));
-        }
-        remove_socket(path)?;
-    }
-    // Nobody may connect before the mode is set; no other thread makes files yet.
-    let before = umask(Mode::from_bits_truncate(0o177));
-    let bound = StdListener::bind(path);
-    umask(before);
-    let listener = bound.context("listen on", name())?;
-    std::os::unix::fs::chown(path, Some(uid), Some(gid)).context("change owner of", name())?;
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o660)).context("change mode of", name())?;
-    listener.set_nonblocking(true).context("listen on", name())?;
-    UnixListener::from_std(listener).context("listen on", name())
-}
-
-/// Removes a socket, and only a socket.
-fn remove_socket(path: &Path) -> Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let name = || path.display().to_string();
-    match path.symlink_metadata() {
-        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).context("remove", name()),
-        Ok(_) => Err(Error::because(Kind::AlreadyExists, "listen on", name(), "exists and is no socket")),
-        Err(_) => Ok(()),
     }
 }

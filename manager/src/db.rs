@@ -356,6 +356,17 @@ pub trait Query {
     }
 }
 
+impl Read {
+    /// How many records a table has, without reading them.
+    pub fn count<M>(&self, table: &Table<M>) -> Result<u64> {
+        match self.0.open_table(table.definition()) {
+            Ok(opened) => redb::ReadableTableMetadata::len(&opened).map_err(failed),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(0),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
 impl Query for Read {
     fn get<M: Message + Default>(&self, table: &Table<M>, key: &str) -> Result<Option<M>> {
         match self.0.open_table(table.definition()) {

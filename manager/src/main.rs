@@ -14,13 +14,17 @@ mod gc;
 mod identifier;
 mod image;
 mod labels;
+mod listeners;
+mod metrics;
 #[allow(dead_code, reason = "the Docker API, which uses it, comes next")]
 mod network;
 mod offline;
 mod plugins;
 mod publish;
+mod reload;
 mod request;
 mod restart;
+mod service_manager;
 mod snapshot;
 mod space;
 mod store;
@@ -35,9 +39,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::filter::LevelFilter;
 
-use cli::{Arguments, Command, ConfigCommand, LogLevel};
-use config::Config;
+use cli::{Arguments, Command, ConfigCommand, LogLevel, Options};
+use config::{Config, LogFormat};
 use orlop_proto::error::{Context, Result};
+use reload::{LogHandle, Reload};
 
 impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> LevelFilter {
@@ -48,6 +53,26 @@ impl From<LogLevel> for LevelFilter {
             LogLevel::Warn => LevelFilter::WARN,
             LogLevel::Error | LogLevel::Fatal | LogLevel::Panic => LevelFilter::ERROR,
         }
+    }
+}
+
+impl Options {
+    /// The configuration file with what the command line says.
+    fn configuration(&self) -> Result<Config> {
+        let mut config = Config::load(&self.config)?;
+        if let Some(root) = &self.root {
+            config.root.clone_from(root);
+        }
+        if let Some(state) = &self.state {
+            config.state.clone_from(state);
+        }
+        if self.address.is_some() {
+            config.grpc.address.clone_from(&self.address);
+        }
+        if self.docker_address.is_some() {
+            config.docker.address.clone_from(&self.docker_address);
+        }
+        Ok(config)
     }
 }
 
@@ -62,17 +87,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs to standard error, in colour for a person; what the libraries below say only as far as it is a warning.
-fn start_log(level: LevelFilter) {
+/// Logs to standard error, as JSON or in colour for a person.
+fn start_log(level: LevelFilter, format: LogFormat) -> LogHandle {
     use tracing_subscriber::prelude::*;
-    let targets = tracing_subscriber::filter::Targets::new()
-        .with_default(level.min(LevelFilter::WARN))
-        .with_target(env!("CARGO_CRATE_NAME"), level);
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(reload::targets(level));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false);
-    tracing_subscriber::registry().with(lines).with(targets).init();
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    handle
 }
 
 /// Runs what serves nobody.
@@ -90,20 +118,14 @@ fn run(arguments: Arguments) -> Result<()> {
         print!("{}", config::DEFAULT_TEXT);
         return Ok(());
     }
-    let mut config = Config::load(&arguments.config)?;
-    if let Some(root) = arguments.root {
-        config.root = root;
+    let command = arguments.command;
+    let options = arguments.options;
+    let config = options.configuration()?;
+    if let Some(Command::Config { command: ConfigCommand::Dump }) = command {
+        print!("{}", config.dump()?);
+        return Ok(());
     }
-    if let Some(state) = arguments.state {
-        config.state = state;
-    }
-    if let Some(address) = arguments.address {
-        config.grpc.address = Some(address);
-    }
-    if let Some(address) = arguments.docker_address {
-        config.docker.address = Some(address);
-    }
-    match arguments.command {
+    match command {
         Some(Command::Publish { namespace, topic }) => {
             return block_on_one_thread(publish::publish(config.address(), &namespace, topic));
         }
@@ -114,8 +136,14 @@ fn run(arguments: Arguments) -> Result<()> {
         Some(Command::Du) => return block_on_one_thread(offline::du(config.absolute()?)),
         Some(Command::Config { .. }) | None => {}
     }
-    let level = arguments.log_level.map_or(LevelFilter::from(config.debug.level), LevelFilter::from);
-    start_log(level);
+    let level = options.log_level.map(LevelFilter::from);
+    let log = start_log(level.unwrap_or(LevelFilter::from(config.debug.level)), config.debug.format);
+    let config = config.absolute()?;
+    let reload = Reload {
+        current: config.clone(),
+        log: level.is_none().then_some(log),
+        read: Box::new(move || options.configuration()?.absolute()),
+    };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .worker_threads(config.workers())
@@ -123,5 +151,5 @@ fn run(arguments: Arguments) -> Result<()> {
         .thread_keep_alive(std::time::Duration::from_secs(2))
         .build()
         .context("start", "the runtime")?
-        .block_on(daemon::serve(config))
+        .block_on(daemon::serve(config, reload))
 }

@@ -266,6 +266,96 @@ impl ::prost::Name for Step {
         "/orlop.admin.v1.Step".into()
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InfoRequest {}
+impl ::prost::Name for InfoRequest {
+    const NAME: &'static str = "InfoRequest";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.InfoRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.InfoRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InfoResponse {
+    #[prost(string, tag = "1")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub uuid: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub pid: u64,
+    #[prost(message, optional, tag = "4")]
+    pub started_at: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(string, tag = "5")]
+    pub root: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub metrics_address: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "9")]
+    pub snapshotters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "10")]
+    pub runtimes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "11")]
+    pub namespaces: u64,
+    #[prost(uint64, tag = "12")]
+    pub images: u64,
+    #[prost(uint64, tag = "13")]
+    pub containers: u64,
+    #[prost(uint64, tag = "14")]
+    pub tasks: u64,
+    #[prost(uint64, tag = "15")]
+    pub snapshots: u64,
+    #[prost(uint64, tag = "16")]
+    pub blobs: u64,
+    #[prost(uint64, tag = "17")]
+    pub leases: u64,
+    #[prost(uint64, tag = "18")]
+    pub disk_size: u64,
+    #[prost(uint64, tag = "19")]
+    pub disk_free: u64,
+}
+impl ::prost::Name for InfoResponse {
+    const NAME: &'static str = "InfoResponse";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.InfoResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.InfoResponse".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetricsRequest {}
+impl ::prost::Name for MetricsRequest {
+    const NAME: &'static str = "MetricsRequest";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.MetricsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.MetricsRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetricsResponse {
+    #[prost(string, tag = "1")]
+    pub text: ::prost::alloc::string::String,
+}
+impl ::prost::Name for MetricsResponse {
+    const NAME: &'static str = "MetricsResponse";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.MetricsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.MetricsResponse".into()
+    }
+}
 /// Generated client implementations.
 #[cfg(feature = "grpc")]
 pub mod admin_client {
@@ -452,6 +542,52 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("orlop.admin.v1.Admin", "Explain"));
             self.inner.unary(req, path, codec).await
         }
+        /// Says what the daemon is and what it has.
+        pub async fn info(
+            &mut self,
+            request: impl tonic::IntoRequest<super::InfoRequest>,
+        ) -> std::result::Result<tonic::Response<super::InfoResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orlop.admin.v1.Admin/Info",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("orlop.admin.v1.Admin", "Info"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The daemon's metrics in the text format of OpenMetrics.
+        pub async fn metrics(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MetricsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MetricsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orlop.admin.v1.Admin/Metrics",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orlop.admin.v1.Admin", "Metrics"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -488,6 +624,16 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::ExplainRequest>,
         ) -> std::result::Result<tonic::Response<super::ExplainResponse>, tonic::Status>;
+        /// Says what the daemon is and what it has.
+        async fn info(
+            &self,
+            request: tonic::Request<super::InfoRequest>,
+        ) -> std::result::Result<tonic::Response<super::InfoResponse>, tonic::Status>;
+        /// The daemon's metrics in the text format of OpenMetrics.
+        async fn metrics(
+            &self,
+            request: tonic::Request<super::MetricsRequest>,
+        ) -> std::result::Result<tonic::Response<super::MetricsResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct AdminServer<T> {
@@ -722,6 +868,92 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ExplainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orlop.admin.v1.Admin/Info" => {
+                    #[allow(non_camel_case_types)]
+                    struct InfoSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::InfoRequest>
+                    for InfoSvc<T> {
+                        type Response = super::InfoResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::InfoRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::info(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = InfoSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orlop.admin.v1.Admin/Metrics" => {
+                    #[allow(non_camel_case_types)]
+                    struct MetricsSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::MetricsRequest>
+                    for MetricsSvc<T> {
+                        type Response = super::MetricsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MetricsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::metrics(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MetricsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

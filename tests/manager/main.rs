@@ -13,6 +13,7 @@ mod evidence;
 mod image;
 mod kill;
 mod mirrors;
+mod operations;
 mod proxies;
 mod reflection;
 mod registry;

@@ -47,6 +47,8 @@ fn installs_everything_below_destdir_and_nothing_else() {
     let unit = fs::read_to_string(prefix.join("lib/systemd/system/orlopd.service")).expect("the unit");
     assert!(unit.contains("ExecStart=/opt/orlop/bin/orlopd"), "{unit}");
     assert!(unit.contains("KillMode=process"), "stopping the manager must not end containers: {unit}");
+    assert!(unit.contains("Type=notify"), "the manager says when it is ready: {unit}");
+    assert!(prefix.join("lib/systemd/system/orlopd.socket").exists());
     let beside: Vec<_> =
         fs::read_dir(stage.path()).expect("listing").map(|e| e.expect("an entry").file_name()).collect();
     assert_eq!(beside, ["opt"]);

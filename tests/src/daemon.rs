@@ -113,7 +113,8 @@ impl Launch {
             .args(&self.args)
             .cwd(&self.dir)
             .env("PATH", path_with(std::slice::from_ref(&self.bin)))
-            .without_env("NOTIFY_SOCKET");
+            .without_env("NOTIFY_SOCKET")
+            .without_env("LISTEN_FDS");
         for (key, value) in &self.env {
             cmd = cmd.env(key, value);
         }
@@ -316,6 +317,11 @@ impl Orlopd {
     /// Its state for as long as the machine is up.
     pub fn state(&self) -> PathBuf {
         self.state.clone()
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.launch.dir.join("config.toml")
     }
 
     /// Its process id, or `None` while it is down.

@@ -1,19 +1,26 @@
 //! `orlop.admin.v1.Admin`: what an administrator asks beyond the containerd API.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
+use orlop_proto::error::Context;
 use orlop_proto::orlop::admin::v1 as proto;
 use tonic::{Request, Response, Status};
 
+use crate::config::Config;
 use crate::db::blocking;
 use crate::fsck::{Checker, Options, Outcome, Problem, Report, Severity};
 use crate::gc::Collector;
 use crate::gc::explain::{Explanation, Step};
+use crate::metrics::METRICS;
 use crate::request::RequestContext;
+use crate::snapshot::SNAPSHOTS;
 use crate::space::{self, Owner, Taken};
-use crate::store::containers::Containers;
-use crate::store::images::Images;
-use crate::store::leases::Leases;
+use crate::store::containers::{CONTAINERS, Containers};
+use crate::store::images::{IMAGES, Images};
+use crate::store::leases::{LEASES, Leases};
+use crate::store::namespaces::NAMESPACES;
+use crate::task::Supervisor;
 
 /// Serves administrators.
 pub struct AdminService {
@@ -29,6 +36,14 @@ pub struct AdminService {
     pub containers: Containers,
     /// What is kept for its own sake.
     pub leases: Leases,
+    /// Knows the tasks.
+    pub supervisor: Supervisor,
+    /// What holds.
+    pub config: Config,
+    /// Identity of the installation.
+    pub uuid: String,
+    /// When the daemon started.
+    pub started: SystemTime,
 }
 
 /// The message of a problem.
@@ -164,5 +179,58 @@ impl proto::admin_server::Admin for AdminService {
         }
         let explanations = found.into_iter().map(encode_explanation).collect();
         Ok(Response::new(proto::ExplainResponse { explanations }))
+    }
+
+    async fn info(
+        &self,
+        _request: Request<proto::InfoRequest>,
+    ) -> Result<Response<proto::InfoResponse>, Status> {
+        let root = self.root.clone();
+        let count = self.checker.db.read(move |tx| {
+            Ok([
+                tx.count(&NAMESPACES)?,
+                tx.count(&IMAGES)?,
+                tx.count(&CONTAINERS)?,
+                tx.count(&SNAPSHOTS)?,
+                tx.count(&LEASES)?,
+            ])
+        });
+        let [namespaces, images, containers, snapshots, leases] = count.await?;
+        let db = self.checker.db.clone();
+        let (disk, blobs) = blocking(move || {
+            let disk = rustix::fs::statvfs(&root).context("inspect", root.display().to_string())?;
+            Ok((disk, crate::content::health::places(&db)?.len()))
+        })
+        .await?;
+        let snapshotters = self.checker.snapshots.snapshotters();
+        Ok(Response::new(proto::InfoResponse {
+            version: super::version::version(),
+            uuid: self.uuid.clone(),
+            pid: u64::from(std::process::id()),
+            started_at: Some(self.started.into()),
+            root: self.root.display().to_string(),
+            state: self.config.state.display().to_string(),
+            address: self.config.address().display().to_string(),
+            metrics_address: self.config.metrics.address.clone().unwrap_or_default(),
+            snapshotters: snapshotters.map(|one| one.name().to_owned()).collect(),
+            runtimes: self.config.runtimes.keys().cloned().collect(),
+            namespaces,
+            images,
+            containers,
+            tasks: self.supervisor.count() as u64,
+            snapshots,
+            blobs: blobs as u64,
+            leases,
+            disk_size: disk.f_blocks * disk.f_frsize,
+            disk_free: disk.f_bavail * disk.f_frsize,
+        }))
+    }
+
+    async fn metrics(
+        &self,
+        _request: Request<proto::MetricsRequest>,
+    ) -> Result<Response<proto::MetricsResponse>, Status> {
+        let text = METRICS.text(self.supervisor.count())?;
+        Ok(Response::new(proto::MetricsResponse { text }))
     }
 }

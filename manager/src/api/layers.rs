@@ -1,50 +1,119 @@
-//! What every call passes through before its service: a span that names it, and the caller's deadline.
+//! What every call passes through before its service: a span that names it with namespace and lease, the caller's
+//! deadline, a limit on how many are open, and the metrics.
 //!
-//! The namespace and the lease are read from the headers where a call needs them
+//! The namespace and the lease are read from the headers again where a call needs them
 //! ([`crate::request::RequestContext`]), as some calls need none.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, Request, Response};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::body::Body;
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use crate::metrics::METRICS;
 use crate::request::{LEASE_HEADER, NAMESPACE_HEADER};
 
 /// Header of the time that the caller gives a call (gRPC over HTTP/2, "Timeout").
 const TIMEOUT_HEADER: &str = "grpc-timeout";
+/// Method of a call that no service knows, as its name is the client's to choose and every one would stay in the metrics.
+const UNKNOWN_METHOD: &str = "unknown";
+/// The code of such a call (gRPC, "Unimplemented").
+const UNIMPLEMENTED: &str = "12";
 
 /// Wraps a service in [`Calls`].
-#[derive(Clone, Copy, Debug)]
-pub struct CallLayer;
+#[derive(Clone, Debug)]
+pub struct CallLayer {
+    open: Arc<Semaphore>,
+}
+
+impl CallLayer {
+    /// At most so many calls are open at once, streams until they end.
+    pub fn new(limit: usize) -> CallLayer {
+        CallLayer { open: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))) }
+    }
+}
 
 impl<S> Layer<S> for CallLayer {
     type Service = Calls<S>;
 
     fn layer(&self, inner: S) -> Calls<S> {
-        Calls { inner }
+        Calls { inner, open: self.open.clone() }
     }
 }
 
-/// Gives each call its span and its deadline.
+/// Gives each call its span, its deadline, its place among the open ones and its time.
 #[derive(Clone, Debug)]
 pub struct Calls<S> {
     inner: S,
+    open: Arc<Semaphore>,
 }
 
-impl<S, I, O> Service<Request<I>> for Calls<S>
+/// A place among the open calls.
+struct Place(#[allow(dead_code, reason = "it is held, and let go of when dropped")] OwnedSemaphorePermit);
+
+impl Place {
+    fn take(open: &Arc<Semaphore>) -> Option<Place> {
+        match open.clone().try_acquire_owned() {
+            Ok(permit) => {
+                METRICS.calls_open.inc();
+                Some(Place(permit))
+            }
+            Err(_) => {
+                METRICS.calls_refused.inc();
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        METRICS.calls_open.dec();
+    }
+}
+
+/// The body of an answer, which keeps the call's place until it has ended.
+struct Answer {
+    body: Body,
+    _place: Place,
+}
+
+impl HttpBody for Answer {
+    type Data = bytes::Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<S, I> Service<Request<I>> for Calls<S>
 where
-    S: Service<Request<I>, Response = Response<O>> + Clone + Send + 'static,
+    S: Service<Request<I>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
     I: Send + 'static,
-    O: Default,
 {
-    type Response = S::Response;
+    type Response = Response<Body>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -54,13 +123,18 @@ where
         let header = |name: &str| {
             request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
         };
+        let method = request.uri().path().to_owned();
         let span = tracing::debug_span!(
             "call",
-            method = request.uri().path(),
+            method,
             namespace = header(NAMESPACE_HEADER),
             lease = header(LEASE_HEADER),
         );
         let deadline = deadline(request.headers());
+        let Some(place) = Place::take(&self.open) else {
+            let refusal = tonic::Status::resource_exhausted("too many calls are open");
+            return Box::pin(async move { Ok(refusal.into_http()) });
+        };
         // The service that was polled ready is the one to be called.
         let fresh = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, fresh);
@@ -76,9 +150,13 @@ where
                 },
                 None => ready.call(request).await?,
             };
+            let elapsed = begin.elapsed();
             let status = response.headers().get("grpc-status").and_then(|value| value.to_str().ok());
-            tracing::debug!(elapsed = ?begin.elapsed(), status, "answered");
-            Ok(response)
+            tracing::debug!(?elapsed, status, "answered");
+            let code = status.unwrap_or("0");
+            let known = if code == UNIMPLEMENTED { UNKNOWN_METHOD } else { &method };
+            METRICS.call(known, code, elapsed);
+            Ok(response.map(|body| Body::new(Answer { body, _place: place })))
         };
         Box::pin(call.instrument(span))
     }

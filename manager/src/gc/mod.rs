@@ -10,9 +10,9 @@ mod mark;
 mod tests;
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
@@ -22,6 +22,7 @@ use crate::content::digest::Digest;
 use crate::content::ingest::Ingest;
 use crate::content::{CONTENT, ContentStore};
 use crate::db::{Database, Query, Write, blocking, key};
+use crate::metrics::METRICS;
 use crate::snapshot::{self, SNAPSHOTS, Snapshots};
 use crate::store::leases;
 use mark::{Marked, Survey};
@@ -52,7 +53,7 @@ struct Shared {
     db: Database,
     content: ContentStore,
     snapshots: Snapshots,
-    config: config::Gc,
+    config: RwLock<config::Gc>,
     /// One collection at a time; who waits here gets one that began after it asked. Holds when something
     /// expires next.
     turn: tokio::sync::Mutex<Option<SystemTime>>,
@@ -61,16 +62,31 @@ struct Shared {
 impl Collector {
     /// A collector over these stores.
     pub fn new(db: Database, content: ContentStore, snapshots: Snapshots, config: config::Gc) -> Collector {
+        let config = RwLock::new(config);
         let shared = Shared { db, content, snapshots, config, turn: tokio::sync::Mutex::default() };
         Collector { shared: Arc::new(shared) }
+    }
+
+    /// Goes by another configuration from now on.
+    pub fn configure(&self, config: config::Gc) {
+        *self.shared.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        // It waits by the old one.
+        self.shared.db.changes().committed.notify_one();
     }
 
     /// Collects now; returns when records and files are gone.
     pub async fn collect(&self) -> Result<Removed> {
         let mut turn = self.shared.turn.lock().await;
         let shared = self.shared.clone();
-        let (removed, expiry) = blocking(move || shared.collect()).await?;
+        let begin = Instant::now();
+        let collected = blocking(move || shared.collect()).await;
+        METRICS.work("collect", &collected, begin.elapsed());
+        let (removed, expiry) = collected?;
         *turn = expiry;
+        METRICS.collected("content", removed.content);
+        METRICS.collected("snapshot", removed.snapshots);
+        METRICS.collected("ingest", removed.ingests);
+        METRICS.collected("lease", removed.leases);
         tracing::debug!(
             content = removed.content,
             snapshots = removed.snapshots,
@@ -86,7 +102,7 @@ impl Collector {
         let shared = self.shared.clone();
         blocking(move || {
             let ingests = shared.content.ingests().all()?;
-            let age = Duration::from_secs(shared.config.ingest_expiry);
+            let age = Duration::from_secs(shared.config().ingest_expiry);
             let survey = shared.db.read_now(|tx| Survey::take(tx, &ingests, age))?;
             Ok(explain::Explainer::new(survey, &ingests))
         })
@@ -106,12 +122,13 @@ impl Collector {
 
     /// Waits until there is a reason to collect.
     async fn wait(&self) {
-        let Shared { db, config, turn, .. } = self.shared.as_ref();
+        let Shared { db, turn, .. } = self.shared.as_ref();
         let mut expiry = *turn.lock().await;
         let changes = db.changes();
         let mut looked = 0;
-        let idle = Duration::from_secs(config.idle_delay);
         loop {
+            let config = self.shared.config();
+            let idle = Duration::from_secs(config.idle_delay);
             let mutations = changes.mutations.load(Ordering::Relaxed);
             if changes.deletions.load(Ordering::Relaxed) > 0
                 || (config.mutation_threshold > 0 && mutations >= config.mutation_threshold)
@@ -145,9 +162,13 @@ impl Collector {
 }
 
 impl Shared {
+    fn config(&self) -> config::Gc {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// When something expires next.
     fn next_expiry(&self) -> Result<Option<SystemTime>> {
-        let age = Duration::from_secs(self.config.ingest_expiry);
+        let age = Duration::from_secs(self.config().ingest_expiry);
         let ingests = self.content.ingests().all()?;
         self.db.read_now(|tx| Ok(Survey::take(tx, &ingests, age)?.expiry))
     }
@@ -157,7 +178,7 @@ impl Shared {
         let changes = self.db.changes();
         changes.deletions.store(0, Ordering::Relaxed);
         changes.mutations.store(0, Ordering::Relaxed);
-        let age = Duration::from_secs(self.config.ingest_expiry);
+        let age = Duration::from_secs(self.config().ingest_expiry);
         let ingests = self.content.ingests().all()?;
         // Most collections find nothing; these need no turn among the writers.
         let survey = self.db.read_now(|tx| Survey::take(tx, &ingests, age))?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
@@ -18,6 +19,7 @@ use super::unpacker::Stack;
 use super::{ExtraName, ImageService, Job, Unpack, ingest_name};
 use crate::content::digest::Digest;
 use crate::labels::Labels;
+use crate::metrics::METRICS;
 use crate::store::images::Image;
 
 /// How deep indexes may refer to indexes.
@@ -59,6 +61,13 @@ impl ImageService {
     /// it sends something else. Nothing is left of a failed pull but verified blobs that the next collection takes,
     /// and starts of layers that the next pull goes on from.
     pub async fn pull(&self, job: &Job, request: PullRequest) -> Result<Vec<Image>> {
+        let begin = Instant::now();
+        let pulled = self.pull_now(job, request).await;
+        METRICS.work("pull", &pulled, begin.elapsed());
+        pulled
+    }
+
+    async fn pull_now(&self, job: &Job, request: PullRequest) -> Result<Vec<Image>> {
         let reference = Reference::parse(&request.reference)?;
         for unpack in &request.unpacks {
             self.shared.snapshots.snapshotter(&unpack.snapshotter)?;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::future::join_all;
 use orlop_proto::error::{Error, Result};
@@ -17,6 +18,7 @@ use super::{ImageService, Job, canceled, mounts, unique};
 use crate::content::digest::Digest;
 use crate::db::blocking;
 use crate::labels::Labels;
+use crate::metrics::METRICS;
 use crate::snapshot::Mount;
 use crate::store::leases::{self, Resource};
 
@@ -161,7 +163,10 @@ impl ImageService {
         job.progress.blob("extracting", step.layer, "", 0).await;
         let (layer, name, parent) = (step.layer, step.name, step.parent);
         let labels = Labels::from([(SNAPSHOT_REFERENCE.to_owned(), name.to_owned())]);
-        let result = match self.apply_verified(job, snapshotter, &key, step, mounts).await {
+        let begin = Instant::now();
+        let applied = self.apply_verified(job, snapshotter, &key, step, mounts).await;
+        METRICS.work("unpack", &applied, begin.elapsed());
+        let result = match applied {
             Ok(()) => snapshots.commit_on(&job.context, snapshotter, name, &key, parent, labels).await,
             Err(error) => Err(error),
         };

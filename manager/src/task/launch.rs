@@ -33,6 +33,9 @@ use crate::api::version::version;
 
 /// The newest version of the shim protocol that is spoken here.
 const MAX_VERSION: u32 = 3;
+/// What the service manager tells the daemon alone (sd_notify(3), sd_listen_fds(3)).
+const SERVICE_MANAGER: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 /// The most that is kept of each of a shim's outputs, in bytes.
 const MAX_OUTPUT: usize = 4 << 10;
 /// How long the output may stay open after the program has ended: a careless shim leaves it to its server.
@@ -224,6 +227,9 @@ impl Daemon {
         command.arg("-namespace").arg(namespace);
         command.arg("-address").arg(&self.address);
         command.arg("-publish-binary").arg(&self.binary);
+        for variable in SERVICE_MANAGER {
+            command.env_remove(variable);
+        }
         command.env("TTRPC_ADDRESS", &self.ttrpc_address);
         command.env("GRPC_ADDRESS", &self.address);
         command.env("NAMESPACE", namespace);

@@ -43,6 +43,11 @@ impl Registry {
         self.shared.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many names are taken, in all namespaces.
+    pub fn count(&self) -> usize {
+        self.slots().values().map(BTreeMap::len).sum()
+    }
+
     /// Takes a name for a task to be made.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 use orlop_proto::any;
 use orlop_proto::containerd::runc::v1::Options;
@@ -31,7 +32,7 @@ pub struct Choice {
 
 /// The configured runtimes, and where programs are looked for.
 pub struct Runtimes {
-    configured: BTreeMap<String, Runtime>,
+    configured: RwLock<BTreeMap<String, Runtime>>,
     directories: Vec<PathBuf>,
 }
 
@@ -41,7 +42,12 @@ impl Runtimes {
         let beside = env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
         let path = env::var_os("PATH").unwrap_or_default();
         let directories = beside.into_iter().chain(env::split_paths(&path).filter(|dir| dir.is_absolute()));
-        Runtimes { configured, directories: directories.collect() }
+        Runtimes { configured: RwLock::new(configured), directories: directories.collect() }
+    }
+
+    /// From now on these are configured.
+    pub fn configure(&self, configured: BTreeMap<String, Runtime>) {
+        *self.configured.write().unwrap_or_else(PoisonError::into_inner) = configured;
     }
 
     /// Chooses for a runtime name, or an absolute path of a shim.
@@ -50,10 +56,9 @@ impl Runtimes {
     ///
     /// With containerd's words for a name that is no runtime's, and for a shim that is not installed.
     pub fn choose(&self, name: &str, options: Option<Any>) -> Result<Choice> {
-        let configured = self
-            .configured
-            .get(name)
-            .or_else(|| RUNC_NAMES.contains(&name).then(|| self.configured.get(RUNC_V2)).flatten());
+        let all = self.configured.read().unwrap_or_else(PoisonError::into_inner);
+        let configured =
+            all.get(name).or_else(|| RUNC_NAMES.contains(&name).then(|| all.get(RUNC_V2)).flatten());
         let shim = match configured.and_then(|runtime| runtime.shim.as_deref()) {
             Some(shim) => self.find(name, shim)?,
             None => self.by_name(name)?,
@@ -147,7 +152,7 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         }
         let configured = configured.iter().map(|(name, runtime)| ((*name).to_owned(), runtime.clone()));
-        Runtimes { configured: configured.collect(), directories: vec![directory.to_owned()] }
+        Runtimes { configured: RwLock::new(configured.collect()), directories: vec![directory.to_owned()] }
     }
 
     fn ours() -> Runtime {
@@ -197,7 +202,8 @@ mod tests {
             assert_eq!(Path::new(&options.binary_name), directory.path().join("orlop"));
         }
         let absolute = Runtime { shim: Some("/no/such/shim".into()), ..Runtime::default() };
-        let runtimes = Runtimes { configured: BTreeMap::from([(RUNC_V2.into(), absolute)]), ..runtimes };
+        let runtimes =
+            Runtimes { configured: RwLock::new(BTreeMap::from([(RUNC_V2.into(), absolute)])), ..runtimes };
         assert!(runtimes.choose(RUNC_V2, None).unwrap_err().to_string().contains("/no/such/shim"));
     }
 

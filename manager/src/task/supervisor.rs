@@ -1,8 +1,9 @@
 //! Bringing containers up and down: the procedures around a shim's life.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use orlop_proto::any;
 use orlop_proto::containerd::events::{TaskDelete, TaskExit};
@@ -27,9 +28,10 @@ use super::sandbox::Running;
 use super::shim::Shim;
 use super::sockets::Sockets;
 use super::{Create, Exit, Stdio, Task, no_task};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::db::blocking;
 use crate::events::Exchange;
+use crate::metrics::METRICS;
 use crate::request::Namespace;
 
 /// How long a shim may take to end once it was told to.
@@ -96,6 +98,16 @@ impl Supervisor {
         self.shared.daemon.sockets.close();
     }
 
+    /// New containers go by these from now on.
+    pub fn configure(&self, runtimes: BTreeMap<String, config::Runtime>) {
+        self.shared.runtimes.configure(runtimes);
+    }
+
+    /// How many tasks there are, in all namespaces.
+    pub fn count(&self) -> usize {
+        self.registry.count()
+    }
+
     /// The task of a container.
     ///
     /// # Errors
@@ -152,7 +164,10 @@ impl Supervisor {
         let gone = CancellationToken::new();
         let _guard = gone.clone().drop_guard();
         let this = self.clone();
-        to_the_end(async move { this.bring_up(reservation, create, &gone).await }).await
+        let begin = Instant::now();
+        let created = to_the_end(async move { this.bring_up(reservation, create, &gone).await }).await;
+        METRICS.work("create", &created, begin.elapsed());
+        created
     }
 
     async fn bring_up(

@@ -128,8 +128,10 @@ pub enum Command {
     },
     /// Print the versions of client and server
     Version,
-    /// Print what the server is
+    /// Print what the server is and what it has
     Info,
+    /// Print the server's metrics in the text format of Prometheus
+    Metrics,
     /// Show the server's plugins
     #[command(subcommand, visible_alias = "plugin")]
     Plugins(plugins::Plugins),

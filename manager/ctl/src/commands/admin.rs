@@ -1,4 +1,4 @@
-//! `orlopctl fsck`, `du` and `gc`: what an administrator asks orlopd.
+//! `orlopctl fsck`, `du`, `gc` and `metrics`: what an administrator asks orlopd.
 
 use std::collections::BTreeMap;
 
@@ -130,6 +130,15 @@ pub async fn usage(context: &Context<'_>, summarize: bool) -> Result<()> {
     }
     table.open(["total".to_owned(), size(usage.bytes), usage.inodes.to_string()]);
     table.print()
+}
+
+/// Prints the server's metrics.
+pub async fn metrics(context: &Context<'_>) -> Result<()> {
+    let text = context.client.admin().metrics(MetricsRequest {}).await?.into_inner().text;
+    if context.json() {
+        return output::json(&json!({ "text": text }));
+    }
+    output::print(&text)
 }
 
 /// Has the server collect garbage, and says what went.

@@ -66,6 +66,7 @@ pub async fn execute(context: &Context<'_>, command: Command) -> Result<u32> {
         Command::Du { summarize } => admin::usage(context, summarize).await.map(|()| 0),
         Command::Version => server::version(context).await.map(|()| 0),
         Command::Info => server::info(context).await.map(|()| 0),
+        Command::Metrics => admin::metrics(context).await.map(|()| 0),
         Command::Plugins(verb) => server::plugins(context, verb).await.map(|()| 0),
     }
 }

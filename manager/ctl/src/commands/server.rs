@@ -4,6 +4,7 @@ use orlop_proto::containerd::services::events::v1::SubscribeRequest;
 use orlop_proto::containerd::services::introspection::v1::{Plugin, PluginsRequest};
 use orlop_proto::containerd::types::Envelope;
 use orlop_proto::error::Result;
+use orlop_proto::orlop::admin::v1::InfoRequest;
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -63,7 +64,36 @@ fn revision() -> &'static str {
 
 pub async fn info(context: &Context<'_>) -> Result<()> {
     let about = context.client.introspection().server(()).await?.into_inner();
-    output::json(&json!({ "server": { "uuid": about.uuid, "pid": about.pid, "pidns": about.pidns } }))
+    let server = json!({ "uuid": about.uuid, "pid": about.pid, "pidns": about.pidns });
+    let more = match context.client.admin().info(InfoRequest {}).await {
+        Ok(more) => more.into_inner(),
+        // Another server of the same API.
+        Err(status) if status.code() == Code::Unimplemented => {
+            return output::json(&json!({ "server": server }));
+        }
+        Err(status) => return Err(status.into()),
+    };
+    output::json(&json!({
+        "server": server,
+        "version": more.version,
+        "startedAt": output::timestamp(&more.started_at),
+        "root": more.root,
+        "state": more.state,
+        "address": more.address,
+        "metrics": more.metrics_address,
+        "snapshotters": more.snapshotters,
+        "runtimes": more.runtimes,
+        "counts": {
+            "namespaces": more.namespaces,
+            "images": more.images,
+            "containers": more.containers,
+            "tasks": more.tasks,
+            "snapshots": more.snapshots,
+            "blobs": more.blobs,
+            "leases": more.leases,
+        },
+        "disk": { "size": more.disk_size, "free": more.disk_free },
+    }))
 }
 
 pub async fn plugins(context: &Context<'_>, verb: Plugins) -> Result<()> {
