@@ -3,5 +3,7 @@
 mod containers;
 mod files;
 mod images;
+mod networks;
 mod recovery;
 mod side;
+mod volumes;

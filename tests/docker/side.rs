@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use orlop_tests::image::Image;
-use orlop_tests::{Cmd, Orlopd, Output, Process, Root, binaries, poll_until};
+use orlop_tests::{Cmd, Orlopd, Output, Process, Root, Variant, binaries, poll_until};
 
 /// A line of a table: the exit code that it must have, and what the shell is given. It finds `$docker`, `$run` (without a
 /// network) and `$dir`.
@@ -23,6 +23,8 @@ pub struct Side {
     pub root: Root,
     daemon: Daemon,
     docker: PathBuf,
+    /// Keeps the network namespace that the engine has for itself.
+    host: Option<Process>,
 }
 
 impl Side {
@@ -33,23 +35,48 @@ impl Side {
 
     /// orlopd, called by this client.
     pub fn orlopd_for(docker: PathBuf) -> Side {
+        Side::orlopd_in(Root::new(), docker, None)
+    }
+
+    /// orlopd on a host of its own as far as the network goes: what it makes there is nobody else's.
+    pub fn orlopd_alone(docker: PathBuf) -> Side {
         let root = Root::new();
+        let host = own_host(&root);
+        Side::orlopd_in(root, docker, Some(host))
+    }
+
+    fn orlopd_in(root: Root, docker: PathBuf, host: Option<Process>) -> Side {
+        let network = host.as_ref().map(|host| format!("/proc/{}/ns/net", host.pid()).into());
+        let variant = Variant { network, ..Variant::default() };
         let config = format!(
             "[docker]\naddress = {:?}\ncgroup_parent = {:?}\n",
             root.join("docker.sock"),
             format!("/{}", root.tag())
         );
-        let daemon = Daemon::Orlopd(Box::new(Orlopd::start_with(&root, &config)));
-        Side { root, daemon, docker }.with_image()
+        let daemon = Daemon::Orlopd(Box::new(Orlopd::start_as(&root, &config, &variant)));
+        Side { root, daemon, docker, host }.with_image()
     }
 
     /// Debian's dockerd, in a network namespace of its own, called by Debian's client.
     pub fn dockerd(docker: PathBuf) -> Side {
+        Side::dockerd_with(
+            docker,
+            &["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"],
+        )
+    }
+
+    /// The same with its networks.
+    pub fn dockerd_alone(docker: PathBuf) -> Side {
+        Side::dockerd_with(docker, &[])
+    }
+
+    fn dockerd_with(docker: PathBuf, flags: &[&str]) -> Side {
         let root = Root::new();
+        let host = own_host(&root);
         let path = |name: &str| root.join(name).display().to_string();
         std::fs::write(root.join("daemon.json"), "{}").expect("writing daemon.json");
-        let process = Cmd::new(binaries::system("unshare"))
-            .args(["--net", "sh", "-c", "ip link set lo up; exec \"$0\" \"$@\""])
+        let process = Cmd::new(binaries::system("nsenter"))
+            .arg(format!("--net=/proc/{}/ns/net", host.pid()))
             .arg(binaries::system("dockerd"))
             .args([
                 "--config-file",
@@ -60,12 +87,12 @@ impl Side {
                 &path("exec"),
             ])
             .args(["--pidfile", &path("pid"), "--host", &format!("unix://{}", path("docker.sock"))])
-            .args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"])
+            .args(flags)
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs", &format!("--cgroup-parent=/{}", root.tag())])
             // A root without CAP_SYS_RESOURCE cannot have docker's own limits.
             .args(["--default-ulimit", "nproc=4096:4096", "--default-ulimit", "nofile=1024:1024"])
             .spawn();
-        let side = Side { root, daemon: Daemon::Dockerd(Some(process)), docker };
+        let side = Side { root, daemon: Daemon::Dockerd(Some(process)), docker, host: Some(host) };
         poll_until(Duration::from_secs(30), "dockerd answers", || {
             side.run("$docker version").status.success()
         });
@@ -109,6 +136,7 @@ impl Side {
             .env("DOCKER_BUILDKIT", "0")
             .env("dir", self.root.path())
             .env("tag", self.root.tag())
+            .env("host", self.host.as_ref().map_or(String::new(), |host| host.pid().to_string()))
             .env("run", format!("{docker} run --network none"))
             .env("docker", docker)
             .run()
@@ -135,8 +163,22 @@ impl Side {
                 }
             }
         }
+        if let Some(host) = self.host.take() {
+            host.signal(Signal::SIGKILL);
+            host.wait(Duration::from_secs(30));
+        }
         self.root.assert_clean();
     }
+}
+
+/// A process in a network namespace of its own, which has a loopback device and nothing else.
+fn own_host(root: &Root) -> Process {
+    let ready = root.join("host-is-ready");
+    let script = "ip link set lo up && touch \"$0\" && exec sleep 100000";
+    let process =
+        Cmd::new(binaries::system("unshare")).args(["--net", "sh", "-c", script]).arg(&ready).spawn();
+    poll_until(Duration::from_secs(30), "a network namespace", || ready.exists());
+    process
 }
 
 /// Runs lines on ours and on the reference, and compares exit codes and standard output; what goes to standard error are

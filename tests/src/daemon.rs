@@ -55,6 +55,8 @@ struct Launch {
     client: PathBuf,
     /// Hide the unified hierarchy of a hybrid host, which crun refuses.
     hide_unified: bool,
+    /// Run in this network namespace.
+    network: Option<PathBuf>,
     /// A file that stands for the kernel's boot ID.
     boot_id: Option<PathBuf>,
 }
@@ -74,6 +76,7 @@ impl Launch {
             env: Vec::new(),
             client: binaries::find("ctr").unwrap_or_default(),
             hide_unified: false,
+            network: None,
             boot_id: None,
             dir,
         };
@@ -108,6 +111,10 @@ impl Launch {
             Cmd::new("unshare").args(["-m", "--propagation", "private", "sh", "-c", &bind]).arg(&self.program)
         } else {
             Cmd::new(&self.program)
+        };
+        let cmd = match &self.network {
+            Some(path) => Cmd::new("nsenter").arg(format!("--net={}", path.display())).arg(&self.program),
+            None => cmd,
         };
         let mut cmd = cmd
             .args(&self.args)
@@ -150,6 +157,8 @@ pub struct Variant {
     pub hide_unified: bool,
     /// A file whose content the daemon takes for the kernel's boot ID: rewritten, the machine has been restarted.
     pub boot_id: Option<PathBuf>,
+    /// Run it in the network namespace of this path.
+    pub network: Option<PathBuf>,
     /// Where our manager keeps its state, instead of its own directory.
     pub state: Option<PathBuf>,
     /// Where the manager keeps its persistent data, instead of its own directory.
@@ -166,6 +175,7 @@ impl Variant {
     fn apply(&self, launch: &mut Launch) {
         launch.env.clone_from(&self.env);
         launch.hide_unified = self.hide_unified;
+        launch.network.clone_from(&self.network);
         launch.boot_id.clone_from(&self.boot_id);
         if let Some(client) = &self.client {
             launch.client.clone_from(client);

@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use crate::db::{Database, blocking};
 use apply::{Place, apply, undo, with_others};
 use bridge::Bridges;
-pub use definitions::{Wish, check_wish};
+pub use definitions::{Definition, Wish, check_wish};
 use dns::{Registry, Server};
 use held::{AllHeld, Endpoint, Held, Resolver};
 use ports::{HeldPort, Request, Taken};

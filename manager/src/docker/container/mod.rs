@@ -33,6 +33,7 @@ use orlop_proto::error::Error;
 use tokio::sync::watch;
 
 pub use exec::{Exec, answer as answer_exec};
+pub use joined::wish;
 pub use record::Record;
 pub use route::answer;
 

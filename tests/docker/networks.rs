@@ -1,0 +1,138 @@
+//! Networks, as a person types them: on orlopd and on Debian's dockerd, each on a host of its own.
+
+use std::time::Duration;
+
+use orlop_tests::{binaries, poll_until};
+
+use super::side::{Line, Side, clients, compare};
+
+/// Lines that say and do the same on dockerd. `$host` is a process in the engine's network namespace.
+const LINES: &[Line] = &[
+    (0, "$docker network ls --format '{{.Name}} {{.Driver}} {{.Scope}}'"),
+    (
+        0,
+        "$docker network inspect --format '{{.Driver}} {{(index .IPAM.Config 0).Subnet}} {{json .Options}}' bridge",
+    ),
+    (
+        0,
+        "$docker run --rm bb sh -c 'busybox ip -o -4 addr show dev eth0; busybox ip route; sed 1,6d /etc/hosts | cut -f1' | sed 's/^[0-9]*: //'",
+    ),
+    (0, "$docker run --rm --network host bb busybox ip -o link show | wc -l"),
+    (0, "$docker run --rm --network none bb busybox ip -o link show | wc -l"),
+    (0, "$docker network create --subnet 10.9.0.0/24 --label a=b net | wc -c"),
+    (1, "$docker network create net"),
+    (1, "$docker network create --subnet 10.9.0.0/28 other"),
+    (1, "$docker network create --driver nope other"),
+    (1, "$docker network create bridge"),
+    (0, "$docker network ls --filter label=a=b --filter driver=bridge --format '{{.Name}}'"),
+    (0, "$docker run --detach --name one --network net --network-alias uno bb sleep 1000 | wc -c"),
+    (0, "$docker run --detach --name two --network net --ip 10.9.0.9 bb sleep 1000 | wc -c"),
+    (
+        0,
+        "$docker inspect --format '{{.NetworkSettings.Networks.net.IPAddress}} {{.NetworkSettings.Networks.net.MacAddress}}' one two",
+    ),
+    (0, "$docker exec two busybox ping -c 1 -q uno | head -1"),
+    (0, "$docker exec one busybox ping -c 1 -q two | head -1"),
+    (0, "$docker exec one cat /etc/resolv.conf | grep -v search"),
+    (125, "$docker run --rm --network net --ip 10.9.0.9 bb true"),
+    (125, "$docker run --rm --network net --ip 10.8.0.9 bb true"),
+    (125, "$docker run --rm --network nosuch bb true"),
+    (
+        0,
+        "$docker network inspect --format '{{range .Containers}}{{.Name}} {{.IPv4Address}}{{\"\\n\"}}{{end}}' net | sort",
+    ),
+    (1, "$docker network rm net"),
+    (1, "$docker network rm bridge"),
+    (1, "$docker network connect net one"),
+    (1, "$docker network connect host one"),
+    (1, "$docker network connect nosuch one"),
+    (
+        0,
+        "$docker network connect bridge one; $docker exec one sh -c 'ls /sys/class/net >/dev/null; busybox ip -o -4 addr show dev eth1 | wc -l'",
+    ),
+    (0, "$docker network disconnect net one; $docker exec one busybox ip route | grep -c default"),
+    (1, "$docker network disconnect net one"),
+    (
+        0,
+        "$docker run --rm --network container:two bb busybox ip -o -4 addr show dev eth0 | grep -o '10.9.0.9/24'",
+    ),
+    (
+        0,
+        "$docker run --detach --name web --publish 8080:80 --publish 127.0.0.1:8081:81/udp bb busybox nc -lk -p 80 -e echo hello | wc -c",
+    ),
+    (0, "$docker port web"),
+    (0, "$docker ps --filter name=web --format '{{.Ports}}'"),
+    (
+        0,
+        "for at in 127.0.0.1 172.17.0.1 ::1; do nsenter --net=/proc/$host/ns/net busybox nc $at 8080 </dev/null; done",
+    ),
+    (125, "$docker run --rm --publish 8080:80 bb true"),
+    (
+        0,
+        "$docker run --rm --add-host a:1.2.3.4 --dns 9.9.9.9 --dns-search ex --dns-option ndots:2 bb sh -c 'grep 1.2.3.4 /etc/hosts; cat /etc/resolv.conf'",
+    ),
+    (
+        0,
+        "$docker rm --force one two web; $docker network prune --force; $docker network ls --format '{{.Name}}'",
+    ),
+];
+
+/// Words of errors that dockerd 20.10 and later versions have in common.
+const WORDS: &[(&str, &str)] = &[
+    ("$docker network rm nosuch", "network nosuch not found"),
+    ("$docker network rm host", "host is a pre-defined network and cannot be removed"),
+    ("$docker network create host", "operation is not permitted on predefined host network"),
+    ("$docker network create --subnet 172.17.0.0/24 x", "Pool overlaps with other one on this address space"),
+    ("$docker network create -d nope x", "plugin \"nope\" not found"),
+    ("$docker run --rm --network nosuch bb true", "network nosuch not found"),
+    (
+        "$docker run -d --name p -p 8080:80 bb sleep 9; $docker run --rm --name q2 -p 8080:80 bb true",
+        "Bind for 0.0.0.0:8080 failed: port is already allocated",
+    ),
+    (
+        "$docker network disconnect bridge p; $docker network disconnect bridge p",
+        "is not connected to network bridge",
+    ),
+    (
+        "$docker run --rm --network bridge --ip 1.2.3.4 bb true",
+        "user specified IP address is supported on user defined networks only",
+    ),
+];
+
+#[test]
+fn networks_do_as_under_dockerd() {
+    let debian = clients().pop().expect("a client");
+    let (ours, reference) = (Side::orlopd_alone(debian.clone()), Side::dockerd_alone(debian));
+    compare(&ours, &reference, LINES);
+    for (line, words) in WORDS {
+        for side in [&ours, &reference] {
+            let out = side.run(line);
+            assert!(out.stderr.contains(words), "{line}: {out}");
+        }
+    }
+    ours.finish();
+    reference.finish();
+}
+
+#[test]
+fn what_is_published_outlives_the_daemon_and_nothing_stays() {
+    let mut side = Side::orlopd_alone(binaries::system("docker"));
+    side.says("$docker network create net");
+    side.says("$docker run -d --name web --network net -p 8080:80 bb busybox nc -lk -p 80 -e echo hello");
+    side.says("$docker run -d --name other --network net bb sleep 1000");
+    let asks = "nsenter --net=/proc/$host/ns/net busybox nc 127.0.0.1 8080 </dev/null";
+    poll_until(Duration::from_secs(20), "the server", || side.run(asks).stdout == "hello\n");
+    side.manager().kill();
+    assert_eq!(side.says(asks), "hello", "without orlopd");
+    side.manager().restart();
+    assert_eq!(side.says(asks), "hello");
+    poll_until(Duration::from_secs(20), "the name server", || {
+        side.run("$docker exec other busybox ping -c 1 -q web").status.success()
+    });
+    side.says("$docker rm -f web other; $docker network rm net");
+    let left = side.says("nsenter --net=/proc/$host/ns/net sh -c 'ip -o link; nft list ruleset'");
+    for trace in ["veth", "br-", "8080"] {
+        assert!(!left.contains(trace), "{left}");
+    }
+    side.finish();
+}
