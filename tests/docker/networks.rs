@@ -58,7 +58,7 @@ const LINES: &[Line] = &[
     ),
     (
         0,
-        "$docker run --detach --name web --publish 8080:80 --publish 127.0.0.1:8081:81/udp bb busybox nc -lk -p 80 -e echo hello | wc -c",
+        "$docker run --detach --name web --publish 8080:80 --publish 127.0.0.1:8081:81/udp bb busybox nc -ll -p 80 -e echo hello | wc -c",
     ),
     (0, "$docker port web"),
     (0, "$docker ps --filter name=web --format '{{.Ports}}'"),
@@ -118,7 +118,7 @@ fn networks_do_as_under_dockerd() {
 fn what_is_published_outlives_the_daemon_and_nothing_stays() {
     let mut side = Side::orlopd_alone(binaries::system("docker"));
     side.says("$docker network create net");
-    side.says("$docker run -d --name web --network net -p 8080:80 bb busybox nc -lk -p 80 -e echo hello");
+    side.says("$docker run -d --name web --network net -p 8080:80 bb busybox nc -ll -p 80 -e echo hello");
     side.says("$docker run -d --name other --network net bb sleep 1000");
     let asks = "nsenter --net=/proc/$host/ns/net busybox nc 127.0.0.1 8080 </dev/null";
     poll_until(Duration::from_secs(20), "the server", || side.run(asks).stdout == "hello\n");

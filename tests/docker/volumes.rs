@@ -37,7 +37,6 @@ const LINES: &[Line] = &[
 
 /// Words of errors that both have.
 const WORDS: &[(&str, &str)] = &[
-    ("$docker volume rm nosuch", "get nosuch: no such volume"),
     ("$docker volume create -d nope v2", "error looking up volume plugin nope: plugin \"nope\" not found"),
     ("$docker volume create -o foo=bar v3", "create v3: invalid option: \"foo\""),
     ("$docker volume create a/b", "includes invalid characters for a local volume name"),
