@@ -60,7 +60,7 @@ const LINES: &[Line] = &[
         0,
         "$docker run --detach --name web --publish 8080:80 --publish 127.0.0.1:8081:81/udp bb busybox nc -ll -p 80 -e echo hello | wc -c",
     ),
-    (0, "$docker port web"),
+    (0, "$docker port web | sort"),
     (0, "$docker ps --filter name=web --format '{{.Ports}}'"),
     (
         0,
