@@ -79,7 +79,6 @@ const LINES: &[Line] = &[
 
 /// Words of errors that dockerd 20.10 and later versions have in common.
 const WORDS: &[(&str, &str)] = &[
-    ("$docker network rm nosuch", "network nosuch not found"),
     ("$docker network rm host", "host is a pre-defined network and cannot be removed"),
     ("$docker network create host", "operation is not permitted on predefined host network"),
     ("$docker network create --subnet 172.17.0.0/24 x", "Pool overlaps with other one on this address space"),
