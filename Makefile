@@ -123,6 +123,7 @@ soak: build ## a million inputs for each parser, 500 kills and 10,000 execs of a
 	ORLOP_FUZZ_RUNS=$${FUZZ_RUNS:-1000000} ORLOP_FUZZ_ROUNDS=$${FUZZ_ROUNDS:-1000000} \
 		CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_PANIC=unwind \
 		$(CARGO) test --release --locked -p orlop-manager --target-dir target/soak -- fuzz:: --nocapture
+	$(BINARIES) ORLOP_LAYERS=$${LAYERS:-200} $(CARGO) test --locked -p orlop-tests --test manager unpackers -- --nocapture
 	$(BINARIES) ORLOP_CUTS=$${CUTS:-200} $(CARGO) test --locked -p orlop-tests --test manager registry_faults -- --nocapture
 	$(BINARIES) ORLOP_SHIM_KILLS=500 ORLOP_SHIM_EXECS=10000 \
 		$(CARGO) test --locked -p orlop-tests --test shim -- kill:: nothing_left_after_execs --nocapture

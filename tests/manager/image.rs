@@ -59,7 +59,7 @@ pub fn rich() -> Image {
 }
 
 /// What a tree holds, in words: one line per file.
-fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
+pub(crate) fn listing(root: &Path) -> BTreeMap<PathBuf, String> {
     fn visit(directory: &Path, root: &Path, lines: &mut BTreeMap<PathBuf, String>) {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
