@@ -147,7 +147,7 @@ fn one_layer_is_what_gnu_tar_makes_of_it() {
     for seed in 1..=rounds() {
         println!("seed {seed}");
         let blob = layer(&mut Random(seed * 0x9e37_79b9), false).compressed(Compression::None).finish();
-        let (file, target) = (root.join("layer.tar"), root.join(&format!("tar{seed}")));
+        let (file, target) = (root.join("layer.tar"), root.join(format!("tar{seed}")));
         fs::write(&file, &blob.bytes).unwrap();
         fs::create_dir(&target).unwrap();
         let tar = Cmd::new(binaries::system("tar"))
@@ -169,11 +169,11 @@ fn several_layers_are_what_umoci_makes_of_them() {
         println!("seed {seed}");
         let mut random = Random(seed * 0x5851_f42d);
         let image = (0..4).fold(Image::new(), |image, n| image.layer(layer(&mut random, n > 0)));
-        let (archive, layout) = (root.join("layout.tar"), root.join(&format!("layout{seed}")));
+        let (archive, layout) = (root.join("layout.tar"), root.join(format!("layout{seed}")));
         image.oci_archive(&archive, NAME);
         fs::create_dir(&layout).unwrap();
         Cmd::new(binaries::system("tar")).arg("-xf").arg(&archive).arg("-C").arg(&layout).run().success();
-        let bundle = root.join(&format!("bundle{seed}"));
+        let bundle = root.join(format!("bundle{seed}"));
         let source = format!("{}:1", layout.display());
         let unpack = Cmd::new(binaries::system("umoci")).args(["unpack", "--image", &source]).arg(&bundle);
         unpack.deadline(DEADLINE).run().success();
