@@ -47,6 +47,8 @@ pub struct Config {
     pub image_verifier: ImageVerifier,
     /// Parts that run as programs of their own, by the name that clients ask for.
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
+    /// Programs that turn layers of other media types into ones that are unpacked here.
+    pub stream_processors: BTreeMap<String, StreamProcessor>,
     /// Runtime name → shim and OCI runtime.
     pub runtimes: BTreeMap<String, Runtime>,
 }
@@ -201,6 +203,24 @@ pub struct ImageVerifier {
     pub per_verifier_timeout: u64,
 }
 
+/// A program that turns layers of other media types, such as encrypted ones, into ones that are unpacked here.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct StreamProcessor {
+    /// Media types that it reads.
+    pub accepts: Vec<String>,
+    /// The media type that it writes.
+    pub returns: String,
+    /// The program, by its path or from PATH.
+    pub path: PathBuf,
+    /// Its arguments.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// Variables that it gets besides the daemon's, as NAME=VALUE.
+    #[serde(default)]
+    pub env: Vec<String>,
+}
+
 /// A part that runs as a program of its own.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -258,6 +278,7 @@ impl Default for Config {
             restart: Restart::default(),
             image_verifier: ImageVerifier::default(),
             proxy_plugins: BTreeMap::new(),
+            stream_processors: BTreeMap::new(),
             runtimes: BTreeMap::from([(RUNC_V2.to_owned(), Runtime::runc_v2())]),
         }
     }

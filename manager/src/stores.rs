@@ -16,6 +16,7 @@ use crate::events::Exchange;
 use crate::fsck::Checker;
 use crate::gc::Collector;
 use crate::image::ImageService;
+use crate::image::processor::Processors;
 use crate::image::registry::{self, Registries};
 use crate::image::verifier::Verifiers;
 use crate::snapshot::Snapshots;
@@ -87,6 +88,7 @@ impl Stores {
             leases.clone(),
             registries,
             Verifiers::new(config.image_verifier.clone()),
+            Processors::new(config.stream_processors.clone()),
         );
         Ok(Stores {
             namespaces: Namespaces::new(database.clone(), exchange.clone()),

@@ -15,6 +15,7 @@ mod image;
 mod kill;
 mod mirrors;
 mod operations;
+mod processors;
 mod proxies;
 mod reflection;
 mod registry;

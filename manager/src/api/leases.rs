@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{hashed, sorted};
 use crate::gc::Collector;
+use crate::image::unique;
 use crate::request::RequestContext;
 use crate::store::leases::{Lease, Leases, Resource};
 
@@ -33,6 +34,7 @@ impl proto::leases_server::Leases for LeasesService {
     ) -> Result<Response<proto::CreateResponse>, Status> {
         let context = RequestContext::of(&request)?;
         let proto::CreateRequest { id, labels } = request.into_inner();
+        let id = if id.is_empty() { unique() } else { id };
         let lease = self.leases.create(&context, &id, sorted(labels)).await?;
         Ok(Response::new(proto::CreateResponse { lease: Some(encode(lease)) }))
     }

@@ -367,7 +367,7 @@ impl ImageService {
         let bytes = self.read_document(&job.context, &manifest.config).await?;
         let config = Config::parse(&manifest.config.digest, &bytes)?;
         for unpack in request.unpacks.iter().filter(|unpack| unpack.concerns(platform, &config)) {
-            Stack::check(manifest, &config)?;
+            Stack::check(manifest, &config, &self.shared.processors)?;
             let stack = Stack { manifest, config: &config, downloads: &HashMap::new() };
             self.unpack(job, &unpack.snapshotter, &stack).await?;
         }

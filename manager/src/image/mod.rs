@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod media;
 pub mod mounts;
 pub mod platform;
+pub mod processor;
 pub mod progress;
 mod pull;
 mod push;
@@ -35,6 +36,7 @@ use self::flights::Flights;
 pub use self::import::ImportRequest;
 use self::manifest::Descriptor;
 use self::media::Role;
+use self::processor::Processors;
 use self::progress::Progress;
 pub use self::pull::PullRequest;
 pub use self::push::PushRequest;
@@ -70,6 +72,7 @@ struct Shared {
     leases: Leases,
     registries: Registries,
     verifiers: Verifiers,
+    processors: Processors,
     /// Blobs being downloaded, by digest.
     downloads: Flights,
     /// Snapshots being made, by namespace, snapshotter and name.
@@ -137,6 +140,7 @@ impl ImageService {
         leases: Leases,
         registries: Registries,
         verifiers: Verifiers,
+        processors: Processors,
     ) -> ImageService {
         ImageService {
             shared: Arc::new(Shared {
@@ -146,6 +150,7 @@ impl ImageService {
                 leases,
                 registries,
                 verifiers,
+                processors,
                 downloads: Flights::default(),
                 unpacks: Flights::default(),
                 transfers: Semaphore::new(TRANSFERS),
@@ -226,7 +231,7 @@ fn extractions() -> usize {
 }
 
 /// Text that names something only once: nanoseconds and chance, as containerd's keys have it.
-fn unique() -> String {
+pub fn unique() -> String {
     use std::hash::{BuildHasher, Hasher, RandomState};
     let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     // Every state has its own random keys.

@@ -180,7 +180,7 @@ impl ImageService {
             None => Vec::new(),
         };
         if let (Some(config), false) = (&config, unpacks.is_empty()) {
-            Stack::check(manifest, config)?;
+            Stack::check(manifest, config, &self.shared.processors)?;
         }
 
         // When one layer fails, the others are given up.

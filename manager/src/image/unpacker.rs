@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use super::download::{Download, Follow};
 use super::manifest::{Config, Descriptor, Manifest, chain_ids};
-use super::media::{self, Role};
+use super::media;
+use super::processor::Processors;
 use super::unpack::{self, Applied, Place, Target};
 use super::{ImageService, Job, canceled, mounts, unique};
 use crate::content::digest::Digest;
@@ -39,7 +40,7 @@ pub struct Stack<'a> {
 
 impl Stack<'_> {
     /// Checks, before anything is fetched or made, that the layers can be unpacked at all.
-    pub fn check(manifest: &Manifest, config: &Config) -> Result<()> {
+    pub fn check(manifest: &Manifest, config: &Config, processors: &Processors) -> Result<()> {
         let fail = |kind, object: &str, why: String| Err(Error::because(kind, "unpack", object, why));
         let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
         if layers != diff_ids {
@@ -50,7 +51,7 @@ impl Stack<'_> {
             Digest::parse(diff_id)?;
         }
         for layer in &manifest.layers {
-            if layer.role() != Role::Layer {
+            if !processors.is_layer(&layer.media_type) {
                 let why = format!("media type {:?} is not that of a layer", media::bare(&layer.media_type));
                 return fail(Kind::Unimplemented, layer.digest.as_str(), why);
             }
@@ -239,6 +240,7 @@ impl ImageService {
             Some(download) => Box::new(Follow::new(download.clone())),
             None => Box::new(self.shared.content.open_blob(&job.context, &step.layer.digest).await?.file),
         };
+        let input = self.shared.processors.layer(&step.layer.media_type, input)?;
         let place = match step.is_apart {
             true => self.shared.snapshots.unpack_place(&job.context, snapshotter, key).await?,
             false => None,

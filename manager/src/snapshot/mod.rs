@@ -414,7 +414,7 @@ impl Snapshots {
     ) -> Result<Info> {
         let place = self.place(context, snapshotter)?;
         if key.is_empty() {
-            return Err(Error::new(Kind::InvalidArgument, "", ""));
+            return Err(Error::exactly(Kind::InvalidArgument, Kind::InvalidArgument.to_string()));
         }
         let key = key.to_owned();
         self.shared

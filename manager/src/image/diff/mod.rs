@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 pub use self::tree::{Change, changes, write_tree};
 pub use self::walk::differences;
 use super::manifest::Descriptor;
-use super::media::{self, Role};
+use super::media;
 use super::unpack::{self, hex};
 use super::{ImageService, canceled, mounts, unique};
 use crate::content::Writer;
@@ -60,12 +60,13 @@ impl ImageService {
         sync: bool,
     ) -> Result<Descriptor> {
         let name = layer.digest.as_str();
-        if layer.role() != Role::Layer {
+        if !self.shared.processors.is_layer(&layer.media_type) {
             let why = format!("media type {:?} is not that of a layer", media::bare(&layer.media_type));
             return Err(Error::because(Kind::Unimplemented, "apply layer", name, why));
         }
         let _permit = self.shared.extractions.acquire().await.map_err(|_| canceled())?;
         let blob = self.shared.content.open_blob(context, &layer.digest).await?;
+        let input = self.shared.processors.layer(&layer.media_type, Box::new(blob.file))?;
         // A snapshotter that keeps images gets one, though the client thinks of a directory.
         let place = mounts::written(&mounts).and_then(|upper| self.shared.snapshots.place_of(upper));
         let applied = blocking(move || {
@@ -73,9 +74,9 @@ impl ImageService {
             let root = target.root.try_clone().map_err(|error| Error::io("open", "mount", error))?;
             let applied = match place {
                 Some(place @ UnpackPlace::Image(_)) => {
-                    mounts::unpack(blob.file, &place)?.finish(&target.lowers)?
+                    mounts::unpack(input, &place)?.finish(&target.lowers)?
                 }
-                _ => unpack::apply(blob.file, target)?,
+                _ => unpack::apply(input, target)?,
             };
             if sync {
                 rustix::fs::syncfs(&root).map_err(|error| Error::io("sync", "mount", error.into()))?;
