@@ -16,6 +16,7 @@ mod kill;
 mod mirrors;
 mod operations;
 mod processors;
+mod programs;
 mod proxies;
 mod reflection;
 mod registry;

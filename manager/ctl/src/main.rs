@@ -5,6 +5,7 @@ mod cli;
 mod client;
 mod commands;
 mod create;
+mod directory;
 mod docker_config;
 mod events;
 mod host;

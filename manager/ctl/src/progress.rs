@@ -79,7 +79,7 @@ fn short(name: &str) -> String {
 
 fn style(sized: bool) -> ProgressStyle {
     let template = if sized {
-        "{prefix:40!} {msg:12!} {bar:30} {binary_bytes:>11} / {binary_total_bytes}"
+        "{prefix:40!} {msg:12!} {bar:30} {binary_bytes:>11} / {binary_total_bytes:11} {eta:>4} left"
     } else {
         "{prefix:40!} {msg}"
     };

@@ -227,7 +227,7 @@ pub struct Export {
     /// Write every platform
     #[arg(long)]
     pub all_platforms: bool,
-    /// File to write, - for standard output
+    /// File to write, or an empty directory, - for standard output
     pub out: PathBuf,
     /// Names of the images
     #[arg(required = true)]
@@ -263,6 +263,6 @@ pub struct Import {
     pub compress_blobs: bool,
     #[command(flatten)]
     pub snapshotter: Snapshotter,
-    /// Archive to read, - for standard input
+    /// Archive to read, or a directory with an image layout, - for standard input
     pub input: PathBuf,
 }

@@ -16,7 +16,7 @@ use crate::cli::images::{Export, Import, Pull, Push, Snapshotter};
 use crate::platform::Platform;
 use crate::progress::Display;
 use crate::transfer::{Flow, Stream, transfer};
-use crate::{image, labels, output, registry};
+use crate::{directory, image, labels, output, registry};
 
 /// The platforms of the options for the wire; none means all.
 fn wire_platforms(words: &[String], all: bool) -> Result<Vec<WirePlatform>> {
@@ -110,8 +110,13 @@ pub async fn push(context: &Context<'_>, options: &Push) -> Result<()> {
 }
 
 pub async fn import(context: &Context<'_>, options: &Import) -> Result<()> {
+    let mut directory_work = None;
     let archive: Box<dyn AsyncRead + Unpin> = if options.input == Path::new("-") {
         Box::new(tokio::io::stdin())
+    } else if options.input.is_dir() {
+        let (stream, work) = directory::read(&options.input)?;
+        directory_work = Some(work);
+        Box::new(stream)
     } else {
         let shown = options.input.display().to_string();
         Box::new(tokio::fs::File::open(&options.input).await.context("open", shown)?)
@@ -137,7 +142,7 @@ pub async fn import(context: &Context<'_>, options: &Import) -> Result<()> {
         )?
     };
     let mut display = Display::new();
-    context
+    let outcome = context
         .client
         .with_lease(async |client| {
             let stream = Stream::open(client, "import").await?;
@@ -149,7 +154,11 @@ pub async fn import(context: &Context<'_>, options: &Import) -> Result<()> {
             let flow = Flow::Upload(stream, archive);
             transfer(client, any::pack(&source), any::pack(&destination), flow, &mut display).await
         })
-        .await?;
+        .await;
+    match directory_work {
+        Some(work) => work.end(outcome).await?,
+        None => outcome?,
+    }
     display.finish();
     Ok(())
 }
@@ -157,8 +166,14 @@ pub async fn import(context: &Context<'_>, options: &Import) -> Result<()> {
 pub async fn export(context: &Context<'_>, options: &Export) -> Result<()> {
     let to_stdout = options.out == Path::new("-");
     let shown = options.out.display().to_string();
+    let to_directory = options.out.is_dir() || shown.ends_with('/');
+    let mut directory_work = None;
     let archive: Box<dyn AsyncWrite + Unpin> = if to_stdout {
         Box::new(tokio::io::stdout())
+    } else if to_directory {
+        let (stream, work) = directory::write(&options.out)?;
+        directory_work = Some(work);
+        Box::new(stream)
     } else {
         Box::new(tokio::fs::File::create(&options.out).await.context("create", &shown)?)
     };
@@ -188,8 +203,14 @@ pub async fn export(context: &Context<'_>, options: &Export) -> Result<()> {
     let flow = Flow::Download(stream, archive);
     let outcome =
         transfer(context.client, any::pack(&source), any::pack(&destination), flow, &mut display).await;
-    if outcome.is_err() && !to_stdout {
-        // Half an archive is worse than none.
+    let outcome = match directory_work {
+        Some(work) => work.end(outcome).await,
+        None => outcome,
+    };
+    // Half an archive is worse than none.
+    if outcome.is_err() && to_directory {
+        let _ = directory::clear(&options.out);
+    } else if outcome.is_err() && !to_stdout {
         let _ = std::fs::remove_file(&options.out);
     }
     outcome?;
