@@ -204,7 +204,7 @@ pub struct ImageVerifier {
 }
 
 /// A program that turns layers of other media types, such as encrypted ones, into ones that are unpacked here.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct StreamProcessor {
     /// Media types that it reads.

@@ -9,7 +9,7 @@ mod fields;
 mod tests;
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -18,6 +18,7 @@ use futures_util::Stream;
 use orlop_proto::containerd::types::Envelope;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+use prost::Message;
 use prost_types::Any;
 use tokio::sync::mpsc;
 
@@ -26,6 +27,9 @@ use crate::identifier;
 
 /// Events that may wait for one subscriber; their envelopes are shared between subscribers.
 const QUEUE: usize = 16 * 1024;
+
+/// Bytes of events that may wait for one subscriber: publishers choose how large their events are.
+const BYTES: usize = 16 << 20;
 
 /// Where events are published and subscribed to. Clones are handles of one exchange.
 #[derive(Clone, Default)]
@@ -37,12 +41,37 @@ pub struct Exchange {
 struct Subscriber {
     filter: Filter,
     queue: mpsc::Sender<Arc<Envelope>>,
+    waiting: Arc<AtomicUsize>,
     overflowed: Arc<AtomicBool>,
+}
+
+impl Subscriber {
+    /// Puts an event of that many bytes into the queue, if there is room.
+    fn send(&self, envelope: &Arc<Envelope>, bytes: usize) -> Sent {
+        let waiting = self.waiting.fetch_add(bytes, Ordering::AcqRel);
+        // One that waits for nothing gets any event, however large.
+        if waiting > 0 && waiting + bytes > BYTES {
+            return Sent::Full;
+        }
+        match self.queue.try_send(envelope.clone()) {
+            Ok(()) => Sent::Queued,
+            Err(mpsc::error::TrySendError::Full(_)) => Sent::Full,
+            Err(mpsc::error::TrySendError::Closed(_)) => Sent::Gone,
+        }
+    }
+}
+
+/// What became of an event that was sent to a subscriber.
+enum Sent {
+    Queued,
+    Full,
+    Gone,
 }
 
 /// Events as they come: a stream that ends with an error when its reader was too slow.
 pub struct Subscription {
     queue: mpsc::Receiver<Arc<Envelope>>,
+    waiting: Arc<AtomicUsize>,
     overflowed: Arc<AtomicBool>,
 }
 
@@ -107,14 +136,20 @@ impl Exchange {
             Error::because(error.kind(), "subscription error: failed parsing subscription filters", "", error)
         })?;
         let (sender, queue) = mpsc::channel(room);
-        let overflowed = Arc::new(AtomicBool::new(false));
+        let (waiting, overflowed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
         subscribers.retain(|subscriber| !subscriber.queue.is_closed());
-        subscribers.push(Subscriber { filter, queue: sender, overflowed: overflowed.clone() });
-        Ok(Subscription { queue, overflowed })
+        subscribers.push(Subscriber {
+            filter,
+            queue: sender,
+            waiting: waiting.clone(),
+            overflowed: overflowed.clone(),
+        });
+        Ok(Subscription { queue, waiting, overflowed })
     }
 
     fn dispatch(&self, envelope: Envelope) {
+        let bytes = envelope.encoded_len();
         let envelope = Arc::new(envelope);
         let object = fields::EnvelopeFields::new(&envelope);
         let mut subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -122,13 +157,13 @@ impl Exchange {
             if !subscriber.filter.matches(&object) {
                 return true;
             }
-            match subscriber.queue.try_send(envelope.clone()) {
-                Ok(()) => true,
-                Err(mpsc::error::TrySendError::Full(_)) => {
+            match subscriber.send(&envelope, bytes) {
+                Sent::Queued => true,
+                Sent::Full => {
                     subscriber.overflowed.store(true, Ordering::Release);
                     false
                 }
-                Err(mpsc::error::TrySendError::Closed(_)) => false,
+                Sent::Gone => false,
             }
         });
     }
@@ -140,7 +175,10 @@ impl Stream for Subscription {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match self.queue.poll_recv(context) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(envelope)) => Poll::Ready(Some(Ok(envelope))),
+            Poll::Ready(Some(envelope)) => {
+                self.waiting.fetch_sub(envelope.encoded_len(), Ordering::AcqRel);
+                Poll::Ready(Some(Ok(envelope)))
+            }
             Poll::Ready(None) if self.overflowed.swap(false, Ordering::AcqRel) => {
                 Poll::Ready(Some(Err(Error::because(
                     Kind::ResourceExhausted,

@@ -137,7 +137,7 @@ fn another_user_is_kept_out_of_sockets_and_directories() {
     let shims = format!("{}.ttrpc", daemon.address().display());
     for socket in [daemon.address().display().to_string(), shims] {
         let script = format!("import socket; socket.socket(socket.AF_UNIX).connect({socket:?})");
-        let refused = as_nobody("python3", &["-c", &script]).failure();
+        let refused = as_nobody("/usr/bin/python3", &["-c", &script]).failure();
         assert!(refused.stderr.contains("PermissionError"), "{refused}");
     }
     for directory in

@@ -97,3 +97,23 @@ fn refuses_in_containerds_words() {
     );
     assert!(exchange.subscribe(&["a..b"]).is_err());
 }
+
+#[test]
+fn large_events_that_nobody_reads_are_bounded_by_their_bytes() {
+    let exchange = Exchange::default();
+    let mut deaf = exchange.subscribe::<&str>(&[]).unwrap();
+    let mut reader = exchange.subscribe::<&str>(&[]).unwrap();
+    let large = || Any { type_url: "x/y".to_owned(), value: vec![0; BYTES / 4] };
+    for _ in 0..8 {
+        exchange.publish("default", "/made/up", large()).unwrap();
+        assert_eq!(waiting(&mut reader).len(), 1);
+    }
+    let mut kept = 0;
+    while let Some(Some(event)) = deaf.next().now_or_never() {
+        match event {
+            Ok(_) => kept += 1,
+            Err(error) => assert_eq!(error.kind(), Kind::ResourceExhausted),
+        }
+    }
+    assert_eq!(kept, 3);
+}
