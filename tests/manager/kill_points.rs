@@ -50,7 +50,7 @@ fn work(daemon: &Orlopd, image: &str, round: u64, known: &mut Acknowledged, stop
     for turn in 0.. {
         let id = format!("c{round}-{turn}");
         // Before a step nobody knows any more what there will be; after it, the daemon has said so.
-        let mut step = |known: &mut Acknowledged, args: &[&str], done: &mut dyn FnMut(&mut Acknowledged)| {
+        let step = |known: &mut Acknowledged, args: &[&str], done: &mut dyn FnMut(&mut Acknowledged)| {
             let ok = !stop.load(Ordering::Relaxed) && daemon.orlopctl(args).run().status.success();
             if ok {
                 done(known);
@@ -64,7 +64,10 @@ fn work(daemon: &Orlopd, image: &str, round: u64, known: &mut Acknowledged, stop
             }
         }
         let run = ["run", "-d", image, &id, "sleep", "1000"];
-        if !step(known, &run, &mut |known| drop(known.containers.insert(id.clone(), true))) {
+        let mut runs = |known: &mut Acknowledged| {
+            known.containers.insert(id.clone(), true);
+        };
+        if !step(known, &run, &mut runs) {
             return;
         }
         known.containers.remove(&id);
