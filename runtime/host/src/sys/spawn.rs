@@ -57,6 +57,7 @@ pub fn spawn(spawn: &Spawn) -> io::Result<i32> {
             let error = match prepare(spawn.descriptors, spawn.report, parent) {
                 Ok(()) => {
                     if after.is_some() {
+                        close_all_but_kept(spawn.descriptors.len() as u32);
                         await_readable(AFTER);
                     }
                     // Also those that we got ourselves from a careless parent. What fails here fails for none of ours.
@@ -99,6 +100,16 @@ pub fn helper(streams: [BorrowedFd; 3], work: impl FnOnce() -> i32) -> io::Resul
             unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
             exit(work())
         }
+    }
+}
+
+/// In the child: closes all descriptors but the first ones, [`REPORT`] and [`AFTER`]. A copy of the other end of
+/// [`Spawn::after`] would keep it from ending.
+fn close_all_but_kept(first: u32) {
+    for (low, high) in [(first, AFTER as u32 - 1), (PARKING as u32, u32::MAX)] {
+        // SAFETY: the call takes no pointers. Owners of these numbers exist in this copy of the memory, but none is used
+        // or dropped: the child goes on to execve or `_exit`.
+        unsafe { libc::syscall(libc::SYS_close_range, low, high, 0) };
     }
 }
 
