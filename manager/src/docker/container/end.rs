@@ -114,6 +114,13 @@ impl Engine {
 
     /// Takes up a container as it was when the daemon last ran.
     pub(super) async fn take_up(self, container: Arc<Container>) {
+        {
+            let _turn = container.turn.lock().await;
+            // As it is now: a client may have started it since.
+            if !container.with(|record| matches!(record.state.status, Status::Running | Status::Paused)) {
+                self.end_stray_task(&container).await;
+            }
+        }
         let record = container.record();
         match record.state.status {
             Status::Running | Status::Paused => {

@@ -359,6 +359,7 @@ impl Engine {
     /// Removes what there is of a container that does not run; the caller has its turn.
     async fn remove_now(&self, container: &Arc<Container>, volumes: bool) -> Result<()> {
         let record = container.record();
+        self.end_stray_task(container).await;
         match self.parts.snapshots.remove(&self.context, DEFAULT_SNAPSHOTTER, &record.id).await {
             Err(error) if error.kind() != Kind::NotFound => return Err(error.into()),
             _ => {}
@@ -393,6 +394,20 @@ impl Engine {
         self.container_event(container, "destroy", &[]);
         container.milestones.send_modify(|milestones| milestones.removed = true);
         Ok(())
+    }
+
+    /// Ends a task of a container that is not known to run: a start that the daemon's own end cut off.
+    pub(super) async fn end_stray_task(&self, container: &Arc<Container>) {
+        let Ok(task) = self.task(container).await else { return };
+        tracing::info!(id = container.id, "ending a start that was cut off");
+        // Ignoring: its process may never have been made, or may have ended.
+        let _ = task.kill("", 9, true).await;
+        let _ = tokio::time::timeout(KILLED, task.wait("")).await;
+        match self.parts.supervisor.delete(&self.context.namespace, &container.id).await {
+            Err(error) if error.kind() != Kind::NotFound => tracing::warn!(id = container.id, "{error}"),
+            _ => {}
+        }
+        self.leave_networks(&container.record()).await;
     }
 
     /// `docker container prune`.
