@@ -89,7 +89,7 @@ const WORDS: &[(&str, &str)] = &[
         "Bind for 0.0.0.0:8080 failed: port is already allocated",
     ),
     (
-        "$docker network disconnect bridge p; $docker network disconnect bridge p",
+        "$docker network disconnect bridge p1; $docker network disconnect bridge p1",
         "is not connected to network bridge",
     ),
     (

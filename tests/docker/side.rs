@@ -161,6 +161,8 @@ impl Side {
                     process.signal(Signal::SIGTERM);
                     process.wait(Duration::from_secs(30));
                 }
+                // It leaves the network namespace that it ran in mounted. Ignoring: without networks it made no such mount.
+                let _ = nix::mount::umount(&self.root.join("exec/netns/default"));
             }
         }
         if let Some(host) = self.host.take() {

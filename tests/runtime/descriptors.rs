@@ -48,8 +48,8 @@ fn hooks_init_and_exec_get_their_streams_alone() {
     fs::write(&exec, process.to_string()).unwrap();
     let output = leaky(&runtime, &["exec", "--process", exec.to_str().unwrap()], None).success();
     assert_eq!(output.stdout, STREAMS, "exec");
-    leaky(&runtime, &["delete", "--force"], None).success();
     assert_eq!(super::support::content(&bundle.rootfs("/seen")), STREAMS, "init");
+    leaky(&runtime, &["delete", "--force"], None).success();
     for kind in kinds {
         let file = if kind == "startContainer" { bundle.rootfs("/seen-startContainer") } else { seen(kind) };
         assert_eq!(fs::read_to_string(file).unwrap(), STREAMS, "{kind}");

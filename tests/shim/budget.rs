@@ -69,6 +69,8 @@ fn one_thread_and_nothing_left_after_execs() {
         shim.start_process(&exec).unwrap();
         shim.wait(&exec);
         shim.delete(&exec).unwrap();
+        // What waits to be published is the manager's pace, not growth.
+        shim.events.contain(&shim.id, &format!("exit {exec} 0"));
     };
     round(&mut shim, 0);
     let (memory, open) = (anonymous(pid), descriptors(pid));
