@@ -135,7 +135,8 @@ fn leaves(client: &Path, path: &[&str]) -> Vec<String> {
 pub fn walk(which: Client, client: &Path) {
     let root = Root::new();
     let variant = Variant { client: Some(client.to_owned()), ..Variant::default() };
-    let mut daemon = Orlopd::start_as(&root, "", &variant);
+    // A view has no label that keeps it: a collection after another command's deletion would take it, as under containerd.
+    let mut daemon = Orlopd::start_as(&root, "[gc]\nschedule_delay = 3600000\n", &variant);
     let registry = Registry::start(&root);
     let archive = root.join("image.tar");
     let image = Image::two_layers();
