@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use orlop_tests::{Cmd, Output, Root, binaries, busybox_rootfs, host};
+use orlop_tests::{Cmd, Output, Root, binaries, busybox_rootfs, host, poll_until};
 
 struct Podman<'a> {
     root: &'a Root,
@@ -162,7 +163,13 @@ fn check(runtime: &Path) {
 }
 
 /// podman and buildah keep their overlay storage mounted on itself for good; two that start at once mount it twice.
+///
+/// What conmon starts when a container has ended mounts it again, and is waited for.
 pub fn unmount_storage(storage: &Path) {
+    let root = storage.parent().expect("the storage's root").display().to_string();
+    poll_until(Duration::from_secs(30), "nobody uses the storage", || {
+        !host::processes().iter().any(|process| process.command.contains(&root))
+    });
     while nix::mount::umount2(storage, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
 }
 
