@@ -124,12 +124,19 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
     };
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let listener = listeners.listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
     let shims = listeners.listen(&config.ttrpc_address(), config.grpc.uid, config.grpc.gid)?;
+    let engine = match engine {
+        Some((engine, address)) => {
+            Some((engine, listeners.listen(&address, config.docker.uid, config.docker.gid)?))
+        }
+        None => None,
+    };
     let watched = match &config.metrics.address {
         Some(address) => Some(metrics::listen(address).await?),
         None => None,
     };
+    // Last of all: whoever waits for this socket finds the others.
+    let listener = listeners.listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
     let limit = config.grpc.max_message_size;
     macro_rules! limited {
         ($server:ident, $service:expr) => {
@@ -190,8 +197,7 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone())),
     );
     let collecting = tokio::spawn(collector.clone().run());
-    if let Some((engine, address)) = engine {
-        let listener = listeners.listen(&address, config.docker.uid, config.docker.gid)?;
+    if let Some((engine, listener)) = engine {
         engine.recover().await?;
         tokio::spawn(docker::serve(listener, engine, until(stopped.clone())));
     }

@@ -121,7 +121,7 @@ const LINES: &[Line] = &[
     (
         0,
         "$run --detach --ipc shareable --name other bb sleep 1000 >/dev/null; $docker run --rm --network container:other --pid container:other \
-         --ipc container:other bb sh -c 'ps | grep -c \"sleep 1000\"'; $docker rm --force other",
+         --ipc container:other bb sh -c 'ps | grep -c \"[s]leep 1000\"'; $docker rm --force other",
     ),
     (
         0,

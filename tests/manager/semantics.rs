@@ -19,6 +19,7 @@ use orlop_proto::containerd::services::tasks::v1 as tasks;
 use orlop_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
 use orlop_proto::containerd::types::Descriptor;
 use orlop_tests::image::digest;
+use orlop_tests::daemon::Variant;
 use orlop_tests::{Containerd, Daemon, Orlopd, Root};
 use prost_types::{Any, FieldMask};
 use tonic::Status;
@@ -568,8 +569,11 @@ fn differences(expected: &[String], found: &[String]) -> String {
 #[test]
 fn every_call_is_answered_as_by_containerd() {
     let root = Root::new();
-    let expected = answers(&Containerd::start(&root));
-    // What nothing holds would go soon after a deletion; containerd waits for a hundred changes.
+    // Both collect what nothing holds a moment after a deletion: held off, so that the answers depend on no clock. containerd
+    // looks for the first time when this delay is over, and not before.
+    let later = "[plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"1h\"\n".to_owned();
+    let variant = Variant { containerd_config: later, ..Variant::default() };
+    let expected = answers(&Containerd::start_as(&root, &variant));
     let found = answers(&Orlopd::start_with(&root, "[gc]\nschedule_delay = 3600000\n"));
     assert_eq!(expected.len(), found.len());
     let differences = differences(&expected, &found);

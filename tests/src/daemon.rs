@@ -167,8 +167,10 @@ pub struct Variant {
     pub containerd: Option<PathBuf>,
     /// The `ctr` with which the daemon is called, instead of Debian's.
     pub client: Option<PathBuf>,
-    /// Have containerd serve CRI too, with these lines of TOML at the end of its configuration.
-    pub cri: Option<String>,
+    /// Have containerd serve CRI too.
+    pub cri: bool,
+    /// Lines of TOML at the end of containerd's configuration.
+    pub containerd_config: String,
 }
 
 impl Variant {
@@ -218,9 +220,9 @@ impl Containerd {
              [grpc]\naddress = {:?}\n{}",
             variant.data.clone().unwrap_or_else(|| launch.dir.join("root")),
             launch.dir.join("state"),
-            if variant.cri.is_some() { "" } else { CRI },
+            if variant.cri { "" } else { CRI },
             launch.address,
-            variant.cri.as_deref().unwrap_or_default(),
+            variant.containerd_config,
         );
         fs::write(&config, text).expect("writing config.toml");
         launch.args = vec!["--config".into(), config.display().to_string()];

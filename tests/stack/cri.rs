@@ -159,8 +159,9 @@ fn configuration(is_newest: bool, sandboxer: &str) -> String {
 
 fn check(crictl: &Path, containerd: Option<PathBuf>, client: Option<PathBuf>, sandboxer: &str) {
     let root = Root::new();
-    let cri = Some(configuration(containerd.is_some(), sandboxer));
-    let mut daemon = Containerd::start_as(&root, &Variant { containerd, client, cri, ..Variant::default() });
+    let containerd_config = configuration(containerd.is_some(), sandboxer);
+    let variant = Variant { containerd, client, cri: true, containerd_config, ..Variant::default() };
+    let mut daemon = Containerd::start_as(&root, &variant);
     let archive = root.join("image.tar");
     let image = Image::busybox().config(|config| config["Cmd"] = json!(["sleep", "1000000"]));
     image.oci_archive(&archive, IMAGE);
