@@ -246,6 +246,10 @@ pub struct ProxyPlugin {
 pub enum ProxyKind {
     /// A snapshotter.
     Snapshot,
+    /// What applies layers and makes them.
+    Diff,
+    /// What runs sandboxes.
+    Sandbox,
 }
 
 /// Which shim serves a runtime name.

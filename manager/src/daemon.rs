@@ -9,6 +9,7 @@ use orlop_proto::containerd::services::events::v1::events_server::EventsServer;
 use orlop_proto::containerd::services::images::v1::images_server::ImagesServer;
 use orlop_proto::containerd::services::introspection::v1::introspection_server::IntrospectionServer;
 use orlop_proto::containerd::services::leases::v1::leases_server::LeasesServer;
+use orlop_proto::containerd::services::mounts::v1::mounts_server::MountsServer;
 use orlop_proto::containerd::services::namespaces::v1::namespaces_server::NamespacesServer;
 use orlop_proto::containerd::services::sandbox::v1::controller_server::ControllerServer;
 use orlop_proto::containerd::services::sandbox::v1::store_server::StoreServer;
@@ -35,6 +36,7 @@ use crate::api::images::ImagesService;
 use crate::api::introspection::IntrospectionService;
 use crate::api::layers::CallLayer;
 use crate::api::leases::LeasesService;
+use crate::api::mounts::MountsService;
 use crate::api::namespaces::NamespacesService;
 use crate::api::reflection::{Reflection, ReflectionAlpha};
 use crate::api::sandboxes::{SandboxControllerService, SandboxStoreService};
@@ -45,6 +47,7 @@ use crate::api::transfer::TransferService;
 use crate::api::version::VersionService;
 use crate::config::Config;
 use crate::docker;
+use crate::external::sandboxer::Sandboxers;
 use crate::listeners::Listeners;
 use crate::reload::Reload;
 use crate::restart::Monitor;
@@ -68,7 +71,8 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
     let stores = Stores::open(&config)?;
     stores.recover().await?;
     let uuid = installation(&stores.database)?;
-    let supervisor = Supervisor::new(&config, stores.exchange.clone())?;
+    let supervisor = Supervisor::new(&config, stores.exchange.clone(), stores.mounts.clone())?;
+    let sandboxers = Sandboxers::new(&config.proxy_plugins)?;
     let admin = AdminService {
         root: config.root.clone(),
         checker: stores.checker(),
@@ -90,6 +94,7 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         sandboxes,
         content,
         snapshots,
+        mounts,
         transfers,
         collector,
         ..
@@ -158,13 +163,23 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         .add_service(limited!(StoreServer, SandboxStoreService(sandboxes.clone())))
         .add_service(limited!(
             ControllerServer,
-            SandboxControllerService { supervisor: supervisor.clone(), exchange: exchange.clone() }
+            SandboxControllerService {
+                supervisor: supervisor.clone(),
+                exchange: exchange.clone(),
+                external: sandboxers.clone(),
+            }
         ))
         .add_service(limited!(NamespacesServer, NamespacesService(namespaces.clone())))
         .add_service(limited!(ContainersServer, ContainersService(containers.clone())))
         .add_service(limited!(
             TasksServer,
-            TasksService { containers: containers.clone(), supervisor: supervisor.clone() }
+            TasksService {
+                containers: containers.clone(),
+                sandboxes: sandboxes.clone(),
+                sandboxers,
+                supervisor: supervisor.clone(),
+                images: transfers.clone(),
+            }
         ))
         .add_service(limited!(
             EventsServer,
@@ -180,6 +195,7 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         ))
         .add_service(limited!(ContentServer, ContentService(content.clone())))
         .add_service(limited!(SnapshotsServer, SnapshotsService(snapshots.clone())))
+        .add_service(limited!(MountsServer, MountsService(mounts.clone())))
         .add_service(limited!(StreamingServer, StreamingService(streams.clone())))
         .add_service(limited!(DiffServer, DiffService(transfers.clone())))
         .add_service(limited!(TransferServer, TransferService { images: transfers.clone(), streams }))

@@ -8,6 +8,7 @@ mod daemon;
 mod db;
 mod docker;
 mod events;
+mod external;
 mod filter;
 mod fsck;
 mod gc;
@@ -16,6 +17,7 @@ mod image;
 mod labels;
 mod listeners;
 mod metrics;
+mod mount;
 #[allow(dead_code, reason = "the Docker API, which uses it, comes next")]
 mod network;
 mod offline;

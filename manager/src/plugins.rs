@@ -37,6 +37,8 @@ const STREAMING: &str = "io.containerd.streaming.v1";
 const TRANSFER: &str = "io.containerd.transfer.v1";
 const MONITOR: &str = "io.containerd.monitor.container.v1";
 const TTRPC: &str = "io.containerd.ttrpc.v1";
+const MOUNT_MANAGER: &str = "io.containerd.mount-manager.v1";
+const MOUNT_HANDLER: &str = "io.containerd.mount-handler.v1";
 const SERVICE: &str = "io.containerd.service.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
 
@@ -54,7 +56,7 @@ const SERVICES: [&str; 9] = [
 ];
 
 /// The services of the API, by the names of containerd's gRPC plugins.
-const GRPC_SERVICES: [&str; 16] = [
+const GRPC_SERVICES: [&str; 17] = [
     "containers",
     "content",
     "diff",
@@ -63,6 +65,7 @@ const GRPC_SERVICES: [&str; 16] = [
     "images",
     "introspection",
     "leases",
+    "mounts",
     "namespaces",
     "sandbox-controllers",
     "sandboxes",
@@ -128,6 +131,8 @@ fn all(snapshots: &Snapshots) -> Vec<Plugin> {
         part(SANDBOX_CONTROLLER, "shim", &[SHIM, EVENT]),
         part(MONITOR, "restart", &[METADATA, RUNTIME]),
         part(TTRPC, "events", &[EVENT]),
+        part(MOUNT_MANAGER, "bolt", &[METADATA, MOUNT_HANDLER]),
+        part(MOUNT_HANDLER, crate::mount::LOOP, &[]),
     ]);
     all.extend(SERVICES.map(|id| part(SERVICE, id, &[METADATA])));
     all.extend(GRPC_SERVICES.map(|id| part(GRPC, id, &[SERVICE])));

@@ -19,7 +19,7 @@ use crate::request::{Namespace, RequestContext};
 use crate::snapshot::{Mount, Snapshots};
 use crate::store::containers::{Container, Containers};
 use crate::store::namespaces::Namespaces;
-use crate::task::{Create, Stdio, Supervisor, Task};
+use crate::task::{Create, Images, Stdio, Supervisor, Task};
 
 /// Label of what a container is to be: `running` or `stopped`.
 const STATUS_LABEL: &str = "containerd.io/restart.status";
@@ -304,8 +304,9 @@ fn create(container: Container, rootfs: Vec<Mount>) -> Create {
         options: container.runtime.options,
         rootfs: crate::api::convert::mounts(rootfs),
         stdio,
-        images: String::new(),
+        images: Images::None,
         sandbox: container.sandbox,
+        endpoint: None,
     }
 }
 

@@ -13,12 +13,14 @@ use crate::config::Config;
 use crate::content::ContentStore;
 use crate::db::Database;
 use crate::events::Exchange;
+use crate::external::differ::Differs;
 use crate::fsck::Checker;
 use crate::gc::Collector;
 use crate::image::ImageService;
 use crate::image::processor::Processors;
 use crate::image::registry::{self, Registries};
 use crate::image::verifier::Verifiers;
+use crate::mount::Mounts;
 use crate::snapshot::Snapshots;
 use crate::store::containers::Containers;
 use crate::store::images::Images;
@@ -46,6 +48,8 @@ pub struct Stores {
     pub content: ContentStore,
     /// Layers.
     pub snapshots: Snapshots,
+    /// Mounts made for clients.
+    pub mounts: Mounts,
     /// Images' transfers.
     pub transfers: ImageService,
     /// Removes what nothing refers to.
@@ -75,6 +79,7 @@ impl Stores {
             exchange.clone(),
         )?;
         snapshots.set_write_back_delay(Duration::from_secs(config.snapshots.write_back_delay));
+        let mounts = Mounts::open(&config.root, &config.state, database.clone())?;
         let registries = Registries::new(registry::Settings {
             connect_timeout: Duration::from_secs(config.registry.connect_timeout),
             stall_timeout: Duration::from_secs(config.registry.stall_timeout),
@@ -89,6 +94,7 @@ impl Stores {
             registries,
             Verifiers::new(config.image_verifier.clone()),
             Processors::new(config.stream_processors.clone()),
+            Differs::new(&config.proxy_plugins)?,
         );
         Ok(Stores {
             namespaces: Namespaces::new(database.clone(), exchange.clone()),
@@ -98,6 +104,7 @@ impl Stores {
                 database.clone(),
                 content.clone(),
                 snapshots.clone(),
+                mounts.clone(),
                 config.gc.clone(),
             ),
             database,
@@ -106,6 +113,7 @@ impl Stores {
             leases,
             content,
             snapshots,
+            mounts,
             transfers,
             _lock: lock,
         })
@@ -115,6 +123,7 @@ impl Stores {
     pub async fn recover(&self) -> Result<()> {
         self.content.recover()?;
         self.snapshots.recover()?;
+        self.mounts.recover()?;
         self.transfers.restore_unsynced().await
     }
 

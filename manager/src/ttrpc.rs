@@ -7,7 +7,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use client::Client;
+pub use client::{Client, connect};
 pub use server::serve;
 
 use orlop_proto::error::{Error, Result};
@@ -30,6 +30,6 @@ async fn read_frame(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<(Hea
 }
 
 /// The error of a call whose connection has ended.
-fn closed() -> Error {
+pub fn closed() -> Error {
     Error::new(Kind::Unavailable, "ttrpc: closed", "")
 }

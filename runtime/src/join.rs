@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat, stat};
 use orlop_host::sys;
-use orlop_host::sys::clone::{CloneRequest, Cloned, clone3};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -58,24 +57,5 @@ pub fn different(pid: i32, wanted: u64) -> u64 {
 
 /// A user namespace with these mappings and nobody in it, for id-mapped mounts.
 pub fn user_namespace(uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
-    let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("create", "a pipe")?;
-    let request = CloneRequest { flags: libc::CLONE_NEWUSER as u64, cgroup: None };
-    let (pid, pidfd) = match clone3(request).context("create", "a user namespace")? {
-        Cloned::Child => {
-            drop(theirs);
-            // Lives until the other end is closed, which is when the namespace has been opened.
-            let _ = nix::unistd::read(&ours, &mut [0u8]);
-            std::process::exit(0);
-        }
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
-    };
-    drop(ours);
-    let prepared = rootless::write_mappings(pid, uid_map, gid_map).and_then(|()| {
-        let path = format!("/proc/{pid}/ns/user");
-        open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).context("open", path)
-    });
-    drop(theirs);
-    let id = nix::sys::wait::Id::PIDFd(pidfd.as_fd());
-    nix::sys::wait::waitid(id, nix::sys::wait::WaitPidFlag::WEXITED).context("wait for", "a helper")?;
-    prepared
+    orlop_host::userns::user_namespace(|pid| rootless::write_mappings(pid, uid_map, gid_map))
 }

@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_host::cgroup::{Cgroup, OomWatch};
 use orlop_host::live;
+use orlop_host::mounting;
 use orlop_host::sys::fd::memory_file;
 use orlop_host::sys::pid::{pidfd_open, pidfd_send_signal};
 use orlop_proto::any;
@@ -25,7 +26,6 @@ use crate::boot::record;
 use crate::events::{self, Subject};
 use crate::jobs::{self, Running};
 use crate::log;
-use crate::mounts;
 use crate::options;
 use crate::poll::{Interest, Token};
 use crate::remains;
@@ -236,13 +236,13 @@ impl Shim {
         match job {
             Job::Prepare => {
                 let (bundle, options) = (container.bundle(), container.options.clone());
-                let (rootfs, target) = (container.rootfs.clone(), container.rootfs_directory());
+                let (rootfs, target) = (decode(&container.rootfs), container.rootfs_directory());
                 let running = Running::helper(deadline, move || {
                     record::write_options(&bundle, &options)?;
                     let spec = Spec::read(&bundle)?;
                     if !rootfs.is_empty() {
                         fs::create_dir_all(&target).context("make", target.display().to_string())?;
-                        mounts::mount_all(&rootfs, &target)?;
+                        mounting::mount_all(&rootfs, &target)?;
                     }
                     let words = [(spec.shares_pids(), SHARES_PIDS), (spec.is_plain(), PLAIN)];
                     Ok(words
@@ -262,7 +262,7 @@ impl Shim {
                 let running = Running::helper(None, move || {
                     // What it says matters less than why the creation failed.
                     let _ = remains::clear(&runtime, &name, &bundle);
-                    target.map_or(Ok(()), |target| mounts::unmount_all(&target))?;
+                    target.map_or(Ok(()), |target| mounting::unmount_all(&target))?;
                     Ok(String::new())
                 })?;
                 self.track(&id, job, running, None, 0, None)
@@ -275,7 +275,7 @@ impl Shim {
                 }
                 let target = container.rootfs_directory();
                 let running =
-                    Running::helper(None, move || mounts::unmount_all(&target).map(|()| String::new()))?;
+                    Running::helper(None, move || mounting::unmount_all(&target).map(|()| String::new()))?;
                 self.track(id, job, running, None, 0, None)
             }
             Job::Drain { exec } => {
@@ -580,6 +580,17 @@ impl Shim {
         let stats = container.cgroup.as_ref().ok_or_else(no_cgroup)?.stats()?;
         Ok(api::StatsResponse { stats: Some(crate::stats::pack(&stats)) }.encode_to_vec())
     }
+}
+
+/// The mounts of a message.
+fn decode(mounts: &[Mount]) -> Vec<mounting::Mount> {
+    let plain = |Mount { r#type, source, target, options }: Mount| mounting::Mount {
+        kind: r#type,
+        source,
+        target,
+        options,
+    };
+    mounts.iter().cloned().map(plain).collect()
 }
 
 fn owner<'a>(container: &Container, id: &'a str, namespace: &'a str) -> Owner<'a> {

@@ -12,7 +12,6 @@ mod direct;
 mod events;
 mod jobs;
 mod log;
-mod mounts;
 mod options;
 mod poll;
 mod reaper;

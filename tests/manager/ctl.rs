@@ -106,7 +106,7 @@ fn failures_leave_nothing(daemon: &impl Daemon) {
         (vec!["run", "--cap-add", "SYS_ADMIN", IMAGE, "broken"], "CAP_"),
         (vec!["run", "--env-file", "/no-such", IMAGE, "broken"], "/no-such"),
         (vec!["tasks", "kill", "broken"], "not found"),
-        (vec!["tasks", "checkpoint", "broken"], "not supported"),
+        (vec!["tasks", "checkpoint", "broken"], "not found"),
         (vec!["tasks", "kill", "-s", "SIGNOPE", "broken"], "unknown signal"),
         (vec!["content", "get", "sha256:0"], ""),
     ] {

@@ -18,8 +18,8 @@ use orlop_proto::containerd::services::snapshots::v1::snapshots_client::Snapshot
 use orlop_proto::containerd::services::tasks::v1 as tasks;
 use orlop_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
 use orlop_proto::containerd::types::Descriptor;
-use orlop_tests::image::digest;
 use orlop_tests::daemon::Variant;
+use orlop_tests::image::digest;
 use orlop_tests::{Containerd, Daemon, Orlopd, Root};
 use prost_types::{Any, FieldMask};
 use tonic::Status;

@@ -11,6 +11,7 @@ mod ctr_walk;
 mod dockerd;
 mod harness;
 mod matrix;
+mod nerdctl;
 mod newest;
 mod podman;
 mod podman_lines;

@@ -180,3 +180,47 @@ fn newest_buildkitd_builds_three_stages_on_orlopd() {
     drop(registry);
     root.assert_clean();
 }
+
+/// The program in `clients`, built with the module's client.
+fn build_go_client() -> PathBuf {
+    let directory = binaries::target_dir().join("newest").join(format!("client-{VERSION}"));
+    let part = directory.with_extension("part");
+    let _ = fs::remove_dir_all(&part);
+    fs::create_dir_all(&part).unwrap();
+    download(&part, MODULE, VERSION, SUM);
+    fs::write(part.join("main.go"), include_str!("clients/main.go")).unwrap();
+    fs::write(part.join("go.mod"), format!("module client\n\ngo 1.26\n\nrequire {MODULE} {VERSION}\n"))
+        .unwrap();
+    // Go keeps what it has built before.
+    go(&part).args(["build", "-trimpath", "-ldflags", "-s -w", "-o", "client", "."]).run().success();
+    let _ = fs::remove_dir_all(&directory);
+    fs::rename(&part, &directory).unwrap();
+    directory.join("client")
+}
+
+#[test]
+fn newest_go_client_pulls_runs_and_hears_of_it() {
+    if std::env::var_os("ORLOP_NEWEST").is_none() {
+        println!("not run: the Go client {VERSION}; `make newest` runs it");
+        return;
+    }
+    let client = build_go_client();
+    let root = Root::new();
+    let registry = Registry::start(&root);
+    let mut orlopd = Orlopd::start(&root);
+    let image = Image::two_layers().push(&registry, "client", "1");
+    let fifos = root.join("fifos");
+    fs::create_dir(&fifos).unwrap();
+    let told = Cmd::new(client).arg(orlopd.address()).args([root.tag(), &image]).arg(&fifos).run().success();
+    let lines: Vec<&str> = told.stdout.lines().collect();
+    assert_eq!(lines[0], format!("pulled {image}"));
+    assert_eq!(lines[1], "exec said \"inside\\n\" and ended with 7");
+    assert_eq!(lines[2], "task said \"two\\n\" and ended with 137");
+    let mut topics: Vec<&str> =
+        lines[3..].iter().filter_map(|line| line.strip_prefix("event /tasks/")).collect();
+    assert_eq!(topics.pop(), Some("delete"), "{topics:?}");
+    assert_eq!(topics, ["create", "start", "exec-added", "exec-started", "exit", "exit"]);
+    orlopd.stop();
+    drop(registry);
+    root.assert_clean();
+}

@@ -139,6 +139,18 @@ impl Client {
         Ok(Client { channel: self.channel.clone(), headers })
     }
 
+    /// Asks for a collection of garbage, as the end of a lease does; returns when it is over, if that is to be waited for.
+    ///
+    /// # Errors
+    ///
+    /// What the server says.
+    pub async fn collect(&self, is_awaited: bool) -> Result<()> {
+        let id = format!("orlopctl-{}", random_id());
+        self.leases().create(CreateRequest { id: id.clone(), ..CreateRequest::default() }).await?;
+        self.leases().delete(DeleteRequest { id, sync: is_awaited }).await?;
+        Ok(())
+    }
+
     /// Runs `work` under a lease of its own, so that nothing it makes is collected before it is referred to.
     ///
     /// # Errors

@@ -44,6 +44,8 @@ fn options(names: &[String]) -> Options {
             "strictatime" => flags |= MsFlags::MS_STRICTATIME,
             "sync" => flags |= MsFlags::MS_SYNCHRONOUS,
             "loop" | "" => {}
+            // Whoever only looks needs no owners.
+            other if other.starts_with("uidmap=") || other.starts_with("gidmap=") => {}
             _ => data.push(name.clone()),
         }
     }

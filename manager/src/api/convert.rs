@@ -10,6 +10,7 @@ use tokio_stream::Stream;
 use tonic::Status;
 
 use crate::content::digest::Digest;
+use crate::image::manifest::Descriptor;
 use crate::snapshot::Mount;
 
 /// What a service streams to its client.
@@ -38,6 +39,29 @@ pub fn paths(mask: Option<FieldMask>) -> Vec<String> {
 /// A digest that may be missing.
 pub fn digest(text: &str) -> Result<Option<Digest>> {
     if text.is_empty() { Ok(None) } else { Digest::parse(text).map(Some) }
+}
+
+/// A descriptor as a message.
+pub fn descriptor(descriptor: Descriptor) -> types::Descriptor {
+    types::Descriptor {
+        media_type: descriptor.media_type,
+        digest: descriptor.digest.to_string(),
+        size: i64::try_from(descriptor.size).unwrap_or(i64::MAX),
+        annotations: hashed(descriptor.annotations),
+    }
+}
+
+/// Mounts of messages.
+pub fn decode_mounts(mounts: Vec<types::Mount>) -> Vec<Mount> {
+    mounts
+        .into_iter()
+        .map(|types::Mount { r#type, source, target, options }| Mount {
+            kind: r#type,
+            source,
+            target,
+            options,
+        })
+        .collect()
 }
 
 /// Mounts as messages.

@@ -11,6 +11,7 @@ pub mod images;
 pub mod introspection;
 pub mod layers;
 pub mod leases;
+pub mod mounts;
 pub mod namespaces;
 pub mod reflection;
 pub mod sandboxes;

@@ -4,13 +4,16 @@ use std::time::SystemTime;
 
 use orlop_proto::containerd::events::{SandboxCreate, SandboxExit, SandboxStart};
 use orlop_proto::containerd::services::sandbox::v1 as proto;
+use orlop_proto::containerd::services::sandbox::v1::controller_client::ControllerClient;
 use orlop_proto::containerd::types;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::convert::{hashed, sorted};
 use crate::events::Exchange;
+use crate::external::{self, sandboxer::Sandboxers};
 use crate::labels::invalid;
 use crate::request::RequestContext;
 use crate::store::containers::Runtime;
@@ -108,9 +111,30 @@ pub struct SandboxControllerService {
     pub supervisor: Supervisor,
     /// Where the events go.
     pub exchange: Exchange,
+    /// Controllers that are programs of their own.
+    pub external: Sandboxers,
 }
 
-/// Checks the name of the controller that a request asks for.
+impl SandboxControllerService {
+    /// The external controller that a request asks for; nothing where that is our own.
+    fn external(&self, name: &str) -> Result<Option<ControllerClient<Channel>>> {
+        match self.external.get(name) {
+            Some(client) => Ok(Some(client)),
+            None => controller(name).map(|()| None),
+        }
+    }
+}
+
+/// Passes a request on to an external controller, if it asks for one.
+macro_rules! pass_on {
+    ($service:ident, $context:ident, $request:ident, $method:ident) => {
+        if let Some(mut client) = $service.external(&$request.get_ref().sandboxer)? {
+            return client.$method(external::request(&$context, $request.into_inner())).await;
+        }
+    };
+}
+
+/// Checks the name of our own controller, or says why it is none.
 fn controller(name: &str) -> Result<()> {
     match name {
         "" => {
@@ -132,8 +156,13 @@ impl proto::controller_server::Controller for SandboxControllerService {
         request: Request<proto::ControllerCreateRequest>,
     ) -> Result<Response<proto::ControllerCreateResponse>, Status> {
         let context = RequestContext::of(&request)?;
+        let event = SandboxCreate { sandbox_id: request.get_ref().sandbox_id.clone() };
+        if let Some(mut client) = self.external(&request.get_ref().sandboxer)? {
+            let answer = client.create(external::request(&context, request.into_inner())).await?;
+            publish(&self.exchange, &context.namespace, "/sandboxes/create", &event)?;
+            return Ok(answer);
+        }
         let request = request.into_inner();
-        controller(&request.sandboxer)?;
         let sandbox = decode(request.sandbox);
         if sandbox.id != request.sandbox_id && !sandbox.id.is_empty() {
             return Err(invalid("sandbox.ID must be the request's").into());
@@ -149,7 +178,6 @@ impl proto::controller_server::Controller for SandboxControllerService {
             annotations: sorted(request.annotations),
         };
         self.supervisor.create_sandbox(&context.namespace, create).await?;
-        let event = SandboxCreate { sandbox_id: request.sandbox_id.clone() };
         publish(&self.exchange, &context.namespace, "/sandboxes/create", &event)?;
         Ok(Response::new(proto::ControllerCreateResponse { sandbox_id: request.sandbox_id }))
     }
@@ -159,10 +187,14 @@ impl proto::controller_server::Controller for SandboxControllerService {
         request: Request<proto::ControllerStartRequest>,
     ) -> Result<Response<proto::ControllerStartResponse>, Status> {
         let context = RequestContext::of(&request)?;
-        let proto::ControllerStartRequest { sandbox_id, sandboxer } = request.into_inner();
-        controller(&sandboxer)?;
+        let event = SandboxStart { sandbox_id: request.get_ref().sandbox_id.clone() };
+        if let Some(mut client) = self.external(&request.get_ref().sandboxer)? {
+            let answer = client.start(external::request(&context, request.into_inner())).await?;
+            publish(&self.exchange, &context.namespace, "/sandboxes/start", &event)?;
+            return Ok(answer);
+        }
+        let sandbox_id = request.into_inner().sandbox_id;
         let (sandbox, started) = self.supervisor.start_sandbox(&context.namespace, &sandbox_id).await?;
-        let event = SandboxStart { sandbox_id: sandbox_id.clone() };
         publish(&self.exchange, &context.namespace, "/sandboxes/start", &event)?;
         let (address, version) = sandbox.endpoint();
         Ok(Response::new(proto::ControllerStartResponse {
@@ -181,7 +213,7 @@ impl proto::controller_server::Controller for SandboxControllerService {
         request: Request<proto::ControllerPlatformRequest>,
     ) -> Result<Response<proto::ControllerPlatformResponse>, Status> {
         let context = RequestContext::of(&request)?;
-        controller(&request.get_ref().sandboxer)?;
+        pass_on!(self, context, request, platform);
         let sandbox = self.supervisor.sandbox(&context.namespace, &request.get_ref().sandbox_id)?;
         let platform = sandbox.platform().await?;
         Ok(Response::new(proto::ControllerPlatformResponse { platform }))
@@ -192,8 +224,8 @@ impl proto::controller_server::Controller for SandboxControllerService {
         request: Request<proto::ControllerStopRequest>,
     ) -> Result<Response<proto::ControllerStopResponse>, Status> {
         let context = RequestContext::of(&request)?;
-        let proto::ControllerStopRequest { sandbox_id, timeout_secs, sandboxer } = request.into_inner();
-        controller(&sandboxer)?;
+        pass_on!(self, context, request, stop);
+        let proto::ControllerStopRequest { sandbox_id, timeout_secs, .. } = request.into_inner();
         // What does not run is stopped already.
         if let Ok(sandbox) = self.supervisor.sandbox(&context.namespace, &sandbox_id) {
             sandbox.stop(timeout_secs).await?;
@@ -206,10 +238,18 @@ impl proto::controller_server::Controller for SandboxControllerService {
         request: Request<proto::ControllerWaitRequest>,
     ) -> Result<Response<proto::ControllerWaitResponse>, Status> {
         let context = RequestContext::of(&request)?;
-        let proto::ControllerWaitRequest { sandbox_id, sandboxer } = request.into_inner();
-        controller(&sandboxer)?;
-        let ended = self.supervisor.sandbox(&context.namespace, &sandbox_id)?.wait().await?;
-        let (exit_status, exited_at) = (ended.exit_status, ended.exited_at);
+        let sandbox_id = request.get_ref().sandbox_id.clone();
+        let (exit_status, exited_at) = match self.external(&request.get_ref().sandboxer)? {
+            Some(mut client) => {
+                let answer =
+                    client.wait(external::request(&context, request.into_inner())).await?.into_inner();
+                (answer.exit_status, answer.exited_at)
+            }
+            None => {
+                let ended = self.supervisor.sandbox(&context.namespace, &sandbox_id)?.wait().await?;
+                (ended.exit_status, ended.exited_at)
+            }
+        };
         let event = SandboxExit { sandbox_id, exit_status, exited_at };
         publish(&self.exchange, &context.namespace, "/sandboxes/exit", &event)?;
         Ok(Response::new(proto::ControllerWaitResponse { exit_status, exited_at }))
@@ -220,8 +260,8 @@ impl proto::controller_server::Controller for SandboxControllerService {
         request: Request<proto::ControllerStatusRequest>,
     ) -> Result<Response<proto::ControllerStatusResponse>, Status> {
         let context = RequestContext::of(&request)?;
-        let proto::ControllerStatusRequest { sandbox_id, verbose, sandboxer } = request.into_inner();
-        controller(&sandboxer)?;
+        pass_on!(self, context, request, status);
+        let proto::ControllerStatusRequest { sandbox_id, verbose, .. } = request.into_inner();
         let Ok(sandbox) = self.supervisor.sandbox(&context.namespace, &sandbox_id) else {
             let exited_at = Some(SystemTime::now().into());
             return Ok(Response::new(proto::ControllerStatusResponse {
@@ -250,8 +290,8 @@ impl proto::controller_server::Controller for SandboxControllerService {
         request: Request<proto::ControllerShutdownRequest>,
     ) -> Result<Response<proto::ControllerShutdownResponse>, Status> {
         let context = RequestContext::of(&request)?;
-        let proto::ControllerShutdownRequest { sandbox_id, sandboxer } = request.into_inner();
-        controller(&sandboxer)?;
+        pass_on!(self, context, request, shutdown);
+        let sandbox_id = request.into_inner().sandbox_id;
         self.supervisor.shut_down_sandbox(&context.namespace, &sandbox_id).await?;
         Ok(Response::new(proto::ControllerShutdownResponse {}))
     }
@@ -261,8 +301,8 @@ impl proto::controller_server::Controller for SandboxControllerService {
         request: Request<proto::ControllerMetricsRequest>,
     ) -> Result<Response<proto::ControllerMetricsResponse>, Status> {
         let context = RequestContext::of(&request)?;
-        let proto::ControllerMetricsRequest { sandbox_id, sandboxer } = request.into_inner();
-        controller(&sandboxer)?;
+        pass_on!(self, context, request, metrics);
+        let sandbox_id = request.into_inner().sandbox_id;
         let metrics = self.supervisor.sandbox(&context.namespace, &sandbox_id)?.metrics().await?;
         Ok(Response::new(proto::ControllerMetricsResponse { metrics }))
     }
@@ -271,8 +311,8 @@ impl proto::controller_server::Controller for SandboxControllerService {
         &self,
         request: Request<proto::ControllerUpdateRequest>,
     ) -> Result<Response<proto::ControllerUpdateResponse>, Status> {
-        RequestContext::of(&request)?;
-        controller(&request.get_ref().sandboxer)?;
+        let context = RequestContext::of(&request)?;
+        pass_on!(self, context, request, update);
         // As under containerd: shims have no such call.
         Ok(Response::new(proto::ControllerUpdateResponse {}))
     }

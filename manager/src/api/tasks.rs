@@ -1,9 +1,10 @@
 //! `containerd.services.tasks.v1.Tasks`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use orlop_proto::any;
 use orlop_proto::containerd::runc::v1::{CheckpointOptions, Options};
 use orlop_proto::containerd::services::tasks::v1 as proto;
@@ -14,17 +15,45 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use tonic::{Request, Response, Status};
 
+use super::convert;
+use crate::external::sandboxer::Sandboxers;
 use crate::filter::Filter;
+use crate::image::ImageService;
 use crate::request::RequestContext;
 use crate::store::containers::Containers;
-use crate::task::{Create, Exit, Stdio, Supervisor, Task};
+use crate::store::sandboxes::Sandboxes;
+use crate::task::{Create, Exit, Images, Saved, Stdio, Supervisor, Task};
 
 /// Serves the tasks.
 pub struct TasksService {
     /// What is to be run.
     pub containers: Containers,
+    /// The groups that it is in.
+    pub sandboxes: Sandboxes,
+    /// Programs that run such groups.
+    pub sandboxers: Sandboxers,
     /// What runs.
     pub supervisor: Supervisor,
+    /// Where saved tasks are.
+    pub images: ImageService,
+}
+
+/// Annotation of a checkpoint that lies in a directory.
+const RESTORE_FROM: &str = "RestoreFromPath";
+
+/// A saved task in the content store.
+struct Checkpoint {
+    images: ImageService,
+    context: RequestContext,
+    media_type: String,
+    digest: String,
+}
+
+impl Saved for Checkpoint {
+    fn unpack<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, Result<()>> {
+        let Checkpoint { images, context, media_type, digest } = self;
+        Box::pin(images.restore_checkpoint(context, media_type, digest, directory))
+    }
 }
 
 impl TasksService {
@@ -34,6 +63,21 @@ impl TasksService {
         match self.supervisor.get(&context.namespace, id).await {
             Ok(task) => Ok(task),
             Err(error) => Err(self.containers.get(&context, id).await.err().unwrap_or(error)),
+        }
+    }
+}
+
+impl TasksService {
+    /// Where an external controller's sandbox takes containers, and the version that is spoken there.
+    async fn endpoint(&self, context: &RequestContext, sandbox: &str) -> Result<Option<(String, u32)>> {
+        if sandbox.is_empty() {
+            return Ok(None);
+        }
+        match self.sandboxes.get(context, sandbox).await {
+            Ok(found) => self.sandboxers.endpoint(&context.namespace, &found.sandboxer, sandbox).await,
+            // The client's own grouping.
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
@@ -71,9 +115,6 @@ impl proto::tasks_server::Tasks for TasksService {
         let context = RequestContext::of(&request)?;
         let request = request.into_inner();
         let container = self.containers.get(&context, &request.container_id).await?;
-        if request.checkpoint.is_some() {
-            return Err(Error::new(Kind::Unimplemented, "restoring a checkpoint from content", "").into());
-        }
         // Options that come with the task replace the container's.
         let own = request.options.filter(|options| !options.value.is_empty());
         let runtime = match request.runtime_path.is_empty() {
@@ -81,9 +122,23 @@ impl proto::tasks_server::Tasks for TasksService {
             false => request.runtime_path,
         };
         let options = own.or(container.runtime.options);
-        let images = match &options {
+        let directory = match &options {
             Some(any) if any::is::<Options>(any) => any::unpack::<Options>(any)?.criu_image_path,
             _ => String::new(),
+        };
+        let images = match request.checkpoint {
+            _ if !directory.is_empty() => Images::In(directory),
+            None => Images::None,
+            // As the CRI of containerd asks for it.
+            Some(checkpoint) if checkpoint.annotations.contains_key(RESTORE_FROM) => {
+                Images::In(checkpoint.annotations[RESTORE_FROM].clone())
+            }
+            Some(checkpoint) => Images::Saved(Arc::new(Checkpoint {
+                images: self.images.clone(),
+                context: context.clone(),
+                media_type: checkpoint.media_type,
+                digest: checkpoint.digest,
+            })),
         };
         let create = Create {
             id: container.id,
@@ -98,6 +153,7 @@ impl proto::tasks_server::Tasks for TasksService {
                 terminal: request.terminal,
             },
             images,
+            endpoint: self.endpoint(&context, &container.sandbox).await?,
             sandbox: container.sandbox,
         };
         let container_id = create.id.clone();
@@ -215,6 +271,7 @@ impl proto::tasks_server::Tasks for TasksService {
         &self,
         request: Request<proto::CheckpointTaskRequest>,
     ) -> Result<Response<proto::CheckpointTaskResponse>, Status> {
+        let context = RequestContext::of(&request)?;
         let task = self.task(&request, &request.get_ref().container_id).await?;
         let options = request.into_inner().options;
         let path = match &options {
@@ -223,12 +280,26 @@ impl proto::tasks_server::Tasks for TasksService {
             }
             _ => String::new(),
         };
-        if path.is_empty() {
-            return Err(Error::new(Kind::Unimplemented, "checkpointing a task into content", "").into());
+        if !path.is_empty() {
+            task.checkpoint(&path, options).await?;
+            // What lies in a directory of the client's is not content.
+            return Ok(Response::new(proto::CheckpointTaskResponse::default()));
         }
-        task.checkpoint(&path, options).await?;
-        // What lies in a directory of the client's is not content.
-        Ok(Response::new(proto::CheckpointTaskResponse::default()))
+        let spec = self.containers.get(&context, task.id()).await?.spec.unwrap_or_default();
+        let images = self.images.clone();
+        // A client that goes away must not leave a directory half way.
+        let work = tokio::spawn(async move {
+            let directory = task.checkpoint_directory().await?;
+            let saved = match task.checkpoint(&directory.path().display().to_string(), options).await {
+                Ok(()) => images.save_checkpoint(&context, directory.path(), &spec).await,
+                Err(error) => Err(error),
+            };
+            directory.remove().await?;
+            saved
+        });
+        let saved = work.await.map_err(|error| Error::because(Kind::Internal, "save", "task", error))??;
+        let descriptors = saved.into_iter().map(convert::descriptor).collect();
+        Ok(Response::new(proto::CheckpointTaskResponse { descriptors }))
     }
 
     async fn update(&self, request: Request<proto::UpdateTaskRequest>) -> Result<Response<()>, Status> {

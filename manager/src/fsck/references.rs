@@ -147,8 +147,18 @@ fn content(tx: &impl Query, sources: &LayerSources, problems: &mut Vec<Problem>)
             problems.push(Problem::notice("image", namespace, name, text));
         }
     }
+    // The blobs of layers that an external snapshotter had already were never fetched.
+    let adopted: BTreeSet<(String, String)> = tx
+        .scan(&SNAPSHOTS, "")?
+        .iter()
+        .filter(|(_, record)| !record.adopted.is_empty())
+        .filter_map(|(key, _)| parts(key).map(|(namespace, _, name)| (namespace.to_owned(), name.to_owned())))
+        .collect();
     let mut told = BTreeSet::new();
     for ((namespace, snapshot), source) in sources {
+        if adopted.contains(&(namespace.clone(), snapshot.clone())) {
+            continue;
+        }
         let is_missing = tx.get(&CONTENT, &key(&[namespace, source.blob.as_str()]))?.is_none();
         if is_missing && told.insert((namespace, &source.blob)) {
             let text = format!("its blob {} is not there; a pull brings it back", source.blob);

@@ -11,7 +11,7 @@ const MIN_PREFIX: usize = 6;
 /// One step on the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// What it is: `image`, `container`, `lease`, `content`, `snapshot`, `ingest`.
+    /// What it is: `image`, `container`, `lease`, `content`, `snapshot`, `mount`, `ingest`.
     pub kind: &'static str,
     /// Its name.
     pub name: String,
@@ -50,13 +50,14 @@ fn kind(resource: &Resource) -> &'static str {
         Resource::Content(_) => "content",
         Resource::Snapshot(..) => "snapshot",
         Resource::Ingest(_) => "ingest",
+        Resource::Mount(_) => "mount",
     }
 }
 
 /// The name of a resource; of a snapshot with its snapshotter.
 fn name(resource: &Resource) -> String {
     match resource {
-        Resource::Content(name) | Resource::Ingest(name) => name.clone(),
+        Resource::Content(name) | Resource::Ingest(name) | Resource::Mount(name) => name.clone(),
         Resource::Snapshot(snapshotter, name) => format!("{snapshotter}/{name}"),
     }
 }
@@ -103,7 +104,12 @@ impl Explainer {
         let snapshots = self.survey.snapshots.iter().map(|(namespace, snapshotter, name)| {
             (namespace.clone(), Resource::Snapshot(snapshotter.clone(), name.clone()))
         });
-        let nodes = content.chain(snapshots).chain(self.ingests.iter().cloned());
+        let mounts = self
+            .survey
+            .mounts
+            .iter()
+            .map(|(namespace, name)| (namespace.clone(), Resource::Mount(name.clone())));
+        let nodes = content.chain(snapshots).chain(mounts).chain(self.ingests.iter().cloned());
         nodes
             .filter(|(place, resource)| place == namespace && is_named(resource, wanted))
             .map(|node| Explanation {
@@ -194,6 +200,6 @@ fn is_named(resource: &Resource, wanted: &str) -> bool {
         Resource::Snapshot(snapshotter, name) => {
             name == wanted || format!("{snapshotter}/{name}") == wanted || begins(name)
         }
-        Resource::Ingest(reference) => reference == wanted,
+        Resource::Ingest(name) | Resource::Mount(name) => name == wanted,
     }
 }

@@ -12,6 +12,7 @@ use crate::content::CONTENT;
 use crate::content::ingest::Ingest;
 use crate::db::Query;
 use crate::labels::Labels;
+use crate::mount::ACTIVATIONS;
 use crate::snapshot::SNAPSHOTS;
 use crate::store::containers::CONTAINERS;
 use crate::store::images::IMAGES;
@@ -24,12 +25,18 @@ const CONTENT_LABEL: &str = "containerd.io/gc.ref.content";
 /// Prefix of labels, followed by a snapshotter, whose value is the name of a snapshot that is needed.
 const SNAPSHOT_LABEL: &str = "containerd.io/gc.ref.snapshot.";
 
+/// Label, or prefix of labels, whose value is the name of a mount that is needed.
+const MOUNT_LABEL: &str = "containerd.io/gc.ref.mount";
+/// Labels of a mount, or prefixes of them, whose value names what keeps it.
+const BACK_LABEL: &str = "containerd.io/gc.bref.";
+
 /// Something that can be collected, within a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Resource {
     Content(String),
     Snapshot(String, String),
     Ingest(String),
+    Mount(String),
 }
 
 pub(super) type Node = (String, Resource);
@@ -54,7 +61,7 @@ pub(super) enum Reason {
     Lease(String),
     /// Its own label.
     Label,
-    /// A write that has not been idle for long.
+    /// A write that has not been idle for long, or a mount that is being made.
     Recent,
 }
 
@@ -73,6 +80,8 @@ pub struct Survey {
     pub content: Vec<(String, String)>,
     /// Snapshots: namespace, snapshotter and name.
     pub snapshots: Vec<(String, String, String)>,
+    /// Mounts made for clients: namespace and name.
+    pub mounts: Vec<(String, String)>,
     /// Leases whose time is over: namespace and name.
     pub expired_leases: Vec<(String, String)>,
     /// When the next lease or unfinished write expires.
@@ -95,6 +104,11 @@ impl Marked {
         self.0.contains(&(namespace.to_owned(), Resource::Snapshot(snapshotter.to_owned(), name.to_owned())))
     }
 
+    /// Whether a mount is kept.
+    pub fn keeps_mount(&self, namespace: &str, name: &str) -> bool {
+        self.0.contains(&(namespace.to_owned(), Resource::Mount(name.to_owned())))
+    }
+
     /// Whether an unfinished write is kept.
     pub fn keeps_ingest(&self, ingest: &Ingest) -> bool {
         let record = &ingest.record;
@@ -114,6 +128,7 @@ impl Survey {
         for ingest in ingests {
             survey.ingest(ingest, &live, age);
         }
+        survey.activations(tx, &live)?;
         Ok(survey)
     }
 
@@ -223,6 +238,40 @@ impl Survey {
         }
     }
 
+    /// A mount is kept by its lease, and by whatever its labels name: it refers back.
+    fn activations(&mut self, tx: &impl Query, live: &HashMap<(String, String), bool>) -> Result<()> {
+        for (key, record) in tx.scan(&ACTIVATIONS, "")? {
+            let Some((namespace, name)) = split(&key) else { continue };
+            let resource = Resource::Mount(name.clone());
+            if !record.is_complete {
+                self.root(&namespace, resource.clone(), Reason::Recent);
+            }
+            if live.contains_key(&(namespace.clone(), record.lease.clone())) {
+                self.root(&namespace, resource.clone(), Reason::Lease(record.lease));
+            }
+            for (label, value) in &record.labels {
+                let Some(by) = back_reference(label, value) else { continue };
+                let how = format!("label {label} of mount {name}");
+                let own = crate::db::key(&[&namespace, value]);
+                match by {
+                    Back::Container if tx.get(&CONTAINERS, &own)?.is_some() => {
+                        self.root(&namespace, resource.clone(), Reason::Container(value.clone(), how));
+                    }
+                    Back::Image if tx.get(&IMAGES, &own)?.is_some() => {
+                        self.root(&namespace, resource.clone(), Reason::Image(value.clone(), how));
+                    }
+                    Back::Container | Back::Image => {}
+                    Back::Resource(by) => {
+                        let references = self.references.entry((namespace.clone(), by)).or_default();
+                        references.labels.push((resource.clone(), how));
+                    }
+                }
+            }
+            self.mounts.push((namespace, name));
+        }
+        Ok(())
+    }
+
     /// Notes what a node needs, and that it is a root if its label says so.
     fn node(&mut self, node: Node, parent: Option<Resource>, labels: &Labels) {
         if labels.contains_key(ROOT_LABEL) {
@@ -280,6 +329,7 @@ impl Survey {
                 .snapshots
                 .iter()
                 .all(|(namespace, snapshotter, name)| marked.keeps_snapshot(namespace, snapshotter, name))
+            && self.mounts.iter().all(|(namespace, name)| marked.keeps_mount(namespace, name))
     }
 }
 
@@ -293,6 +343,28 @@ fn expiry(labels: &Labels) -> Option<SystemTime> {
     SystemTime::try_from(time).ok()
 }
 
+/// What keeps a mount by one of the mount's labels.
+enum Back {
+    Container,
+    Image,
+    Resource(Resource),
+}
+
+fn back_reference(label: &str, value: &str) -> Option<Back> {
+    let rest = label.strip_prefix(BACK_LABEL)?;
+    let (kind, after) = rest.split_once(['.', '/']).unwrap_or((rest, ""));
+    Some(match kind {
+        "container" => Back::Container,
+        "image" => Back::Image,
+        "content" => Back::Resource(Resource::Content(value.to_owned())),
+        "snapshot" => {
+            let snapshotter = after.split('/').next().unwrap_or(after);
+            Back::Resource(Resource::Snapshot(snapshotter.to_owned(), value.to_owned()))
+        }
+        _ => return None,
+    })
+}
+
 /// What labels refer to, each with its label.
 pub(super) fn label_references(labels: &Labels) -> Vec<(Resource, String)> {
     let reference = |(key, value): (&String, &String)| {
@@ -300,9 +372,12 @@ pub(super) fn label_references(labels: &Labels) -> Vec<(Resource, String)> {
             let snapshotter = rest.split('/').next().unwrap_or(rest);
             return Some((Resource::Snapshot(snapshotter.to_owned(), value.clone()), key.clone()));
         }
-        let rest = key.strip_prefix(CONTENT_LABEL)?;
-        let is_reference = rest.is_empty() || rest.starts_with(['.', '/']);
-        is_reference.then(|| (Resource::Content(value.clone()), key.clone()))
+        let is_reference = |rest: &str| rest.is_empty() || rest.starts_with(['.', '/']);
+        if key.strip_prefix(MOUNT_LABEL).is_some_and(is_reference) {
+            return Some((Resource::Mount(value.clone()), key.clone()));
+        }
+        let is_content = key.strip_prefix(CONTENT_LABEL).is_some_and(is_reference);
+        is_content.then(|| (Resource::Content(value.clone()), key.clone()))
     };
     labels.iter().filter_map(reference).collect()
 }

@@ -23,6 +23,7 @@ use crate::content::ingest::Ingest;
 use crate::content::{CONTENT, ContentStore};
 use crate::db::{Database, Query, Write, blocking, key};
 use crate::metrics::METRICS;
+use crate::mount::{self, Mounts};
 use crate::snapshot::{self, SNAPSHOTS, Snapshots};
 use crate::store::leases;
 use mark::{Marked, Survey};
@@ -37,6 +38,8 @@ pub struct Removed {
     pub content: usize,
     /// Number of snapshots.
     pub snapshots: usize,
+    /// Number of mounts made for clients.
+    pub mounts: usize,
     /// Number of unfinished writes.
     pub ingests: usize,
     /// Number of expired leases.
@@ -53,6 +56,7 @@ struct Shared {
     db: Database,
     content: ContentStore,
     snapshots: Snapshots,
+    mounts: Mounts,
     config: RwLock<config::Gc>,
     /// One collection at a time; who waits here gets one that began after it asked. Holds when something
     /// expires next.
@@ -61,9 +65,15 @@ struct Shared {
 
 impl Collector {
     /// A collector over these stores.
-    pub fn new(db: Database, content: ContentStore, snapshots: Snapshots, config: config::Gc) -> Collector {
+    pub fn new(
+        db: Database,
+        content: ContentStore,
+        snapshots: Snapshots,
+        mounts: Mounts,
+        config: config::Gc,
+    ) -> Collector {
         let config = RwLock::new(config);
-        let shared = Shared { db, content, snapshots, config, turn: tokio::sync::Mutex::default() };
+        let shared = Shared { db, content, snapshots, mounts, config, turn: tokio::sync::Mutex::default() };
         Collector { shared: Arc::new(shared) }
     }
 
@@ -85,11 +95,13 @@ impl Collector {
         *turn = expiry;
         METRICS.collected("content", removed.content);
         METRICS.collected("snapshot", removed.snapshots);
+        METRICS.collected("mount", removed.mounts);
         METRICS.collected("ingest", removed.ingests);
         METRICS.collected("lease", removed.leases);
         tracing::debug!(
             content = removed.content,
             snapshots = removed.snapshots,
+            mounts = removed.mounts,
             ingests = removed.ingests,
             leases = removed.leases,
             "collected garbage"
@@ -198,12 +210,14 @@ impl Shared {
         let mut removed = Removed {
             content: found.content.len(),
             snapshots: found.layers.len(),
+            mounts: found.mounts,
             ingests: 0,
             leases: found.leases,
         };
         for ingest in ingests.iter().filter(|ingest| !marked.keeps_ingest(ingest)) {
             removed.ingests += usize::from(self.content.ingests().expire(ingest)?);
         }
+        self.mounts.clean()?;
         self.snapshots.clean()?;
         Ok((removed, expiry))
     }
@@ -214,6 +228,7 @@ impl Shared {
 struct Garbage {
     content: Vec<Digest>,
     layers: Vec<(String, u64)>,
+    mounts: usize,
     leases: usize,
 }
 
@@ -229,6 +244,11 @@ fn remove_records(tx: &Write, survey: &Survey, marked: &Marked) -> Result<Garbag
     {
         tx.remove(&CONTENT, &key(&[namespace, digest]))?;
         garbage.content.push(Digest::parse(digest)?);
+    }
+    for (namespace, name) in &survey.mounts {
+        if !marked.keeps_mount(namespace, name) && mount::remove_record(tx, namespace, name)? {
+            garbage.mounts += 1;
+        }
     }
     let mut layers = HashSet::new();
     for (namespace, snapshotter, name) in &survey.snapshots {

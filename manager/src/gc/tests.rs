@@ -16,6 +16,7 @@ struct Place {
     directory: TempDir,
     content: ContentStore,
     snapshots: Snapshots,
+    mounts: Mounts,
     images: Images,
     containers: Containers,
     leases: Leases,
@@ -37,7 +38,9 @@ fn place() -> Place {
         exchange.clone(),
     )
     .unwrap();
-    let collector = Collector::new(db.clone(), content.clone(), snapshots.clone(), config::Gc::default());
+    let mounts = Mounts::open(directory.path(), &directory.path().join("state"), db.clone()).unwrap();
+    let collector =
+        Collector::new(db.clone(), content.clone(), snapshots.clone(), mounts.clone(), config::Gc::default());
     Place {
         images: Images::new(db.clone(), exchange.clone()),
         containers: Containers::new(db.clone(), exchange),
@@ -46,6 +49,7 @@ fn place() -> Place {
         directory,
         content,
         snapshots,
+        mounts,
         collector,
     }
 }
@@ -212,8 +216,13 @@ async fn an_unfinished_write_is_kept_while_it_is_young_or_open() {
     assert_eq!(place.collector.collect().await.unwrap().ingests, 0);
     let config = config::Gc { ingest_expiry: 0, ..config::Gc::default() };
     let shared = &place.collector.shared;
-    place.collector =
-        Collector::new(shared.db.clone(), place.content.clone(), place.snapshots.clone(), config);
+    place.collector = Collector::new(
+        shared.db.clone(),
+        place.content.clone(),
+        place.snapshots.clone(),
+        place.mounts.clone(),
+        config,
+    );
     assert_eq!(place.collector.collect().await.unwrap().ingests, 0, "it is open");
     drop(writer);
     assert_eq!(place.collector.collect().await.unwrap().ingests, 1);

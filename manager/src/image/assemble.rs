@@ -85,7 +85,13 @@ impl ImageService {
         let descriptor = Descriptor::of(media::OCI_MANIFEST, &bytes);
         let parsed = Config::parse(&config.digest, &config_bytes)?;
         self.keep(&job.context, &config, config_bytes.into(), Labels::new()).await?;
-        let stack = Stack { manifest: &manifest, config: &parsed, downloads: &HashMap::new() };
+        let stack = Stack {
+            reference: "",
+            digest: "",
+            manifest: &manifest,
+            config: &parsed,
+            downloads: &HashMap::new(),
+        };
         self.unpack(job, snapshotter, &stack).await?;
         let expiry = std::time::SystemTime::now() + std::time::Duration::from_secs(UNNAMED);
         let mut labels: Labels =

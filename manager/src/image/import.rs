@@ -367,8 +367,9 @@ impl ImageService {
         let bytes = self.read_document(&job.context, &manifest.config).await?;
         let config = Config::parse(&manifest.config.digest, &bytes)?;
         for unpack in request.unpacks.iter().filter(|unpack| unpack.concerns(platform, &config)) {
-            Stack::check(manifest, &config, &self.shared.processors)?;
-            let stack = Stack { manifest, config: &config, downloads: &HashMap::new() };
+            Stack::check(manifest, &config, &self.shared.processors, &self.shared.differs)?;
+            let stack =
+                Stack { reference: "", digest: "", manifest, config: &config, downloads: &HashMap::new() };
             self.unpack(job, &unpack.snapshotter, &stack).await?;
         }
         Ok(())

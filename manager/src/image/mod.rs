@@ -1,12 +1,13 @@
 //! Images: pulled, pushed, unpacked, imported and exported.
 
 mod assemble;
+mod checkpoint;
 pub mod diff;
 mod download;
 pub mod erofs;
 mod export;
 mod fetch;
-mod flights;
+pub mod flights;
 mod import;
 pub mod manifest;
 pub mod media;
@@ -18,6 +19,7 @@ mod pull;
 mod push;
 pub mod reference;
 pub mod registry;
+mod remote;
 pub mod restore;
 pub mod unpack;
 mod unpacker;
@@ -44,6 +46,7 @@ use self::registry::Registries;
 use self::verifier::Verifiers;
 use crate::content::ContentStore;
 use crate::content::digest::Digest;
+use crate::external::differ::Differs;
 use crate::labels::Labels;
 use crate::request::RequestContext;
 use crate::snapshot::Snapshots;
@@ -73,6 +76,7 @@ struct Shared {
     registries: Registries,
     verifiers: Verifiers,
     processors: Processors,
+    differs: Differs,
     /// Blobs being downloaded, by digest.
     downloads: Flights,
     /// Snapshots being made, by namespace, snapshotter and name.
@@ -141,6 +145,7 @@ impl ImageService {
         registries: Registries,
         verifiers: Verifiers,
         processors: Processors,
+        differs: Differs,
     ) -> ImageService {
         ImageService {
             shared: Arc::new(Shared {
@@ -151,12 +156,18 @@ impl ImageService {
                 registries,
                 verifiers,
                 processors,
+                differs,
                 downloads: Flights::default(),
                 unpacks: Flights::default(),
                 transfers: Semaphore::new(TRANSFERS),
                 extractions: Semaphore::new(extractions()),
             }),
         }
+    }
+
+    /// The programs that apply and make layers before we do.
+    pub fn differs(&self) -> &Differs {
+        &self.shared.differs
     }
 
     /// Gives an image another name.

@@ -169,6 +169,8 @@ fn options(mount: &Mount) -> (MsFlags, String) {
         match option.as_str() {
             "ro" => flags |= MsFlags::MS_RDONLY,
             "rw" | "defaults" => {}
+            // Owners are read and written as they are kept.
+            other if other.starts_with("uidmap=") || other.starts_with("gidmap=") => {}
             "nosuid" => flags |= MsFlags::MS_NOSUID,
             "nodev" => flags |= MsFlags::MS_NODEV,
             "noexec" => flags |= MsFlags::MS_NOEXEC,

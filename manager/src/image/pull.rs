@@ -180,16 +180,24 @@ impl ImageService {
             None => Vec::new(),
         };
         if let (Some(config), false) = (&config, unpacks.is_empty()) {
-            Stack::check(manifest, config, &self.shared.processors)?;
+            Stack::check(manifest, config, &self.shared.processors, &self.shared.differs)?;
         }
 
         // When one layer fails, the others are given up.
         let mut job = origin.job.clone();
         job.cancel = job.cancel.child_token();
         let origin = Arc::new(Origin { repository: origin.repository.clone(), job: job.clone() });
+        let (reference, digest) = (request.reference.as_str(), descriptor.digest.as_str());
+        let claimed = match &config {
+            Some(config) => {
+                let stack = Stack { reference, digest, manifest, config, downloads: &HashMap::new() };
+                self.claim(&job, &unpacks, &stack).await?
+            }
+            None => 0,
+        };
         let mut downloads: HashMap<Digest, Arc<Download>> = HashMap::new();
         let mut fetches = JoinSet::new();
-        for layer in &manifest.layers {
+        for layer in manifest.layers.iter().skip(claimed) {
             if downloads.contains_key(&layer.digest) {
                 continue;
             }
@@ -201,7 +209,7 @@ impl ImageService {
         }
         let unpacked = async {
             if let Some(config) = &config {
-                let stack = Stack { manifest, config, downloads: &downloads };
+                let stack = Stack { reference, digest, manifest, config, downloads: &downloads };
                 for unpack in unpacks {
                     self.unpack(&job, &unpack.snapshotter, &stack).await?;
                 }

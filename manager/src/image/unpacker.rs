@@ -1,6 +1,5 @@
 //! Makes snapshots of layers: one per layer, each once however many ask.
 
-use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,33 +13,30 @@ use super::download::{Download, Follow};
 use super::manifest::{Config, Descriptor, Manifest, chain_ids};
 use super::media;
 use super::processor::Processors;
+pub use super::remote::Stack;
 use super::unpack::{self, Applied, Place, Target};
 use super::{ImageService, Job, canceled, mounts, unique};
 use crate::content::digest::Digest;
 use crate::db::blocking;
+use crate::external::differ::Differs;
 use crate::labels::Labels;
 use crate::metrics::METRICS;
 use crate::snapshot::Mount;
 use crate::store::leases::{self, Resource};
 
 /// Label that names what a snapshot will be, or is, committed as.
-const SNAPSHOT_REFERENCE: &str = "containerd.io/snapshot.ref";
+pub(super) const SNAPSHOT_REFERENCE: &str = "containerd.io/snapshot.ref";
 /// How often a new key is tried should one be taken.
 const KEY_ATTEMPTS: u32 = 3;
 
-/// A stack of layers to unpack.
-pub struct Stack<'a> {
-    /// The image's manifest.
-    pub manifest: &'a Manifest,
-    /// Its configuration.
-    pub config: &'a Config,
-    /// Layers on their way into the content store, by digest; the others are there.
-    pub downloads: &'a HashMap<Digest, Arc<Download>>,
-}
-
 impl Stack<'_> {
     /// Checks, before anything is fetched or made, that the layers can be unpacked at all.
-    pub fn check(manifest: &Manifest, config: &Config, processors: &Processors) -> Result<()> {
+    pub fn check(
+        manifest: &Manifest,
+        config: &Config,
+        processors: &Processors,
+        differs: &Differs,
+    ) -> Result<()> {
         let fail = |kind, object: &str, why: String| Err(Error::because(kind, "unpack", object, why));
         let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
         if layers != diff_ids {
@@ -51,7 +47,7 @@ impl Stack<'_> {
             Digest::parse(diff_id)?;
         }
         for layer in &manifest.layers {
-            if !processors.is_layer(&layer.media_type) {
+            if differs.is_empty() && !processors.is_layer(&layer.media_type) {
                 let why = format!("media type {:?} is not that of a layer", media::bare(&layer.media_type));
                 return fail(Kind::Unimplemented, layer.digest.as_str(), why);
             }
@@ -72,7 +68,10 @@ impl ImageService {
                 break;
             }
         }
-        let is_apart = self.shared.snapshots.snapshotter(snapshotter)?.unpack_place(0).is_some();
+        let kind = self.shared.snapshots.snapshotter(snapshotter)?;
+        // A program that applies layers goes by the mounts.
+        let is_apart = kind.unpack_place(0).is_some() && self.shared.differs.is_empty();
+        let is_remote = kind.is_remote();
         let steps = (start..chain.len()).map(|index| Step {
             layer: &stack.manifest.layers[index],
             diff_id: &diff_ids[index],
@@ -80,6 +79,7 @@ impl ImageService {
             name: &chain[index],
             download: stack.downloads.get(&stack.manifest.layers[index].digest),
             is_apart,
+            labels: stack.labels(index, &chain[index], is_remote),
             below: None,
         });
         if is_apart {
@@ -96,7 +96,7 @@ impl ImageService {
     }
 
     /// Whether the snapshot is there; if so, the job's lease holds it from now on.
-    async fn hold_snapshot(&self, job: &Job, snapshotter: &str, name: &str) -> Result<bool> {
+    pub(super) async fn hold_snapshot(&self, job: &Job, snapshotter: &str, name: &str) -> Result<bool> {
         match self.shared.snapshots.stat(&job.context, snapshotter, name).await {
             Ok(_) => {}
             Err(error) if error.kind() == Kind::NotFound => return Ok(false),
@@ -163,7 +163,7 @@ impl ImageService {
         };
         job.progress.blob("extracting", step.layer, "", 0).await;
         let (layer, name, parent) = (step.layer, step.name, step.parent);
-        let labels = Labels::from([(SNAPSHOT_REFERENCE.to_owned(), name.to_owned())]);
+        let labels = step.labels.clone();
         let begin = Instant::now();
         let applied = self.apply_verified(job, snapshotter, &key, step, mounts).await;
         METRICS.work("unpack", &applied, begin.elapsed());
@@ -198,14 +198,13 @@ impl ImageService {
         snapshotter: &str,
         step: &Step<'_>,
     ) -> Result<Option<(String, Vec<Mount>)>> {
-        let labels = Labels::from([(SNAPSHOT_REFERENCE.to_owned(), step.name.to_owned())]);
         // What is unpacked apart gets its parent when it is committed.
         let parent = if step.is_apart { "" } else { step.parent };
         let mut attempt = 1;
         loop {
             let key = format!("extract-{} {}", unique(), step.name);
             let snapshots = &self.shared.snapshots;
-            match snapshots.prepare(&job.context, snapshotter, &key, parent, labels.clone()).await {
+            match snapshots.prepare(&job.context, snapshotter, &key, parent, step.labels.clone()).await {
                 Ok(mounts) => return Ok(Some((key, mounts))),
                 Err(error) if error.kind() == Kind::AlreadyExists => {
                     if self.hold_snapshot(job, snapshotter, step.name).await? {
@@ -232,6 +231,15 @@ impl ImageService {
     ) -> Result<()> {
         let permit = self.shared.extractions.acquire().await.map_err(|_| canceled())?;
         job.check()?;
+        if !self.shared.differs.is_empty() {
+            if let Some(download) = step.download {
+                download.finished().await?;
+            }
+            let applied = self.shared.differs.apply_layer(&job.context, step.layer, mounts.clone()).await?;
+            if let Some(digest) = applied {
+                return step.verify(digest.as_str());
+            }
+        }
         let follow = match step.download {
             Some(download) => download.started().await?.then(|| download.clone()),
             None => None,
@@ -270,10 +278,7 @@ impl ImageService {
             download.finished().await?;
         }
         let Applied { diff_id, .. } = &unpacked.applied;
-        if diff_id != step.diff_id {
-            let why = format!("it unpacks to {diff_id}, the configuration says {}", step.diff_id);
-            return Err(Error::because(Kind::FailedPrecondition, "apply layer", layer, why));
-        }
+        step.verify(diff_id)?;
         if let Some(below) = step.below {
             below.await.map_err(|_| canceled())?;
         }
@@ -295,6 +300,19 @@ struct Step<'a> {
     download: Option<&'a Arc<Download>>,
     /// Whether it is unpacked before its parent is there.
     is_apart: bool,
+    /// The labels of its snapshot.
+    labels: Labels,
     /// Tells that the snapshot below is there, where it is not yet.
     below: Option<oneshot::Receiver<()>>,
+}
+
+impl Step<'_> {
+    /// Checks that a layer unpacks to what the configuration says.
+    fn verify(&self, diff_id: &str) -> Result<()> {
+        if diff_id == self.diff_id {
+            return Ok(());
+        }
+        let why = format!("it unpacks to {diff_id}, the configuration says {}", self.diff_id);
+        Err(Error::because(Kind::FailedPrecondition, "apply layer", self.layer.digest.as_str(), why))
+    }
 }

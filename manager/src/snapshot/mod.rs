@@ -41,7 +41,7 @@ pub use records::{CHILDREN, Child, Info, Record, SNAPSHOTS, remove_record};
 use records::{LAST_LAYER, Place, check_name, decode_number, missing_parent, note_layer};
 pub use snapshotter::{Hold, Layer, LayerMounts, Mount, SnapshotKind, Snapshotter, UnpackPlace, Usage};
 
-pub use write_back::Unsynced;
+pub use write_back::{Unsynced, boot_id};
 
 /// Label of a snapshot being unpacked that names what it will be committed as.
 const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
@@ -101,7 +101,7 @@ impl Snapshots {
         exchange: Exchange,
     ) -> Result<Snapshots> {
         let last = db.read_now(|tx| tx.get(&META, LAST_LAYER))?.map_or(0, |last| decode_number(&last.value));
-        Ok(Snapshots {
+        let snapshots = Snapshots {
             shared: Arc::new(Shared {
                 db,
                 exchange,
@@ -112,7 +112,22 @@ impl Snapshots {
                 write_back: write_back::Queue::default(),
                 held: Mutex::default(),
             }),
-        })
+        };
+        if snapshots.snapshotters().any(|one| one.is_remote()) {
+            snapshots.adopt_all()?;
+        }
+        Ok(snapshots)
+    }
+
+    /// Tells external snapshotters which layers have names of their own.
+    fn adopt_all(&self) -> Result<()> {
+        for (key, record) in self.shared.db.read_now(|tx| tx.scan(&SNAPSHOTS, ""))? {
+            let snapshotter = key.split('\0').nth(1).and_then(|name| self.shared.snapshotters.get(name));
+            if let (Some(snapshotter), false) = (snapshotter, record.adopted.is_empty()) {
+                snapshotter.adopt(record.layer, &record.adopted);
+            }
+        }
+        Ok(())
     }
 
     /// The snapshotters, by name.
@@ -221,6 +236,20 @@ impl Snapshots {
                 }
                 note_layer(tx, id)
             });
+            if let Err(error) = &made
+                && error.kind() == Kind::AlreadyExists
+                && !target.is_empty()
+                && let Some(theirs) = place.snapshotter.find(&target, &layer.parents)?
+            {
+                shared.adopt(&place, &layer, &target, &parent, &theirs)?;
+                let why = "the snapshotter has it";
+                return Err(Error::because(
+                    Kind::AlreadyExists,
+                    "target snapshot",
+                    format!("{target:?}"),
+                    why,
+                ));
+            }
             if made.is_err() {
                 // Ignoring: the first error is the one to tell, and what is left goes at the next start.
                 let _ = place.snapshotter.discard(id).and_then(|()| place.snapshotter.clean());
@@ -261,6 +290,17 @@ impl Snapshots {
         let record = self.shared.db.read(move |tx| Ok((place.get(tx, &key)?, place.snapshotter.clone())));
         let (record, snapshotter) = record.await?;
         Ok(snapshotter.unpack_place(record.layer))
+    }
+
+    /// Whether a snapshot's layer was with an external snapshotter before it was asked for.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub async fn is_adopted(&self, context: &RequestContext, snapshotter: &str, key: &str) -> Result<bool> {
+        let place = self.place(context, snapshotter)?;
+        let key = key.to_owned();
+        self.shared.db.read(move |tx| Ok(!place.get(tx, &key)?.adopted.is_empty())).await
     }
 
     /// The roots of a committed snapshot and of those below it, nearest first; nothing for no name.
@@ -543,6 +583,41 @@ impl Shared {
         place.snapshotter.create(layer)?;
         self.db.write_now(record)?;
         self.mounts(place, layer)
+    }
+
+    /// Records a layer that an external snapshotter has already, under the name that a snapshot was to get.
+    fn adopt(&self, place: &Place, layer: &Layer, name: &str, parent: &str, theirs: &str) -> Result<()> {
+        place.snapshotter.adopt(layer.id, theirs);
+        // What it takes is theirs to know; not to be told is no reason to unpack it.
+        let usage = place.snapshotter.usage(layer.id).unwrap_or_default();
+        self.db.write_now(|tx| {
+            if tx.get(&SNAPSHOTS, &place.key(name))?.is_some() {
+                return Err(Error::new(Kind::AlreadyExists, "target snapshot", format!("{name:?}")));
+            }
+            if place.chain(tx, parent)? != layer.parents {
+                return Err(missing_parent(parent));
+            }
+            leases::hold(tx, &place.context, &place.lease_kind(), name)?;
+            namespaces::ensure(tx, &place.context.namespace)?;
+            let time = now();
+            let record = Record {
+                layer: layer.id,
+                kind: SnapshotKind::Committed.into(),
+                parent: parent.to_owned(),
+                labels: stored(layer.labels.clone()),
+                created_at: time,
+                updated_at: time,
+                size: usage.size,
+                inodes: usage.inodes,
+                adopted: theirs.to_owned(),
+                ..Record::default()
+            };
+            tx.put(&SNAPSHOTS, &place.key(name), &record)?;
+            if !parent.is_empty() {
+                tx.put(&CHILDREN, &place.child_key(parent, name), &Child {})?;
+            }
+            note_layer(tx, layer.id)
+        })
     }
 
     fn mounts(&self, place: &Place, layer: &Layer) -> Result<Vec<Mount>> {

@@ -7,6 +7,7 @@ use std::fs::{DirBuilder, File, metadata};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use orlop_proto::error::{Context, Result};
 
@@ -14,12 +15,26 @@ use super::snapshotter::{
     Layer, LayerDirectory, LayerMounts, Mount, SnapshotKind, Snapshotter, UnpackPlace, Usage,
 };
 use super::usage::usage;
+use crate::labels::{Labels, invalid};
+
+/// Label with the mapping of users, `CONTAINER:HOST:LENGTH` with commas between several, by which owners are shifted.
+const UID_LABEL: &str = "containerd.io/snapshot/uidmapping";
+/// The same of groups.
+const GID_LABEL: &str = "containerd.io/snapshot/gidmapping";
+/// The first kernel whose overlayfs takes id-mapped layers.
+const SHIFTS_SINCE: (u32, u32) = (5, 19);
+/// File systems that can be id-mapped since then (statfs(2)): ext4, XFS, Btrfs, F2FS. The mount itself has the last word.
+const SHIFTED: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+/// The same for tmpfs, which needs Linux 6.3.
+const TMPFS: (u64, (u32, u32)) = (0x0102_1994, (6, 3));
 
 /// The snapshotter `overlayfs`.
 pub struct Overlay {
     directory: LayerDirectory,
     /// Options that depend on the kernel and on whose user namespace this is.
     options: Vec<&'static str>,
+    /// Whether owners can be shifted where layers are.
+    shifts: OnceLock<bool>,
 }
 
 impl Overlay {
@@ -34,7 +49,7 @@ impl Overlay {
         if is_user_namespace() {
             options.push("userxattr");
         }
-        Ok(Overlay { directory: LayerDirectory::open(root)?, options })
+        Ok(Overlay { directory: LayerDirectory::open(root)?, options, shifts: OnceLock::new() })
     }
 
     /// What must be mounted for a layer over these directories, the nearest first.
@@ -62,6 +77,10 @@ impl Overlay {
         let lower: Vec<String> = lower.iter().map(|path| path.display().to_string()).collect();
         options.push(format!("lowerdir={}", lower.join(":")));
         vec![Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options, ..Mount::default() }]
+    }
+
+    fn shifts(&self) -> bool {
+        *self.shifts.get_or_init(|| !is_user_namespace() && can_shift(self.directory.root()))
     }
 
     /// Makes the directories of a layer that belongs to this user and group.
@@ -112,12 +131,32 @@ impl Snapshotter for Overlay {
             let found = metadata(&parent).context("inspect", parent.display().to_string())?;
             Ok((found.uid(), found.gid()))
         };
-        self.make(layer, layer.parents.first().map(owner).transpose()?)
+        let owner = match shifted_root(&layer.labels)? {
+            Some(root) => Some(root),
+            None => layer.parents.first().map(owner).transpose()?,
+        };
+        self.make(layer, owner)
+    }
+
+    fn capabilities(&self) -> Vec<String> {
+        // Without them clients shift owners by themselves, file by file.
+        if self.shifts() { vec!["remap-ids".to_owned()] } else { Vec::new() }
     }
 
     fn mounts(&self, layer: &Layer) -> Result<LayerMounts> {
         let lower: Vec<PathBuf> = layer.parents.iter().map(|id| self.upper(*id)).collect();
-        Ok(LayerMounts::from(self.mounts_over(layer, &lower)))
+        let mut mounts = self.mounts_over(layer, &lower);
+        // A directory without layers below is written by its new owner alone.
+        if !lower.is_empty() && self.shifts() {
+            let words = [("uidmap", UID_LABEL), ("gidmap", GID_LABEL)];
+            let words = words.iter().filter_map(|(word, label)| {
+                layer.labels.get(*label).map(|mapping| format!("{word}={mapping}"))
+            });
+            for mount in &mut mounts {
+                mount.options.splice(0..0, words.clone());
+            }
+        }
+        Ok(LayerMounts::from(mounts))
     }
 
     fn unpack_place(&self, id: u64) -> Option<UnpackPlace> {
@@ -163,4 +202,38 @@ impl Snapshotter for Overlay {
 pub(super) fn is_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().ne(["0", "0", "4294967295"]))
+}
+
+/// The users and groups that a container's root is on the host, if the labels shift owners.
+fn shifted_root(labels: &Labels) -> Result<Option<(u32, u32)>> {
+    let mappings = (labels.get(UID_LABEL), labels.get(GID_LABEL));
+    if mappings == (None, None) {
+        return Ok(None);
+    }
+    let root = |mapping: Option<&String>| {
+        let entries = mapping.map(String::as_str).unwrap_or_default();
+        let number = |entry: &str| -> Option<u32> {
+            let numbers: Vec<u32> = entry.split(':').map(|word| word.parse().ok()).collect::<Option<_>>()?;
+            match numbers[..] {
+                [0, outside, length] if length > 0 => Some(outside),
+                _ => None,
+            }
+        };
+        entries.split(',').find_map(number)
+    };
+    match (root(mappings.0), root(mappings.1)) {
+        (Some(uid), Some(gid)) => Ok(Some((uid, gid))),
+        _ => Err(invalid("failed to find root pair: the labels uidmapping and gidmapping must both map 0")),
+    }
+}
+
+/// Whether this kernel can shift owners of what is in a directory.
+fn can_shift(directory: &Path) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut parts = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (parts.next(), parts.next()) else { return false };
+    let Ok(found) = rustix::fs::statfs(directory) else { return false };
+    let kind = found.f_type as u64;
+    (major, minor) >= SHIFTS_SINCE
+        && (SHIFTED.contains(&kind) || (kind == TMPFS.0 && (major, minor) >= TMPFS.1))
 }

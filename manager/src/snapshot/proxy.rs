@@ -2,24 +2,27 @@
 //! a unix socket.
 //!
 //! Names, parents and labels stay here; the program knows a layer by its number. What it keeps is marked as a root, so
-//! that one which collects garbage itself, as containerd does, leaves it alone.
+//! that one which collects garbage itself, as containerd does, leaves it alone. A remote snapshotter may have a layer when it
+//! is asked to prepare it; that one keeps the name that it has over there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use orlop_proto::containerd::services::snapshots::v1 as api;
 use orlop_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
-use orlop_proto::containerd::types;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use tokio::runtime::Handle;
 use tokio_stream::StreamExt;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::snapshotter::{Layer, LayerMounts, Mount, SnapshotKind, Snapshotter, Usage};
+use super::TARGET_LABEL;
+use super::snapshotter::{Layer, LayerMounts, SnapshotKind, Snapshotter, Usage};
+use crate::api::convert::decode_mounts;
 use crate::config::ProxyPlugin;
+use crate::external;
 use crate::labels::Labels;
 use crate::request::NAMESPACE_HEADER;
 
@@ -43,6 +46,8 @@ pub struct Proxy {
     channel: Channel,
     /// Layers to be removed, which is possible only once those above are gone.
     discarded: Mutex<BTreeSet<u64>>,
+    /// Layers that were there before we asked for them, with their names.
+    adopted: Mutex<BTreeMap<u64, String>>,
 }
 
 impl Proxy {
@@ -52,16 +57,13 @@ impl Proxy {
     ///
     /// For an address that is none.
     pub fn new(name: &str, plugin: &ProxyPlugin) -> Result<Proxy> {
-        let address = plugin.address.display().to_string();
-        let address = address.strip_prefix("unix://").unwrap_or(&address);
-        let endpoint = Endpoint::from_shared(format!("unix://{address}"))
-            .map_err(|error| Error::because(Kind::InvalidArgument, "configure proxy plugin", name, error))?;
         Ok(Proxy {
             name: name.to_owned(),
             theirs: plugin.snapshotter.clone().unwrap_or_else(|| name.to_owned()),
             plugin: plugin.clone(),
-            channel: endpoint.connect_lazy(),
+            channel: external::channel(name, plugin)?,
             discarded: Mutex::default(),
+            adopted: Mutex::default(),
         })
     }
 
@@ -83,7 +85,14 @@ impl Proxy {
         request
     }
 
+    fn adopted(&self) -> MutexGuard<'_, BTreeMap<u64, String>> {
+        self.adopted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn key(&self, id: u64, kind: SnapshotKind) -> String {
+        if let Some(name) = self.adopted().get(&id) {
+            return name.clone();
+        }
         match kind {
             SnapshotKind::Committed => format!("{PREFIX}{id}"),
             SnapshotKind::Active | SnapshotKind::View => format!("{PREFIX}{id}{ACTIVE}"),
@@ -99,6 +108,16 @@ impl Proxy {
 
     /// Removes a layer under either of its names; says whether it is gone.
     fn remove(&self, id: u64) -> Result<bool> {
+        {
+            let mut adopted = self.adopted();
+            let is_shared = adopted
+                .get(&id)
+                .is_some_and(|name| adopted.iter().any(|(other, theirs)| *other != id && theirs == name));
+            if is_shared {
+                adopted.remove(&id);
+                return Ok(true);
+            }
+        }
         for kind in [SnapshotKind::Active, SnapshotKind::Committed] {
             let (snapshotter, key) = (self.theirs.clone(), self.key(id, kind));
             let request = self.message(api::RemoveSnapshotRequest { snapshotter, key });
@@ -109,6 +128,7 @@ impl Proxy {
                 result => drop(result?),
             }
         }
+        self.adopted().remove(&id);
         Ok(true)
     }
 }
@@ -118,16 +138,6 @@ fn told(labels: &Labels) -> std::collections::HashMap<String, String> {
     let inherited = labels.iter().filter(|(key, _)| key.starts_with(INHERITED));
     let inherited = inherited.map(|(key, value)| (key.clone(), value.clone()));
     inherited.chain([(ROOT_LABEL.to_owned(), "orlopd".to_owned())]).collect()
-}
-
-fn decode(mounts: Vec<types::Mount>) -> LayerMounts {
-    let mounts = mounts.into_iter().map(|types::Mount { r#type, source, target, options }| Mount {
-        kind: r#type,
-        source,
-        target,
-        options,
-    });
-    LayerMounts::from(mounts.collect::<Vec<_>>())
 }
 
 impl Snapshotter for Proxy {
@@ -170,7 +180,7 @@ impl Snapshotter for Proxy {
         let (snapshotter, key) = (self.theirs.clone(), self.key(layer.id, layer.kind));
         let request = self.message(api::MountsRequest { snapshotter, key });
         let answer = self.call(async |mut client| client.mounts(request).await)?;
-        Ok(decode(answer.into_inner().mounts))
+        Ok(LayerMounts::from(decode_mounts(answer.into_inner().mounts)))
     }
 
     fn usage(&self, id: u64) -> Result<Usage> {
@@ -189,6 +199,35 @@ impl Snapshotter for Proxy {
             result => drop(result?),
         }
         self.usage_of(name)
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn find(&self, target: &str, parents: &[u64]) -> Result<Option<String>> {
+        let parent = parents.first().map(|id| self.key(*id, SnapshotKind::Committed)).unwrap_or_default();
+        let filters = vec![format!("labels.{TARGET_LABEL:?}=={target:?},parent=={parent:?}")];
+        let request = self.message(api::ListSnapshotsRequest { snapshotter: self.theirs.clone(), filters });
+        self.call(async |mut client| {
+            let mut answers = client.list(request).await?.into_inner();
+            while let Some(answer) = answers.next().await {
+                // A program may not know filters.
+                let is_it = |info: &api::Info| {
+                    info.kind() == api::Kind::Committed
+                        && info.parent == parent
+                        && info.labels.get(TARGET_LABEL).is_some_and(|label| label == target)
+                };
+                if let Some(info) = answer?.info.into_iter().find(is_it) {
+                    return Ok(Some(info.name));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    fn adopt(&self, id: u64, name: &str) {
+        self.adopted().insert(id, name.to_owned());
     }
 
     fn discard(&self, id: u64) -> Result<()> {

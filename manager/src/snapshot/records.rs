@@ -48,6 +48,9 @@ pub struct Record {
     /// The boot of the machine in which a committed snapshot's files were made, until they are known to be on the disk.
     #[prost(string, tag = "9")]
     pub unsynced: String,
+    /// The name that an external snapshotter gave a layer which it had before it was asked.
+    #[prost(string, tag = "10")]
+    pub adopted: String,
 }
 
 /// The record of a child; its key says everything.

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+pub use orlop_host::mounting::Mount;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -31,19 +32,6 @@ impl SnapshotKind {
             SnapshotKind::Committed => "committed",
         }
     }
-}
-
-/// Something to be mounted, in the terms of mount(2) and fstab(5), by us or by a client.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mount {
-    /// File system type; `bind` for bind mounts.
-    pub kind: String,
-    /// What is mounted.
-    pub source: String,
-    /// Where, relative to where the whole set is mounted; usually nothing.
-    pub target: String,
-    /// Options, in order.
-    pub options: Vec<String>,
 }
 
 /// A layer of files and those below it.
@@ -150,6 +138,19 @@ pub trait Snapshotter: Send + Sync {
     fn files(&self, _id: u64) -> Option<PathBuf> {
         None
     }
+
+    /// Whether it may have layers before they are unpacked here, as remote snapshotters do.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// The committed layer over there that is, as its label says, the snapshot of that name on top of these layers.
+    fn find(&self, _target: &str, _parents: &[u64]) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// From now on a number means the layer of that name over there.
+    fn adopt(&self, _id: u64, _name: &str) {}
 
     /// Lets two layers have each other's files, in one step.
     fn exchange(&self, one: u64, _other: u64) -> Result<()> {

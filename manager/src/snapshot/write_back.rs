@@ -26,7 +26,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const MAX_DEPTH: usize = 1024;
 
 /// Which boot of the machine this is.
-pub(super) fn boot_id() -> Result<String> {
+pub fn boot_id() -> Result<String> {
     std::fs::read_to_string(BOOT_ID).map(|text| text.trim().to_owned()).context("read", BOOT_ID)
 }
 

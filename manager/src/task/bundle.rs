@@ -15,6 +15,7 @@ use nix::mount::{MntFlags, umount2};
 use orlop_proto::error::{Context, Error, Result};
 use serde::Deserialize;
 
+use crate::db::blocking;
 use crate::identifier;
 use crate::request::Namespace;
 
@@ -48,6 +49,21 @@ pub struct Bundle {
     /// The directory.
     pub path: PathBuf,
     work: PathBuf,
+}
+
+/// A directory for something that passes.
+pub struct WorkDirectory(PathBuf);
+
+impl WorkDirectory {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Takes it away.
+    pub async fn remove(self) -> Result<()> {
+        blocking(move || fs::remove_dir_all(&self.0).context("remove", show(&self.0))).await
+    }
 }
 
 impl Bundles {
@@ -135,6 +151,18 @@ impl Bundle {
         let link = self.path.join("work");
         symlink(&self.work, &link).context("symlink", show(&link))?;
         self.write("config.json", spec)
+    }
+
+    /// A new directory in the work directory, with a number after its name.
+    pub fn work_directory(&self, name: &str) -> Result<WorkDirectory> {
+        let mut number = 0;
+        loop {
+            let path = self.work.join(format!("{name}-{number}"));
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                made => return made.context("mkdir", show(&path)).map(|()| WorkDirectory(path)),
+            }
+        }
     }
 
     /// Path of the fifo on which the shim logs.

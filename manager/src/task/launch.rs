@@ -31,6 +31,10 @@ use super::dialect::Dialect;
 use super::sockets::Sockets;
 use crate::api::version::version;
 
+/// Protocols that shims speak.
+pub const TTRPC: &str = "ttrpc";
+/// The same.
+pub const GRPC: &str = "grpc";
 /// The newest version of the shim protocol that is spoken here.
 const MAX_VERSION: u32 = 3;
 /// What the service manager tells the daemon alone (sd_notify(3), sd_listen_fds(3)).
@@ -64,7 +68,7 @@ pub struct Bootstrap {
     pub version: u32,
     /// `unix:///path`.
     pub address: String,
-    /// `ttrpc`.
+    /// `ttrpc` or `grpc`.
     #[serde(default)]
     pub protocol: String,
 }
@@ -94,7 +98,7 @@ impl Bootstrap {
         } else if text.starts_with('{') {
             serde_json::from_str::<Bootstrap>(text).map_err(|_| garbage())?
         } else {
-            Bootstrap { version: first_version(), address: text.to_owned(), protocol: "ttrpc".to_owned() }
+            Bootstrap { version: first_version(), address: text.to_owned(), protocol: TTRPC.to_owned() }
         };
         let is_address =
             bootstrap.address.starts_with(['/', '@']) || bootstrap.address.starts_with("unix://");
@@ -108,7 +112,7 @@ impl Bootstrap {
         if !(first_version()..=MAX_VERSION).contains(&bootstrap.version) {
             return refused(format!("unsupported shim version ({})", bootstrap.version));
         }
-        if !matches!(bootstrap.protocol.as_str(), "" | "ttrpc") {
+        if !matches!(bootstrap.protocol.as_str(), "" | TTRPC | GRPC) {
             return refused(format!("unsupported shim protocol {:?}", bootstrap.protocol));
         }
         Ok(bootstrap)
@@ -410,7 +414,7 @@ mod tests {
             (b"{", Kind::Unknown),
             (br#"{"version":3}"#, Kind::Unknown),
             (br#"{"version":4,"address":"/s"}"#, Kind::Unimplemented),
-            (br#"{"version":2,"address":"/s","protocol":"grpc"}"#, Kind::Unimplemented),
+            (br#"{"version":2,"address":"/s","protocol":"http"}"#, Kind::Unimplemented),
         ] {
             assert_eq!(Bootstrap::parse(bad).unwrap_err().kind(), kind, "{bad:?}");
         }

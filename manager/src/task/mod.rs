@@ -8,6 +8,7 @@
 
 mod bundle;
 mod dialect;
+mod grpc;
 mod launch;
 mod log;
 mod recovery;
@@ -18,10 +19,12 @@ mod shim;
 mod sockets;
 mod supervisor;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use orlop_proto::containerd::task::v2::task_ttrpc as method;
 use orlop_proto::containerd::task::v2::{
     CheckpointTaskRequest, CloseIoRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest,
@@ -35,10 +38,11 @@ use prost::Message;
 use prost_types::{Any, Timestamp};
 use tokio::sync::{Mutex, watch};
 
-pub use bundle::TASKS;
+pub use bundle::{TASKS, WorkDirectory};
 pub use sandbox::CreateSandbox;
 pub use supervisor::Supervisor;
 
+use crate::db::blocking;
 use crate::identifier;
 use launch::Launcher;
 use shim::Shim;
@@ -80,8 +84,26 @@ pub struct Stdio {
     pub terminal: bool,
 }
 
+/// CRIU's images of a container that was saved.
+#[derive(Clone, Default)]
+pub enum Images {
+    /// The container is new.
+    #[default]
+    None,
+    /// In this directory.
+    In(String),
+    /// To be unpacked from somewhere.
+    Saved(Arc<dyn Saved>),
+}
+
+/// A saved container that is not in a directory yet.
+pub trait Saved: Send + Sync {
+    /// Puts CRIU's images into an empty directory.
+    fn unpack<'a>(&'a self, directory: &'a Path) -> BoxFuture<'a, Result<()>>;
+}
+
 /// A container to be brought up.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Create {
     /// Name of the container.
     pub id: String,
@@ -95,10 +117,12 @@ pub struct Create {
     pub rootfs: Vec<Mount>,
     /// Standard streams.
     pub stdio: Stdio,
-    /// The directory of CRIU's images that it is restored from; empty for a new container.
-    pub images: String,
+    /// What it is restored from.
+    pub images: Images,
     /// The sandbox that it belongs to, whose shim serves it; empty for none.
     pub sandbox: String,
+    /// Where that sandbox's shim listens, and its version, if an external controller runs it.
+    pub endpoint: Option<(String, u32)>,
 }
 
 /// A running container: the connection to its shim.
@@ -212,6 +236,12 @@ impl Task {
         self.shim.call(method::UPDATE, &UpdateTaskRequest { id: self.id().to_owned(), ..update }).await
     }
 
+    /// A new directory beside the bundle that a checkpoint can be made in; it goes with the bundle at the latest.
+    pub async fn checkpoint_directory(&self) -> Result<WorkDirectory> {
+        let bundle = self.launcher.bundle.clone();
+        blocking(move || bundle.work_directory(SAVED)).await
+    }
+
     /// Saves the container's processes to a directory, as the options say.
     pub async fn checkpoint(&self, path: &str, options: Option<Any>) -> Result<()> {
         let request = CheckpointTaskRequest { id: self.id().to_owned(), path: path.to_owned(), options };
@@ -243,6 +273,9 @@ impl Task {
         *known.ok()?
     }
 }
+
+/// Beginning of the names of directories that containers are saved to.
+const SAVED: &str = "saved";
 
 /// The error of a task that does not exist, in containerd's words.
 fn no_task(id: &str) -> Error {

@@ -4,6 +4,7 @@
 //! sandbox is served by its shim; one whose sandbox is unknown here gets a shim of its own.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use prost_types::Any;
 
-use super::launch::{Bootstrap, Launcher};
+use super::launch::{Bootstrap, Launcher, TTRPC};
 use super::log::Log;
 use super::runtime::Choice;
 use super::shim::Shim;
@@ -52,6 +53,24 @@ pub struct Sandbox {
     launcher: Launcher,
     shim: Shim,
     bootstrap: Bootstrap,
+}
+
+/// Where a sandbox's containers are served.
+pub(super) struct Group {
+    id: String,
+    /// The shim's program.
+    shim: PathBuf,
+    bootstrap: Bootstrap,
+}
+
+impl Group {
+    /// A sandbox of an external controller, which tells an address such as `ttrpc+unix:///path`.
+    pub fn external(id: &str, address: &str, version: u32, shim: &Path) -> Result<Group> {
+        let (protocol, address) = address.split_once('+').unwrap_or((TTRPC, address));
+        let answer = serde_json::json!({ "version": version, "address": address, "protocol": protocol });
+        let bootstrap = Bootstrap::parse(answer.to_string().as_bytes())?;
+        Ok(Group { id: id.to_owned(), shim: shim.to_owned(), bootstrap })
+    }
 }
 
 /// Sandboxes by namespace and name; none under a name that is taken by one being brought up.
@@ -99,6 +118,11 @@ impl Sandbox {
     /// Where the shim listens, as `ttrpc+unix:///path`, and the version of its task service.
     pub fn endpoint(&self) -> (String, u32) {
         (format!("ttrpc+{}", self.bootstrap.address), self.bootstrap.version)
+    }
+
+    /// What its containers need to join it.
+    pub(super) fn group(&self) -> Group {
+        Group { id: self.id(), shim: self.launcher.shim.clone(), bootstrap: self.bootstrap.clone() }
     }
 
     fn id(&self) -> String {
@@ -307,17 +331,17 @@ impl Supervisor {
     }
 
     /// Connects a container to its sandbox's shim.
-    pub(super) async fn join_sandbox(&self, launcher: &Launcher, sandbox: &Sandbox) -> Result<Shim> {
-        let saved = serde_json::to_vec(&sandbox.bootstrap)
+    pub(super) async fn join_sandbox(&self, launcher: &Launcher, group: &Group) -> Result<Shim> {
+        let saved = serde_json::to_vec(&group.bootstrap)
             .map_err(|error| Error::because(Kind::Internal, "encode", "bootstrap.json", error))?;
-        let (bundle, program, id) = (launcher.bundle.clone(), sandbox.launcher.shim.clone(), sandbox.id());
+        let (bundle, program, id) = (launcher.bundle.clone(), group.shim.clone(), group.id.clone());
         blocking(move || {
             bundle.save_sandbox(&id)?;
             bundle.save_shim(&program)?;
             bundle.save_bootstrap(&saved)
         })
         .await?;
-        Shim::connect(&sandbox.bootstrap, launcher.bundle.namespace.as_str()).await
+        Shim::connect(&group.bootstrap, launcher.bundle.namespace.as_str()).await
     }
 
     /// Takes up the sandboxes found below the state directory.

@@ -1,4 +1,4 @@
-//! The task service of one shim, in either version: both have the same messages.
+//! The task service of one shim, in either version and over either protocol: all have the same messages.
 
 use std::time::Duration;
 
@@ -9,14 +9,21 @@ use orlop_proto::containerd::task::v3::task_ttrpc as v3;
 use orlop_proto::error::Result;
 use prost::Message;
 
-use super::launch::Bootstrap;
-use crate::ttrpc::Client;
+use super::grpc;
+use super::launch::{Bootstrap, GRPC};
+use crate::ttrpc;
 
 /// A connection to a shim, which ends with the last clone.
 #[derive(Clone)]
 pub struct Shim {
     client: Client,
     service: &'static str,
+}
+
+#[derive(Clone)]
+enum Client {
+    Ttrpc(ttrpc::Client),
+    Grpc(grpc::Client),
 }
 
 impl Shim {
@@ -27,7 +34,24 @@ impl Shim {
     /// Those of `connect(2)`, which mean that no shim listens there (any more).
     pub async fn connect(bootstrap: &Bootstrap, namespace: &str) -> Result<Shim> {
         let service = if bootstrap.version == 2 { v2::SERVICE } else { v3::SERVICE };
-        Ok(Shim { client: Client::connect(&bootstrap.address, namespace).await?, service })
+        let client = match bootstrap.protocol.as_str() {
+            GRPC => Client::Grpc(grpc::Client::connect(&bootstrap.address, namespace).await?),
+            _ => Client::Ttrpc(ttrpc::Client::connect(&bootstrap.address, namespace).await?),
+        };
+        Ok(Shim { client, service })
+    }
+
+    async fn send<A: Message + Default>(
+        &self,
+        service: &str,
+        method: &str,
+        request: &impl Message,
+        deadline: Option<Duration>,
+    ) -> Result<A> {
+        match &self.client {
+            Client::Ttrpc(client) => client.call(service, method, request, deadline).await,
+            Client::Grpc(client) => client.call(service, method, request, deadline).await,
+        }
     }
 
     /// Calls a method of the task service; it may take as long as the container needs.
@@ -36,7 +60,7 @@ impl Shim {
     ///
     /// The shim's own, in its words; `Unavailable` when the shim has gone.
     pub async fn call<A: Message + Default>(&self, method: &str, request: &impl Message) -> Result<A> {
-        self.client.call(self.service, method, request, None).await
+        self.send(self.service, method, request, None).await
     }
 
     /// Calls a method of the sandbox service.
@@ -49,7 +73,7 @@ impl Shim {
         method: &str,
         request: &impl Message,
     ) -> Result<A> {
-        self.client.call(sandbox_ttrpc::SERVICE, method, request, None).await
+        self.send(sandbox_ttrpc::SERVICE, method, request, None).await
     }
 
     /// Calls a method that must be answered in time.
@@ -63,7 +87,7 @@ impl Shim {
         request: &impl Message,
         deadline: Duration,
     ) -> Result<A> {
-        self.client.call(self.service, method, request, Some(deadline)).await
+        self.send(self.service, method, request, Some(deadline)).await
     }
 
     /// Asks the shim to end, and waits until its connection has.
@@ -74,18 +98,24 @@ impl Shim {
         let ended = async {
             // A shim may end before it answers; whether it ended is what counts.
             let _ = self.call::<()>(v2::SHUTDOWN, &request).await;
-            self.client.ended().await;
+            self.ended().await;
         };
         tokio::time::timeout(deadline, ended).await.is_ok()
     }
 
     /// Returns when the connection has ended.
     pub async fn ended(&self) {
-        self.client.ended().await;
+        match &self.client {
+            Client::Ttrpc(client) => client.ended().await,
+            Client::Grpc(client) => client.ended().await,
+        }
     }
 
     /// Whether the connection has ended.
     pub fn has_ended(&self) -> bool {
-        self.client.has_ended()
+        match &self.client {
+            Client::Ttrpc(client) => client.has_ended(),
+            Client::Grpc(client) => client.has_ended(),
+        }
     }
 }

@@ -11,33 +11,40 @@ use orlop_proto::containerd::task::v2::task_ttrpc as method;
 use orlop_proto::containerd::task::v2::{
     CreateTaskRequest, CreateTaskResponse, DeleteRequest, DeleteResponse,
 };
-use orlop_proto::containerd::types::{Envelope, RuntimeInfo, RuntimeRequest};
+use orlop_proto::containerd::types::{self, Envelope, RuntimeInfo, RuntimeRequest};
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Name;
 use prost_types::Any;
 use tokio_util::sync::CancellationToken;
 
-use super::bundle::Bundles;
+use super::bundle::{Bundle, Bundles};
 use super::dialect::{self, Dialects};
 use super::launch::{Bootstrap, Daemon, Launcher, kill_in};
 use super::log::Log;
 use super::registry::{Registry, Reservation};
 use super::runtime::{Choice, Runtimes};
-use super::sandbox::Running;
+use super::sandbox::{Group, Running};
 use super::shim::Shim;
 use super::sockets::Sockets;
-use super::{Create, Exit, Stdio, Task, no_task};
+use super::{Create, Exit, Images, Stdio, Task, no_task};
+use crate::api::convert::{decode_mounts, mounts as encode_mounts};
 use crate::config::{self, Config};
 use crate::db::blocking;
 use crate::events::Exchange;
+use crate::labels::Labels;
 use crate::metrics::METRICS;
-use crate::request::Namespace;
+use crate::mount::Mounts;
+use crate::request::{Namespace, RequestContext};
 
 /// How long a shim may take to end once it was told to.
 const SHUTDOWN: Duration = Duration::from_secs(3);
 /// How long the shim's `delete` action, or undoing a creation, may take.
 const CLEANUP: Duration = Duration::from_secs(5);
+/// Label of mounts that are kept for as long as a container is there.
+const KEPT_BY: &str = "containerd.io/gc.bref.container";
+/// Beginning of the names of directories that containers are restored from.
+const RESTORED: &str = "restored";
 /// Exit status of a container whose own nobody knows any more, as containerd reports it.
 const UNKNOWN_STATUS: u32 = 255;
 
@@ -55,6 +62,7 @@ pub(super) struct Shared {
     pub daemon: Daemon,
     pub runtimes: Runtimes,
     dialects: Dialects,
+    mounts: Mounts,
     exchange: Exchange,
     start_deadline: Duration,
 }
@@ -65,7 +73,7 @@ impl Supervisor {
     /// # Errors
     ///
     /// When the paths of the configuration or of this program cannot be told, or the directory for sockets not made.
-    pub fn new(config: &Config, exchange: Exchange) -> Result<Supervisor> {
+    pub fn new(config: &Config, exchange: Exchange, mounts: Mounts) -> Result<Supervisor> {
         let absolute = |path: &std::path::Path| {
             std::path::absolute(path).map_err(|error| Error::io("resolve", path.display().to_string(), error))
         };
@@ -83,6 +91,7 @@ impl Supervisor {
             daemon,
             runtimes: Runtimes::new(config.runtimes.clone()),
             dialects: Dialects::default(),
+            mounts,
             exchange,
             start_deadline: Duration::from_secs(config.shim.start_timeout),
         };
@@ -177,20 +186,33 @@ impl Supervisor {
         gone: &CancellationToken,
     ) -> Result<u32> {
         let start_failed = |error: Error| Error::because(error.kind(), "failed to start shim", "", error);
-        let Create { id, spec, runtime, options, rootfs, stdio, images, sandbox } = create;
+        let Create { id, spec, runtime, options, rootfs, stdio, images, sandbox, endpoint } = create;
         let Choice { shim, options } =
             self.shared.runtimes.choose(&runtime, options).map_err(start_failed)?;
         // A sandbox without a shim of ours is the client's own grouping: its containers get shims of their own.
-        let sandbox = self.sandboxes.find(reservation.namespace(), &sandbox);
+        let group = match (self.sandboxes.find(reservation.namespace(), &sandbox), endpoint) {
+            (Some(sandbox), _) => Some(sandbox.group()),
+            (None, Some((address, version))) => {
+                Some(Group::external(&sandbox, &address, version, &shim).map_err(start_failed)?)
+            }
+            (None, None) => None,
+        };
         let (bundles, namespace, name) =
             (self.shared.bundles.clone(), reservation.namespace().clone(), id.clone());
         let bundle =
             blocking(move || bundles.create(&namespace, &name, &spec)).await.map_err(start_failed)?;
 
-        let (daemon, sandboxed) = (self.shared.daemon.clone(), sandbox.is_some());
+        let images = match self.images(&bundle, images).await {
+            Ok(images) => images,
+            Err(error) => {
+                let removed = blocking(move || bundle.remove()).await;
+                return Err(removed.err().unwrap_or(error));
+            }
+        };
+        let (daemon, sandboxed) = (self.shared.daemon.clone(), group.is_some());
         let launcher = Launcher { shim, bundle, daemon, sandboxed };
-        let started = match &sandbox {
-            Some(sandbox) => self.join_sandbox(&launcher, sandbox).await,
+        let started = match &group {
+            Some(group) => self.join_sandbox(&launcher, group).await,
             None => unless(gone, self.start_shim(&launcher, options.as_ref())).await.map(|(shim, _)| shim),
         };
         let shim = match started {
@@ -201,6 +223,13 @@ impl Supervisor {
             }
         };
 
+        let rootfs = match self.activate(&launcher, rootfs).await {
+            Ok(rootfs) => rootfs,
+            Err(error) => {
+                self.tear_down(&launcher, &shim).await;
+                return Err(error);
+            }
+        };
         let Stdio { stdin, stdout, stderr, terminal } = stdio;
         let request = CreateTaskRequest {
             id,
@@ -228,6 +257,38 @@ impl Supervisor {
                 self.tear_down(&launcher, &shim).await;
                 Err(Error::because(error.kind(), "failed to create shim task", "", error))
             }
+        }
+    }
+
+    /// The directory of CRIU's images that a container is restored from; empty for a new one.
+    async fn images(&self, bundle: &Bundle, images: Images) -> Result<String> {
+        match images {
+            Images::None => Ok(String::new()),
+            Images::In(directory) => Ok(directory),
+            Images::Saved(saved) => {
+                let (bundle, name) = (bundle.clone(), RESTORED);
+                let directory = blocking(move || bundle.work_directory(name)).await?;
+                saved.unpack(directory.path()).await?;
+                Ok(directory.path().display().to_string())
+            }
+        }
+    }
+
+    /// Makes what mounts of a root file system a shim cannot make; returns those that are left for it.
+    async fn activate(&self, launcher: &Launcher, rootfs: Vec<types::Mount>) -> Result<Vec<types::Mount>> {
+        let (context, id) = (context(launcher), launcher.bundle.id.as_str());
+        let labels = Labels::from([(KEPT_BY.to_owned(), id.to_owned())]);
+        let mounts = decode_mounts(rootfs.clone());
+        let activated = match self.shared.mounts.activate(&context, id, mounts, labels, false).await {
+            // An earlier task of the container had them made.
+            Err(error) if error.kind() == Kind::AlreadyExists => self.shared.mounts.info(&context, id).await,
+            activated => activated,
+        };
+        match activated {
+            Ok(activation) => Ok(encode_mounts(activation.system())),
+            // The shim can make them all.
+            Err(error) if error.kind() == Kind::Unimplemented => Ok(rootfs),
+            Err(error) => Err(error),
         }
     }
 
@@ -370,7 +431,17 @@ impl Supervisor {
         if let Err(error) = blocking(move || bundle.remove()).await {
             tracing::error!(id = %launcher.bundle.id, "{error}");
         }
+        match self.shared.mounts.deactivate(&context(launcher), &launcher.bundle.id).await {
+            Err(error) if error.kind() != Kind::NotFound => {
+                tracing::error!(id = %launcher.bundle.id, "{error}");
+            }
+            _ => {}
+        }
     }
+}
+
+fn context(launcher: &Launcher) -> RequestContext {
+    RequestContext { namespace: launcher.bundle.namespace.clone(), lease: None }
 }
 
 async fn end_processes(launcher: &Launcher) {

@@ -40,6 +40,15 @@ struct Calls {
     ended: bool,
 }
 
+/// Connects to `unix:///path`, to a bare path, or to an abstract socket named `@name`.
+pub async fn connect(address: &str) -> std::io::Result<UnixStream> {
+    let path = address.strip_prefix("unix://").unwrap_or(address);
+    match path.strip_prefix('@') {
+        Some(name) => UnixStream::connect(format!("\0{name}")).await,
+        None => UnixStream::connect(path).await,
+    }
+}
+
 impl Client {
     /// Connects to `unix:///path`, to a bare path, or to an abstract socket named `@name`.
     ///
@@ -48,11 +57,7 @@ impl Client {
     /// Those of `connect(2)`, which never waits here: nobody listens at a dead shim's socket (`Unavailable` or
     /// `NotFound`), and a deaf one's may be full.
     pub async fn connect(address: &str, namespace: &str) -> Result<Client> {
-        let path = address.strip_prefix("unix://").unwrap_or(address);
-        let stream = match path.strip_prefix('@') {
-            Some(name) => UnixStream::connect(format!("\0{name}")).await,
-            None => UnixStream::connect(path).await,
-        };
+        let stream = connect(address).await;
         Ok(Client::over(stream.context("connect to shim", address)?, namespace))
     }
 

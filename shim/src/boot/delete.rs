@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use nix::sys::signal::Signal;
+use orlop_host::mounting;
 use orlop_proto::containerd::task::v2::DeleteResponse;
 use orlop_proto::error::{Context, Result};
 use prost::Message;
 
 use super::record;
 use crate::cli::Arguments;
-use crate::mounts;
 use crate::remains;
 use crate::runtime::{self, Runtime};
 use crate::service::check_name;
@@ -34,7 +34,7 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
         complaints.push(error);
     }
     let exit = Exit { status: 128 + Signal::SIGKILL as u32, at: SystemTime::now() };
-    if let Err(error) = mounts::unmount_all(&bundle.join("rootfs")) {
+    if let Err(error) = mounting::unmount_all(&bundle.join("rootfs")) {
         complaints.push(error);
     }
     remove_socket(&bundle);

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod events;
 mod flows;
+mod grpc_shim;
 mod recovery;
 mod restarts;
 mod sandboxes;

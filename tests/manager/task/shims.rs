@@ -57,8 +57,8 @@ fn a_shim_that_misbehaves_at_start() {
         ("head -c 100000 /dev/zero", "which is no address"),
         (r#"echo '{"version":9,"address":"unix:///x","protocol":"ttrpc"}'"#, "unsupported shim version (9)"),
         (
-            r#"echo '{"version":3,"address":"unix:///x","protocol":"grpc"}'"#,
-            "unsupported shim protocol \"grpc\"",
+            r#"echo '{"version":3,"address":"unix:///x","protocol":"http"}'"#,
+            "unsupported shim protocol \"http\"",
         ),
         ("echo unix:///no/such/socket", "connect to shim unix:///no/such/socket: no such file or directory"),
         ("exec sleep 1000", "neither answered nor ended within 2s"),

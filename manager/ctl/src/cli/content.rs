@@ -17,6 +17,14 @@ pub enum Content {
         #[arg(required = true)]
         digests: Vec<String>,
     },
+    /// Change content in an editor, and print the digest of what comes out of it
+    Edit {
+        /// The editor
+        #[arg(long, env = "EDITOR")]
+        editor: Option<String>,
+        /// Digest
+        digest: String,
+    },
     /// Fetch an image's content without unpacking it
     Fetch(Box<super::images::Pull>),
     /// Write content to standard output
@@ -50,5 +58,22 @@ pub enum Content {
         digest: String,
         /// Labels as KEY=VALUE; without a value the label is removed
         labels: Vec<String>,
+    },
+    /// Take from content what keeps other content
+    #[command(subcommand)]
+    Prune(Prune),
+}
+
+/// Verbs of `content prune`.
+#[derive(Subcommand, Debug)]
+pub enum Prune {
+    /// Let go of the layers that manifests keep: those that are unpacked are needed no more
+    References {
+        /// Do not wait for the collection
+        #[arg(long = "async")]
+        is_async: bool,
+        /// Only print what would be let go of
+        #[arg(long)]
+        dry: bool,
     },
 }

@@ -23,6 +23,25 @@ pub enum Verb {
         /// Active snapshot
         key: String,
     },
+    /// Write the layer that one snapshot is above another to standard output
+    Diff {
+        /// Media type of the layer
+        #[arg(long, value_name = "TYPE", default_value = "application/vnd.oci.image.layer.v1.tar+gzip")]
+        media_type: String,
+        /// Name of the upload
+        #[arg(long = "ref", value_name = "NAME")]
+        reference: Option<String>,
+        /// Keep the layer in the content store
+        #[arg(long)]
+        keep: bool,
+        /// Labels of the layer, as KEY=VALUE
+        #[arg(long, value_name = "LABEL")]
+        label: Vec<String>,
+        /// Snapshot; with another one, what is there before
+        key: String,
+        /// What is there after; the first one over its parent without it
+        other: Option<String>,
+    },
     /// Show a snapshot
     Info {
         /// Snapshot

@@ -1,6 +1,10 @@
 //! `orlopctl content`.
 
-use std::io::Read;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
 
 use orlop_proto::containerd::services::content::v1::*;
 use orlop_proto::error::{Context as _, Error, Result};
@@ -12,7 +16,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use super::Context;
-use crate::cli::content::Content;
+use crate::cli::content::{Content, Prune};
+use crate::client::{Client, random_id};
 use crate::labels;
 use crate::output::{self, Gap, Table};
 
@@ -30,20 +35,15 @@ pub async fn execute(context: &Context<'_>, verb: Content) -> Result<()> {
             }
             Ok(())
         }
+        Content::Edit { editor, digest } => edit(context, editor, digest).await,
         Content::Fetch(mut options) => {
             options.no_unpack = true;
             super::transfers::pull(context, &options).await
         }
-        Content::Get { digest } => {
-            let request = ReadContentRequest { digest, offset: 0, size: 0 };
-            let mut stream = service.read(request).await?.into_inner();
-            while let Some(part) = stream.message().await? {
-                output::bytes(&part.data)?;
-            }
-            Ok(())
-        }
+        Content::Get { digest } => print_blob(context.client, digest).await,
         Content::Ingest { expected_size, expected_digest, reference } => {
-            ingest(context, reference, expected_size, expected_digest).await
+            let input = std::io::stdin().lock();
+            ingest(context, input, reference, expected_size, expected_digest).await.map(drop)
         }
         Content::List { quiet, filters } => list(context, quiet, filters).await,
         Content::Label { digest, labels } => {
@@ -53,6 +53,7 @@ pub async fn execute(context: &Context<'_>, verb: Content) -> Result<()> {
             let info = service.update(UpdateRequest { info, update_mask }).await?.into_inner().info;
             output::print(&format!("{}\n", output::labels(&info.unwrap_or_default().labels)))
         }
+        Content::Prune(Prune::References { is_async, dry }) => prune(context, is_async, dry).await,
     }
 }
 
@@ -116,13 +117,127 @@ async fn active(context: &Context<'_>, reference: Option<String>) -> Result<()> 
     table.print()
 }
 
-/// Stores standard input, from where an earlier upload of the name broke off.
+/// Writes a blob to standard output.
+pub async fn print_blob(client: &Client, digest: String) -> Result<()> {
+    let request = ReadContentRequest { digest, offset: 0, size: 0 };
+    let mut stream = client.content().read(request).await?.into_inner();
+    while let Some(part) = stream.message().await? {
+        output::bytes(&part.data)?;
+    }
+    Ok(())
+}
+
+/// Lets an editor change a copy of a blob, and stores that.
+async fn edit(context: &Context<'_>, editor: Option<String>, digest: String) -> Result<()> {
+    let editor = editor.filter(|editor| !editor.is_empty()).ok_or_else(|| {
+        Error::because(
+            Kind::InvalidArgument,
+            "edit",
+            digest.clone(),
+            "no editor is given: --editor or EDITOR",
+        )
+    })?;
+    let path = std::env::temp_dir().join(format!("orlopctl-edit-{}", random_id()));
+    let shown = path.display().to_string();
+    let mut file =
+        File::options().write(true).create_new(true).mode(0o600).open(&path).context("create", &shown)?;
+    let request = ReadContentRequest { digest: digest.clone(), offset: 0, size: 0 };
+    let edited = async {
+        let mut stream = context.client.content().read(request).await?.into_inner();
+        while let Some(part) = stream.message().await? {
+            file.write_all(&part.data).context("write", &shown)?;
+        }
+        drop(file);
+        // EDITOR may have arguments.
+        let command = format!("{editor} \"$0\"");
+        let status = Command::new("sh").args(["-c", &command]).arg(&path).status().context("run", &editor)?;
+        if !status.success() {
+            return Err(Error::because(Kind::Aborted, "run", editor, status.to_string()));
+        }
+        let file = File::open(&path).context("open", &shown)?;
+        ingest(context, file, format!("edit-{digest}"), 0, None).await
+    }
+    .await;
+    // What was edited must not stay behind; the first error is the one to tell.
+    let removed = std::fs::remove_file(&path).context("remove", &shown);
+    let made = edited?;
+    removed?;
+    output::print(&format!("{made}\n"))
+}
+
+/// Stores a small blob with its labels; returns its digest.
+pub async fn store(
+    client: &Client,
+    reference: String,
+    bytes: &[u8],
+    labels: HashMap<String, String>,
+) -> Result<String> {
+    let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = format!("sha256:{hash}");
+    let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+    let message = WriteContentRequest {
+        action: WriteAction::Commit as i32,
+        r#ref: reference,
+        total: size,
+        expected: digest.clone(),
+        data: bytes.to_vec().into(),
+        labels,
+        ..WriteContentRequest::default()
+    };
+    let answers = client.content().write(tokio_stream::once(message)).await;
+    let outcome = match answers {
+        Ok(answers) => answers.into_inner().message().await.map(drop),
+        Err(status) => Err(status),
+    };
+    match outcome {
+        Err(status) if status.code() != Code::AlreadyExists => Err(status.into()),
+        _ => Ok(digest),
+    }
+}
+
+/// Whether a label keeps a layer: by containerd's names, and by those of its old versions, where 0 is the configuration.
+fn keeps_layer(label: &str) -> bool {
+    let Some(rest) = label.strip_prefix("containerd.io/gc.ref.content.") else { return false };
+    let is_number = !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
+    rest.starts_with("l.") || (is_number && rest != "0")
+}
+
+async fn prune(context: &Context<'_>, is_async: bool, dry: bool) -> Result<()> {
+    let mut service = context.client.content();
+    let mut stream = service.list(ListContentRequest::default()).await?.into_inner();
+    let mut found = Vec::new();
+    while let Some(part) = stream.message().await? {
+        found.extend(part.info);
+    }
+    for mut info in found {
+        let labels: Vec<String> = info.labels.keys().filter(|label| keeps_layer(label)).cloned().collect();
+        if dry {
+            let lines = labels.iter().map(|label| format!("{} {label}\n", info.digest));
+            output::print(&lines.collect::<String>())?;
+            continue;
+        }
+        if !labels.is_empty() {
+            info.labels.retain(|label, _| !labels.contains(label));
+            let paths = labels.iter().map(|label| format!("labels.{label}")).collect();
+            let update_mask = Some(prost_types::FieldMask { paths });
+            service.update(UpdateRequest { info: Some(info), update_mask }).await?;
+        }
+    }
+    if dry {
+        return Ok(());
+    }
+    context.client.collect(!is_async).await
+}
+
+/// Stores what is read, from where an earlier upload of the name broke off; returns its digest.
 async fn ingest(
     context: &Context<'_>,
+    mut input: impl Read,
     reference: String,
     total: u64,
     expected: Option<String>,
-) -> Result<()> {
+) -> Result<String> {
+    let known = expected.clone().unwrap_or_default();
     let (send, outgoing) = mpsc::channel(1);
     let first = WriteContentRequest {
         action: WriteAction::Stat as i32,
@@ -135,21 +250,20 @@ async fn ingest(
     let _ = send.send(first).await;
     let mut answers = match context.client.content().write(ReceiverStream::new(outgoing)).await {
         Ok(response) => response.into_inner(),
-        Err(status) if status.code() == Code::AlreadyExists => return Ok(()),
+        Err(status) if status.code() == Code::AlreadyExists => return Ok(known),
         Err(status) => return Err(status.into()),
     };
     let closed = || Error::because(Kind::Unavailable, "upload", &reference, "closed by the server");
     let begun = match answers.message().await {
         Ok(answer) => answer.ok_or_else(closed)?,
-        Err(status) if status.code() == Code::AlreadyExists => return Ok(()),
+        Err(status) if status.code() == Code::AlreadyExists => return Ok(known),
         Err(status) => return Err(status.into()),
     };
-    let mut input = std::io::stdin().lock();
     let mut hash = Sha256::new();
     let mut offset = 0i64;
     loop {
         let mut data = Vec::with_capacity(PART);
-        (&mut input).take(PART as u64).read_to_end(&mut data).context("read", "standard input")?;
+        (&mut input).take(PART as u64).read_to_end(&mut data).context("read", &reference)?;
         if data.is_empty() {
             break;
         }
@@ -159,30 +273,47 @@ async fn ingest(
         if offset <= begun.offset {
             continue;
         }
-        let known = usize::try_from(begun.offset - start).unwrap_or(0);
+        let skipped = usize::try_from(begun.offset - start).unwrap_or(0);
         let request = WriteContentRequest {
             action: WriteAction::Write as i32,
             r#ref: reference.clone(),
-            offset: start + known as i64,
-            data: data.split_off(known).into(),
+            offset: start + skipped as i64,
+            data: data.split_off(skipped).into(),
             ..WriteContentRequest::default()
         };
         send.send(request).await.map_err(|_| closed())?;
         answers.message().await?.ok_or_else(closed)?;
     }
     let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = format!("sha256:{digest}");
     let request = WriteContentRequest {
         action: WriteAction::Commit as i32,
         r#ref: reference.clone(),
         offset,
         total: if total == 0 { offset } else { i64::try_from(total).unwrap_or(i64::MAX) },
-        expected: expected.unwrap_or_else(|| format!("sha256:{digest}")),
+        expected: expected.unwrap_or_else(|| digest.clone()),
         ..WriteContentRequest::default()
     };
     send.send(request).await.map_err(|_| closed())?;
     match answers.message().await {
-        Ok(_) => Ok(()),
-        Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+        Ok(_) => Ok(digest),
+        Err(status) if status.code() == Code::AlreadyExists => Ok(digest),
         Err(status) => Err(status.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_layers_are_told_from_others() {
+        for label in ["l.0", "l.12", "1", "27"] {
+            assert!(keeps_layer(&format!("containerd.io/gc.ref.content.{label}")), "{label}");
+        }
+        for label in ["0", "config", "m.0", "", "1x"] {
+            assert!(!keeps_layer(&format!("containerd.io/gc.ref.content.{label}")), "{label}");
+        }
+        assert!(!keeps_layer("containerd.io/gc.ref.snapshot.overlayfs"));
     }
 }

@@ -1,6 +1,7 @@
 //! The verbs, one file for each group.
 
 mod admin;
+mod checkpoint;
 mod containers;
 mod content;
 mod images;

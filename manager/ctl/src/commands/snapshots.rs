@@ -1,15 +1,20 @@
 //! `orlopctl snapshots`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::time::SystemTime;
 
+use orlop_proto::containerd::services::diff::v1::DiffRequest;
 use orlop_proto::containerd::services::snapshots::v1::*;
-use orlop_proto::containerd::types::Mount;
+use orlop_proto::containerd::types::{Descriptor, Mount};
+use orlop_proto::contract::time::rfc3339;
 use orlop_proto::error::Result;
 use serde_json::{Value, json};
 
 use super::Context;
+use super::content::print_blob;
 use crate::cli::snapshots::{New, Snapshots, Verb};
-use crate::image::{self, Descriptor};
+use crate::client::{Client, random_id};
+use crate::image;
 use crate::output::{self, Gap, Table};
 use crate::platform::Platform;
 use crate::{labels, unpack};
@@ -19,8 +24,30 @@ pub async fn execute(context: &Context<'_>, group: Snapshots) -> Result<()> {
     let snapshotter = group.snapshotter.name().to_owned();
     match group.verb {
         Verb::Commit { name, key } => {
-            service.commit(CommitSnapshotRequest { snapshotter, name, key, ..Default::default() }).await?;
+            let labels = rooted();
+            service
+                .commit(CommitSnapshotRequest { snapshotter, name, key, labels, ..Default::default() })
+                .await?;
             Ok(())
+        }
+        Verb::Diff { media_type, reference, keep, label, key, other } => {
+            let mut labels = labels::new(&label);
+            if keep {
+                labels.extend(rooted());
+            }
+            let request = DiffRequest {
+                media_type,
+                r#ref: reference.unwrap_or_default(),
+                labels,
+                ..DiffRequest::default()
+            };
+            context
+                .client
+                .with_lease(async |client| {
+                    let made = diff(client, &snapshotter, request, &key, other.as_deref()).await?;
+                    print_blob(client, made.digest).await
+                })
+                .await
         }
         Verb::Info { key } => {
             let info = service.stat(StatSnapshotRequest { snapshotter, key }).await?.into_inner().info;
@@ -33,7 +60,8 @@ pub async fn execute(context: &Context<'_>, group: Snapshots) -> Result<()> {
         }
         Verb::Prepare(new) => {
             let (key, parent) = (new.key.clone(), new.parent.clone().unwrap_or_default());
-            let request = PrepareSnapshotRequest { snapshotter, key, parent, ..Default::default() };
+            let labels = rooted();
+            let request = PrepareSnapshotRequest { snapshotter, key, parent, labels, ..Default::default() };
             print_new(context, &new, service.prepare(request).await?.into_inner().mounts)
         }
         Verb::View(new) => {
@@ -63,6 +91,72 @@ pub async fn execute(context: &Context<'_>, group: Snapshots) -> Result<()> {
         Verb::Unpack { digest } => unpack_manifest(context, &snapshotter, &digest).await,
         Verb::Usage { bytes, keys } => usage(context, &snapshotter, bytes, keys).await,
     }
+}
+
+/// The label that keeps something from being collected, with the time as `ctr` has it.
+fn rooted() -> HashMap<String, String> {
+    [("containerd.io/gc.root".to_owned(), rfc3339(SystemTime::now()))].into()
+}
+
+/// Makes the layer of what differs: from one snapshot to the other, or from the parent to the one.
+pub async fn diff(
+    client: &Client,
+    snapshotter: &str,
+    mut request: DiffRequest,
+    key: &str,
+    other: Option<&str>,
+) -> Result<Descriptor> {
+    let (before, after) = match other {
+        Some(other) => (key.to_owned(), other),
+        None => (stat(client, snapshotter, key).await?.parent, key),
+    };
+    let mut views = Vec::new();
+    let made = async {
+        if !before.is_empty() {
+            request.left = visible(client, snapshotter, &before, &mut views).await?;
+        }
+        request.right = visible(client, snapshotter, after, &mut views).await?;
+        let answer = client.diff().diff(request).await?.into_inner();
+        Ok(answer.diff.unwrap_or_default())
+    }
+    .await;
+    for key in views {
+        let snapshotter = snapshotter.to_owned();
+        let removed = client.snapshots().remove(RemoveSnapshotRequest { snapshotter, key }).await;
+        if made.is_ok() {
+            removed?;
+        }
+    }
+    made
+}
+
+async fn stat(client: &Client, snapshotter: &str, key: &str) -> Result<Info> {
+    let request = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+    Ok(client.snapshots().stat(request).await?.into_inner().info.unwrap_or_default())
+}
+
+/// The mounts of a snapshot: its own, or those of a view of a committed one, whose name is noted.
+async fn visible(
+    client: &Client,
+    snapshotter: &str,
+    key: &str,
+    views: &mut Vec<String>,
+) -> Result<Vec<Mount>> {
+    let (owner, mut service) = (snapshotter.to_owned(), client.snapshots());
+    if stat(client, snapshotter, key).await?.kind() != Kind::Committed {
+        let request = MountsRequest { snapshotter: owner, key: key.to_owned() };
+        return Ok(service.mounts(request).await?.into_inner().mounts);
+    }
+    let view = format!("{key}-view-{}", random_id());
+    let request = ViewSnapshotRequest {
+        snapshotter: owner,
+        key: view.clone(),
+        parent: key.to_owned(),
+        ..ViewSnapshotRequest::default()
+    };
+    let mounts = service.view(request).await?.into_inner().mounts;
+    views.push(view);
+    Ok(mounts)
 }
 
 async fn list(context: &Context<'_>, snapshotter: String, filters: Vec<String>) -> Result<Vec<Info>> {
@@ -175,8 +269,11 @@ async fn usage(context: &Context<'_>, snapshotter: &str, bytes: bool, mut keys: 
 async fn unpack_manifest(context: &Context<'_>, snapshotter: &str, digest: &str) -> Result<()> {
     let document: Value = image::document(context.client, digest).await?;
     let media_type = if document.get("manifests").is_some() { image::OCI_INDEX } else { "" };
-    let target =
-        Descriptor { digest: digest.to_owned(), media_type: media_type.to_owned(), ..Descriptor::default() };
+    let target = image::Descriptor {
+        digest: digest.to_owned(),
+        media_type: media_type.to_owned(),
+        ..Default::default()
+    };
     let image = image::resolve(context.client, &target, &Platform::host()).await?;
     output::print(&format!("unpacking {digest}..."))?;
     context.client.with_lease(async |client| unpack::unpack(client, snapshotter, &image).await).await?;

@@ -14,7 +14,7 @@ use prost_types::Any;
 use serde_json::{Value, json};
 
 use super::run::{Connection, start};
-use super::{Context, containers};
+use super::{Context, checkpoint, containers};
 use crate::cli::tasks::{Exec, Tasks};
 use crate::metrics::Usage;
 use crate::output::{self, Gap, Table};
@@ -29,12 +29,11 @@ pub async fn execute(context: &Context<'_>, verb: Tasks) -> Result<u32> {
     let mut service = context.client.tasks();
     match verb {
         Tasks::Attach { container } => attach(context, container).await,
-        Tasks::Checkpoint { container, .. } => Err(Error::because(
-            Kind::Unimplemented,
-            "checkpoint",
-            format!("{container:?}"),
-            "checkpoints are not supported",
-        )),
+        Tasks::Checkpoint { exit, image_path, work_path, container } => {
+            checkpoint::task(context, &container, checkpoint::Options { exit, image_path, work_path })
+                .await?;
+            Ok(0)
+        }
         Tasks::Delete { force, exec_id, containers } => delete(context, force, exec_id, containers).await,
         Tasks::Exec(options) => exec(context, options).await,
         Tasks::List { quiet } => list(context, quiet).await,

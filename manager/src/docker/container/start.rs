@@ -27,7 +27,7 @@ use crate::docker::failure::{Failure, Result};
 use crate::docker::spec::{self, Facts};
 use crate::image::{DEFAULT_SNAPSHOTTER, mounts};
 use crate::store::containers::{Container as Registered, Runtime};
-use crate::task::{Create, Task};
+use crate::task::{Create, Images, Task};
 
 /// The longest account file that is read, in bytes.
 const MAX_ACCOUNTS: u64 = 4 << 20;
@@ -146,8 +146,9 @@ impl Engine {
             options: None,
             rootfs: convert::mounts(root),
             stdio: pipes.stdio(record.config.tty),
-            images: String::new(),
+            images: Images::None,
             sandbox: String::new(),
+            endpoint: None,
         };
         let supervisor = &self.parts.supervisor;
         let pid = supervisor

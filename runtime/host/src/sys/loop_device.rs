@@ -1,15 +1,16 @@
-//! Loop devices: a file as a block device (loop(4)), which goes with its last user.
+//! Loop devices: a file as a block device (loop(4)).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::check;
 
 /// `<linux/loop.h>`: requests.
 const LOOP_CTL_GET_FREE: u32 = 0x4c82;
 const LOOP_CONFIGURE: u32 = 0x4c0a;
+const LOOP_CLR_FD: u32 = 0x4c01;
 /// `<linux/loop.h>`: flags.
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -48,13 +49,34 @@ struct Config {
 /// Makes a free loop device of a file. It is detached when the last of those that use it is gone: what has it open, the
 /// returned descriptor to begin with, and what is mounted from it.
 pub fn attach(file: BorrowedFd, read_only: bool) -> io::Result<(PathBuf, File)> {
+    configure(file, LO_FLAGS_AUTOCLEAR | if read_only { LO_FLAGS_READ_ONLY } else { 0 })
+}
+
+/// The same, but the device stays until it is [detached](detach).
+pub fn attach_lasting(file: BorrowedFd, read_only: bool) -> io::Result<(PathBuf, File)> {
+    configure(file, if read_only { LO_FLAGS_READ_ONLY } else { 0 })
+}
+
+/// Takes a loop device's file away, at once or with its last user; says whether it had one.
+pub fn detach(device: &Path) -> io::Result<bool> {
+    let device = File::open(device)?;
+    // SAFETY: LOOP_CLR_FD takes no argument.
+    match check(i64::from(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD as _) })) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a free loop device of a file.
+fn configure(file: BorrowedFd, flags: u32) -> io::Result<(PathBuf, File)> {
+    let read_only = flags & LO_FLAGS_READ_ONLY != 0;
     let control = File::options().read(true).write(true).open("/dev/loop-control")?;
     for _ in 0..ATTEMPTS {
         // SAFETY: LOOP_CTL_GET_FREE takes no argument.
         let number = check(i64::from(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) }))?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
         let device = File::options().read(true).write(!read_only).open(&path)?;
-        let flags = LO_FLAGS_AUTOCLEAR | if read_only { LO_FLAGS_READ_ONLY } else { 0 };
         let info = Info { flags, ..Info::default() };
         let config = Config { fd: file.as_raw_fd() as u32, info, ..Config::default() };
         // SAFETY: LOOP_CONFIGURE reads one loop_config, which has the kernel's layout and outlives the call.

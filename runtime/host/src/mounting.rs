@@ -1,18 +1,19 @@
-//! The root file system's mounts, made and undone in a helper, since mounting may wait for a disk or a network.
+//! Sets of mounts as snapshotters give them, made at one place and undone there.
 
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use orlop_host::mounts::MountOptions;
-use orlop_host::sys::loop_device;
-use orlop_host::sys::mount::{self as calls, Attributes, FsContext};
-use orlop_proto::containerd::types::Mount;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
+
+use crate::mapped::{self, Mapping};
+use crate::mounts::{MountOptions, propagation};
+use crate::sys::loop_device;
+use crate::sys::mount::{self as calls, Attributes, FsContext};
 
 /// What `mount(2)` takes as options: one page, its end included.
 const PAGE: usize = 4096;
@@ -21,7 +22,27 @@ const VALUE: usize = 256;
 /// How often and how long to wait for a busy mount.
 const BUSY: (u32, Duration) = (100, Duration::from_millis(20));
 
+/// Something to be mounted, in the terms of mount(2) and fstab(5).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// File system type; `bind` for bind mounts.
+    pub kind: String,
+    /// What is mounted.
+    pub source: String,
+    /// Where, relative to where the whole set is mounted; usually nothing.
+    pub target: String,
+    /// Options, in order.
+    pub options: Vec<String>,
+}
+
 /// Mounts all, one over the other, and undoes those already made if one fails.
+///
+/// Mounting may wait for a disk or a network, and changes the caller's working directory where paths are long: the work of a
+/// helper, or of a thread with a working directory of its own.
+///
+/// # Errors
+///
+/// The kernel's, with its explanation where there is one, and what could not be undone.
 pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
     for one in mounts {
         if let Err(error) = mount_one(one, target) {
@@ -40,19 +61,38 @@ pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
 }
 
 fn mount_one(one: &Mount, root: &Path) -> Result<()> {
+    let mut one = one.clone();
+    match Mapping::take(&mut one.options)? {
+        None => mount_plain(&one, root, None),
+        Some(mapping) => mount_plain(&one, root, Some(mapping.namespace()?.as_fd())),
+    }
+}
+
+/// One mount, with its owners shifted as a user namespace says.
+fn mount_plain(one: &Mount, root: &Path, owners: Option<BorrowedFd>) -> Result<()> {
     let target = below(root, &one.target)?;
     let shown = target.display().to_string();
     let options = MountOptions::parse(&one.options);
     if options.flags.iter().any(|flag| flag == "loop") {
         return mount_loop(one, root);
     }
-    let mount = if options.bind || one.r#type == "bind" {
-        calls::clone_tree(nix::fcntl::AT_FDCWD, Path::new(&one.source), options.recursive_bind)
-            .context("bind", &one.source)?
+    let mount = if options.bind || one.kind == "bind" {
+        let tree = calls::clone_tree(nix::fcntl::AT_FDCWD, Path::new(&one.source), options.recursive_bind)
+            .context("bind", &one.source)?;
+        if let Some(namespace) = owners {
+            calls::set_idmap(tree.as_fd(), options.recursive_bind, namespace)
+                .context("shift owners of", &one.source)?;
+        }
+        tree
+    } else if let Some(namespace) = owners {
+        if one.kind != "overlay" {
+            let why = "owners are shifted in bind mounts and overlays alone";
+            return Err(Error::because(Kind::Unimplemented, "mount", one.kind.clone(), why));
+        }
+        return mapped::mount_overlay(one, &options, namespace, &target);
     } else if fits(&one.options) {
         return mount_classic(one, &one.options, &options, &target);
     } else if let Some((directory, words)) = shorten(&one.options).filter(|(_, words)| fits(words)) {
-        // A helper's working directory is its own.
         std::env::set_current_dir(&directory).context("enter", directory.display().to_string())?;
         return mount_classic(one, &words, &options, &target);
     } else {
@@ -130,21 +170,26 @@ fn set(mount: &OwnedFd, options: &MountOptions) -> std::io::Result<()> {
 }
 
 /// `mount(2)`, which every kernel has and every file system's options were written for.
-fn mount_classic(one: &Mount, words: &[String], options: &MountOptions, target: &Path) -> Result<()> {
+pub(crate) fn mount_classic(
+    one: &Mount,
+    words: &[String],
+    options: &MountOptions,
+    target: &Path,
+) -> Result<()> {
     let mut flags = MsFlags::empty();
     let mut data = Vec::new();
     for word in words {
         match flag(word) {
             Some((bits, true)) => flags |= bits,
             Some((bits, false)) => flags &= !bits,
-            None if orlop_host::mounts::propagation(word).is_some() => {}
+            None if propagation(word).is_some() => {}
             None => data.push(word.as_str()),
         }
     }
     let data = data.join(",");
-    let kind = Some(one.r#type.as_str()).filter(|kind| !kind.is_empty());
+    let kind = Some(one.kind.as_str()).filter(|kind| !kind.is_empty());
     mount(Some(one.source.as_str()), target, kind, flags, Some(data.as_str()).filter(|d| !d.is_empty()))
-        .context(format!("mount {}", one.r#type), format!("{} on {}", one.source, target.display()))?;
+        .context(format!("mount {}", one.kind), format!("{} on {}", one.source, target.display()))?;
     for &(propagation, recursive) in &options.propagation {
         let bits = MsFlags::from_bits_retain(propagation)
             | if recursive { MsFlags::MS_REC } else { MsFlags::empty() };
@@ -185,8 +230,8 @@ fn flag(word: &str) -> Option<(MsFlags, bool)> {
 
 /// A detached mount whose options are longer than a page: one call per option, and one per layer of an overlay.
 fn mount_long(one: &Mount, options: &MountOptions) -> Result<OwnedFd> {
-    let shown = || format!("{} {}", one.r#type, one.source);
-    let context = FsContext::open(&one.r#type).context("open file system", &one.r#type)?;
+    let shown = || format!("{} {}", one.kind, one.source);
+    let context = FsContext::open(&one.kind).context("open file system", &one.kind)?;
     let explain = |error: std::io::Error| {
         let why = context.explanation();
         if why.is_empty() {
@@ -207,7 +252,7 @@ fn mount_long(one: &Mount, options: &MountOptions) -> Result<OwnedFd> {
         context.flag(name).map_err(explain)?;
     }
     for (key, value) in &options.data {
-        if one.r#type == "overlay" && key == "lowerdir" {
+        if one.kind == "overlay" && key == "lowerdir" {
             for layer in layers(value) {
                 string("lowerdir+", &layer)?;
             }
@@ -219,7 +264,7 @@ fn mount_long(one: &Mount, options: &MountOptions) -> Result<OwnedFd> {
 }
 
 /// An overlay's lower directories: separated by colons, which a backslash makes part of a name.
-fn layers(value: &str) -> Vec<String> {
+pub(crate) fn layers(value: &str) -> Vec<String> {
     let mut layers = vec![String::new()];
     let mut letters = value.chars();
     while let Some(letter) = letters.next() {
@@ -233,6 +278,10 @@ fn layers(value: &str) -> Vec<String> {
 }
 
 /// Unmounts whatever is mounted at a place and below it, the last mounted first.
+///
+/// # Errors
+///
+/// The kernel's; what is busy for long goes with its last user.
 pub fn unmount_all(target: &Path) -> Result<()> {
     let Ok(target) = target.canonicalize() else { return Ok(()) };
     let table = fs::read_to_string("/proc/self/mountinfo").context("read", "/proc/self/mountinfo")?;
