@@ -117,7 +117,7 @@ fuzz: build ## mutated input for FUZZ_SECONDS (60) per target (as root)
 fuzz-coverage: ## which lines of the runtime's parsers its fuzz targets reach; red below 80 %
 	@tests/fuzz/coverage
 
-soak: build ## a million inputs for each parser, 500 kills and 10,000 execs of a shim, containers run and removed for SOAK_SECONDS (600) (as root)
+soak: build ## the full counts: inputs for each parser, kills of shim and manager, power cuts, full disks, memory; SOAK_SECONDS (600) of containers (as root)
 	ORLOP_FUZZ_RUNS=$${FUZZ_RUNS:-1000000} CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 \
 		$(CARGO) test --release --locked -p orlop --target-dir target/soak -- fuzz:: --nocapture
 	ORLOP_FUZZ_RUNS=$${FUZZ_RUNS:-1000000} ORLOP_FUZZ_ROUNDS=$${FUZZ_ROUNDS:-1000000} \
@@ -125,6 +125,12 @@ soak: build ## a million inputs for each parser, 500 kills and 10,000 execs of a
 		$(CARGO) test --release --locked -p orlop-manager --target-dir target/soak -- fuzz:: --nocapture
 	$(BINARIES) ORLOP_LAYERS=$${LAYERS:-200} $(CARGO) test --locked -p orlop-tests --test manager unpackers -- --nocapture
 	$(BINARIES) ORLOP_CUTS=$${CUTS:-200} $(CARGO) test --locked -p orlop-tests --test manager registry_faults -- --nocapture
+	$(BINARIES) ORLOP_KILL_POINTS=$${KILL_POINTS:-300} $(CARGO) test --locked -p orlop-tests --test manager kill_points -- --nocapture
+	$(BINARIES) ORLOP_KILL_POINTS=$${KILL_POINTS:-300} $(CARGO) test --locked -p orlop-tests --test docker kill_points -- --nocapture
+	$(BINARIES) ORLOP_POWER_CUTS=$${POWER_CUTS:-300} $(CARGO) test --locked -p orlop-tests --test manager power_cut -- --nocapture
+	$(BINARIES) ORLOP_FULL_STEPS=100 $(CARGO) test --locked -p orlop-tests --test manager exhaustion -- --nocapture
+	$(BINARIES) ORLOP_BUDGET_RUNS=100 ORLOP_BUDGET_CONTAINERS=500 \
+		$(CARGO) test --locked -p orlop-tests --test manager budgets -- --nocapture --test-threads 1
 	$(BINARIES) ORLOP_SHIM_KILLS=500 ORLOP_SHIM_EXECS=10000 \
 		$(CARGO) test --locked -p orlop-tests --test shim -- kill:: nothing_left_after_execs --nocapture
 	$(BINARIES) ORLOP_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p orlop-tests --test stack soak -- --nocapture

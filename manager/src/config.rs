@@ -33,6 +33,8 @@ pub struct Config {
     pub debug: Debug,
     /// Metrics over HTTP.
     pub metrics: Metrics,
+    /// Traces to a collector.
+    pub tracing: Tracing,
     /// Garbage collection.
     pub gc: Gc,
     /// Layers.
@@ -91,6 +93,8 @@ pub struct Debug {
     pub level: Level,
     /// Form of the lines.
     pub format: LogFormat,
+    /// Path of a socket for profiles; nobody is served without one.
+    pub address: Option<PathBuf>,
 }
 
 /// Forms of the log.
@@ -109,6 +113,30 @@ pub enum LogFormat {
 pub struct Metrics {
     /// Host and port; nobody is served without one.
     pub address: Option<String>,
+}
+
+/// Traces to a collector, where the environment (`OTEL_…`) names none.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tracing {
+    /// Address of the collector, as a URL; nothing is sent without one.
+    pub endpoint: Option<String>,
+    /// How it is spoken to.
+    pub protocol: TracingProtocol,
+    /// The name under which this daemon's spans are found; `orlopd` by default.
+    pub service_name: Option<String>,
+}
+
+/// Protocols of collectors.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq)]
+pub enum TracingProtocol {
+    /// Protobuf over HTTP.
+    #[default]
+    #[serde(rename = "http/protobuf")]
+    Http,
+    /// gRPC.
+    #[serde(rename = "grpc")]
+    Grpc,
 }
 
 /// Log levels.
@@ -275,6 +303,7 @@ impl Default for Config {
             docker: Docker::default(),
             debug: Debug::default(),
             metrics: Metrics::default(),
+            tracing: Tracing::default(),
             gc: Gc::default(),
             snapshots: Snapshots::default(),
             registry: Registry::default(),
@@ -302,7 +331,7 @@ impl Default for Docker {
 
 impl Default for Debug {
     fn default() -> Self {
-        Debug { level: Level::Info, format: LogFormat::Text }
+        Debug { level: Level::Info, format: LogFormat::Text, address: None }
     }
 }
 
@@ -452,6 +481,9 @@ mod tests {
         let mut explicit = Config::parse(&uncommented).unwrap();
         assert_eq!(explicit.grpc.address.take(), Some("/run/orlopd/orlopd.sock".into()));
         assert_eq!(explicit.metrics.address.take().as_deref(), Some("127.0.0.1:9324"));
+        assert_eq!(explicit.debug.address.take(), Some("/run/orlopd/debug.sock".into()));
+        assert_eq!(explicit.tracing.endpoint.take().as_deref(), Some("http://127.0.0.1:4318"));
+        assert_eq!(explicit.tracing.service_name.take().as_deref(), Some("orlopd"));
         assert_eq!(explicit.docker.address.take(), Some("/run/orlopd/docker.sock".into()));
         assert_eq!(explicit, Config::default());
     }

@@ -54,7 +54,7 @@ use crate::restart::Monitor;
 use crate::store::namespaces::installation;
 use crate::stores::{Stores, directory};
 use crate::task::Supervisor;
-use crate::{metrics, service_manager, ttrpc};
+use crate::{memory, metrics, profile, service_manager, ttrpc};
 
 /// How long calls may go on after the stop signal.
 const GRACE: Duration = Duration::from_secs(2);
@@ -140,6 +140,10 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         Some(address) => Some(metrics::listen(address).await?),
         None => None,
     };
+    let profiled = match &config.debug.address {
+        Some(address) => Some(listeners.listen(address, 0, 0)?),
+        None => None,
+    };
     // Last of all: whoever waits for this socket finds the others.
     let listener = listeners.listen(&config.address(), config.grpc.uid, config.grpc.gid)?;
     let limit = config.grpc.max_message_size;
@@ -222,7 +226,11 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         let supervisor = supervisor.clone();
         tokio::spawn(metrics::serve(listener, move || supervisor.count()));
     }
+    if let Some(listener) = profiled {
+        tokio::spawn(profile::serve(listener));
+    }
     tokio::spawn(service_manager::watch(stores.database.clone()));
+    tokio::spawn(memory::give_back());
     listeners.warn_of_unused();
     tracing::info!(address = %config.address().display(), "serving");
     service_manager::ready();

@@ -7,6 +7,8 @@
 //! again, which goes back to the last commit. A file beside it reserves what a change needs that frees something:
 //! one can delete on a full disk.
 
+mod schema;
+
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -19,8 +21,6 @@ use prost::Message;
 use redb::{ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use tokio::sync::Notify;
 
-/// Version of the layout that this program writes.
-const SCHEMA: u32 = 1;
 /// Bytes kept free for changes that free something.
 const RESERVE: u64 = 1 << 20;
 /// Bytes of memory that redb may keep as a cache of its file.
@@ -94,10 +94,14 @@ pub struct Changes {
 }
 
 impl Database {
-    /// Opens or makes the database.
+    /// Opens or makes the database, and brings an older one to the present layout ([`schema`]).
     ///
     /// Refuses a file that a newer version wrote or that another process holds.
     pub fn open(path: &Path) -> Result<Database> {
+        Database::open_with(path, schema::STEPS)
+    }
+
+    fn open_with(path: &Path, steps: &[schema::Step]) -> Result<Database> {
         let database = Database {
             shared: Arc::new(Shared {
                 path: path.to_owned(),
@@ -105,25 +109,14 @@ impl Database {
                 changes: Changes::default(),
             }),
         };
-        match database.read_now(|tx| tx.get(&META, "schema"))? {
-            Some(found) => {
-                let found = found.value.try_into().map(u32::from_be_bytes).unwrap_or(u32::MAX);
-                if found > SCHEMA {
-                    return Err(Error::because(
-                        Kind::FailedPrecondition,
-                        "open database",
-                        path.display().to_string(),
-                        format!("written by a newer version (schema {found}, known up to {SCHEMA})"),
-                    ));
-                }
-            }
-            None => {
-                let value = SCHEMA.to_be_bytes().to_vec();
-                database.write_now(|tx| tx.put(&META, "schema", &Blob { value }))?;
-            }
-        }
+        schema::upgrade(&database, steps)?;
         database.shared.reserve();
         Ok(database)
+    }
+
+    /// The file.
+    fn path(&self) -> &Path {
+        &self.shared.path
     }
 
     /// Runs a query on a consistent view.
@@ -367,6 +360,19 @@ impl Read {
     }
 }
 
+impl Read {
+    /// All keys of a table, whether or not their records can be read.
+    pub fn keys<M>(&self, table: &Table<M>) -> Result<Vec<String>> {
+        let opened = match self.0.open_table(table.definition()) {
+            Ok(opened) => opened,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(failed(error)),
+        };
+        let entries = opened.iter().map_err(failed)?;
+        entries.map(|entry| Ok(entry.map_err(failed)?.0.value().to_owned())).collect()
+    }
+}
+
 impl Query for Read {
     fn get<M: Message + Default>(&self, table: &Table<M>, key: &str) -> Result<Option<M>> {
         match self.0.open_table(table.definition()) {
@@ -520,7 +526,7 @@ mod tests {
         drop(db);
         let error = Database::open(&path).err().unwrap();
         assert_eq!(error.kind(), Kind::FailedPrecondition);
-        assert!(error.to_string().contains("written by a newer version (schema 9"), "{error}");
+        assert!(error.to_string().contains("written by a newer version of orlopd (schema 9"), "{error}");
     }
 
     #[test]

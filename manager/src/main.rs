@@ -16,12 +16,14 @@ mod identifier;
 mod image;
 mod labels;
 mod listeners;
+mod memory;
 mod metrics;
 mod mount;
 #[allow(dead_code, reason = "the Docker API, which uses it, comes next")]
 mod network;
 mod offline;
 mod plugins;
+mod profile;
 mod publish;
 mod reload;
 mod request;
@@ -32,6 +34,7 @@ mod space;
 mod store;
 mod stores;
 mod task;
+mod traces;
 mod ttrpc;
 #[allow(dead_code, reason = "the Docker API, which uses it, comes next")]
 mod volume;
@@ -45,6 +48,7 @@ use cli::{Arguments, Command, ConfigCommand, LogLevel, Options};
 use config::{Config, LogFormat};
 use orlop_proto::error::{Context, Result};
 use reload::{LogHandle, Reload};
+use traces::Traces;
 
 impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> LevelFilter {
@@ -89,8 +93,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs to standard error, as JSON or in colour for a person.
-fn start_log(level: LevelFilter, format: LogFormat) -> LogHandle {
+/// Logs to standard error, as JSON or in colour for a person; spans go to the collector, if there is one.
+fn start_log(level: LevelFilter, format: LogFormat, traces: Option<&Traces>) -> LogHandle {
     use tracing_subscriber::prelude::*;
     let (filter, handle) = tracing_subscriber::reload::Layer::new(reload::targets(level));
     let lines = tracing_subscriber::fmt::layer()
@@ -101,7 +105,11 @@ fn start_log(level: LevelFilter, format: LogFormat) -> LogHandle {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(lines).init();
+    let spans = traces.map(|traces| {
+        let layer = tracing_opentelemetry::layer().with_tracer(traces.tracer());
+        layer.with_filter(reload::targets(LevelFilter::DEBUG))
+    });
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).init();
     handle
 }
 
@@ -139,19 +147,24 @@ fn run(arguments: Arguments) -> Result<()> {
         Some(Command::Config { .. }) | None => {}
     }
     let level = options.log_level.map(LevelFilter::from);
-    let log = start_log(level.unwrap_or(LevelFilter::from(config.debug.level)), config.debug.format);
+    // Before there are threads, each of which would have an arena of its own.
+    orlop_host::sys::allocator::keep_little();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .worker_threads(config.workers())
+        .max_blocking_threads(64)
+        .thread_keep_alive(std::time::Duration::from_secs(2))
+        .build()
+        .context("start", "the runtime")?;
+    // Until the end: then the last spans are sent.
+    let traces = Traces::start(&config.tracing, runtime.handle())?;
+    let lowest = level.unwrap_or(LevelFilter::from(config.debug.level));
+    let log = start_log(lowest, config.debug.format, traces.as_ref());
     let config = config.absolute()?;
     let reload = Reload {
         current: config.clone(),
         log: level.is_none().then_some(log),
         read: Box::new(move || options.configuration()?.absolute()),
     };
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .worker_threads(config.workers())
-        .max_blocking_threads(64)
-        .thread_keep_alive(std::time::Duration::from_secs(2))
-        .build()
-        .context("start", "the runtime")?
-        .block_on(daemon::serve(config, reload))
+    runtime.block_on(daemon::serve(config, reload))
 }

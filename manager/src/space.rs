@@ -161,6 +161,9 @@ impl Map {
         match parts.as_slice() {
             [] => directories(),
             ["lock" | "meta.redb" | "meta.reserve"] => Owner::plain("database", "metadata"),
+            [name] if name.starts_with("meta.schema-") => {
+                Owner::plain("database", "as an older version left it")
+            }
             ["content"] | ["content", "blobs" | "ingest"] | ["content", "blobs", _] => directories(),
             ["content", "blobs", "trash", ..] => removed("content"),
             ["content", "blobs", algorithm, hex] => Digest::parse(&format!("{algorithm}:{hex}"))

@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -54,6 +54,8 @@ pub struct Stores {
     pub transfers: ImageService,
     /// Removes what nothing refers to.
     pub collector: Collector,
+    /// The directory of the Docker API's files.
+    docker: PathBuf,
     _lock: Flock<File>,
 }
 
@@ -115,6 +117,7 @@ impl Stores {
             snapshots,
             mounts,
             transfers,
+            docker: config.root.join("docker"),
             _lock: lock,
         })
     }
@@ -134,6 +137,7 @@ impl Stores {
             content: self.content.clone(),
             snapshots: self.snapshots.clone(),
             images: self.transfers.clone(),
+            docker: self.docker.clone(),
         }
     }
 }

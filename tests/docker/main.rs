@@ -3,6 +3,7 @@
 mod containers;
 mod files;
 mod images;
+mod kill_points;
 mod networks;
 mod recovery;
 mod side;

@@ -1,5 +1,6 @@
 //! Black-box suite: orlopd and orlopctl, driven over gRPC and by stock clients.
 
+mod budgets;
 mod client;
 mod content;
 mod ctl;
@@ -11,6 +12,7 @@ mod daemon;
 mod diffs;
 mod erofs;
 mod evidence;
+mod exhaustion;
 mod greedy;
 mod hostile;
 mod image;
@@ -21,6 +23,7 @@ mod mounts;
 mod operations;
 mod owners;
 mod plugins;
+mod power_cut;
 mod processors;
 mod programs;
 mod proxies;
@@ -34,6 +37,8 @@ mod space;
 mod task;
 mod terminal;
 mod throng;
+mod traces;
 mod unpackers;
+mod upgrade;
 mod upkeep;
 mod verifiers;

@@ -315,3 +315,45 @@ fn layers_that_a_power_cut_may_have_cut_short_are_unpacked_again() {
     // And until they are there, once more.
     assert_eq!(unsynced(&daemon), 2);
 }
+
+#[test]
+fn an_image_of_a_layer_is_compared_with_its_blob_and_made_again() {
+    let root = Root::new();
+    let (registry, mut daemon) = (Registry::start(&root), Orlopd::start(&root));
+    let name = image().push(&registry, "image", "1");
+    daemon.orlopctl(["images", "pull", "--snapshotter", "erofs", &name]).run().success();
+    assert_clean(&daemon);
+    let image = daemon.root().join("erofs/2/layer.erofs");
+    if !image.exists() {
+        // Without EROFS in the kernel layers are directories, which other tests damage.
+        return;
+    }
+    let before = fs::read(&image).unwrap();
+    let run = |id: &str| {
+        daemon.ctr(["run", "-d", "--snapshotter", "erofs", &name, id, "sleep", "1000"]).run().success();
+    };
+    run("c");
+    let mut bytes = before.clone();
+    let at = before.windows(5).position(|window| window == b"small").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&image, &bytes).unwrap();
+    let said = problems(&fsck(&daemon, &["--repair"])).join("\n");
+    assert!(said.contains("its image is not that of its blob"), "{said}");
+    assert!(said.contains("it is mounted, seen by process"), "{said}");
+    daemon.orlopctl(["tasks", "rm", "-f", "c"]).run().success();
+    // The container's snapshot still holds the image's mount, which shows the new one from now on.
+    poll_until(DEADLINE, "the image is free", || fsck(&daemon, &["--repair"])["damaged"] == 0);
+    assert_eq!(fs::read(&image).unwrap(), before);
+    assert_clean(&daemon);
+    let start = ["tasks", "start", "-d", "c"];
+    daemon.ctr(start).run().success();
+    let seen = daemon.ctr(["tasks", "exec", "--exec-id", "e", "c", "cat", "/opt/small"]).run().success();
+    assert_eq!(seen.stdout, "small");
+    daemon.orlopctl(["tasks", "rm", "-f", "c"]).run().success();
+    daemon.orlopctl(["containers", "rm", "c"]).run().success();
+    // One that is cut short, and one that is gone.
+    fs::write(&image, &before[..before.len() / 2]).unwrap();
+    assert_eq!(fsck(&daemon, &["--repair"])["damaged"], 0);
+    assert_eq!(fs::read(&image).unwrap(), before);
+    daemon.stop();
+}

@@ -4,6 +4,7 @@
 //! the kernel stays cheap for a while after its first taker, so a tight loop hides what a single start pays. Nothing here
 //! fails on a slow machine; counts and sizes that must hold are tests. `BENCH_ONLY` names the one part to be run.
 
+mod manager;
 mod peers;
 mod pulls;
 mod runtimes;
@@ -127,6 +128,7 @@ fn main() {
         ("runtimes", runtimes::bench as fn(Plan)),
         ("shims", shims::bench),
         ("stack", stack::bench),
+        ("manager", manager::bench),
         ("pulls", pulls::bench),
     ] {
         if only.as_deref().is_none_or(|only| only == name) {

@@ -91,7 +91,8 @@ impl Launch {
         symlink(target, self.bin.join(name)).expect("linking a program");
     }
 
-    fn spawn(&self) -> Process {
+    /// Starts it without waiting.
+    fn begin(&self) -> Process {
         const HIDE: [&str; 6] = [
             "-m",
             "--propagation",
@@ -125,7 +126,11 @@ impl Launch {
         for (key, value) in &self.env {
             cmd = cmd.env(key, value);
         }
-        let mut process = cmd.spawn();
+        cmd.spawn()
+    }
+
+    fn spawn(&self) -> Process {
+        let mut process = self.begin();
         let up = poll_for(Duration::from_secs(30), || {
             (!process.running() || UnixStream::connect(&self.address).is_ok()).then_some(())
         });
@@ -163,6 +168,8 @@ pub struct Variant {
     pub state: Option<PathBuf>,
     /// Where the manager keeps its persistent data, instead of its own directory.
     pub data: Option<PathBuf>,
+    /// The `orlopd` to start, instead of the one that was built.
+    pub program: Option<PathBuf>,
     /// The `containerd` to start, instead of Debian's.
     pub containerd: Option<PathBuf>,
     /// The `ctr` with which the daemon is called, instead of Debian's.
@@ -249,6 +256,12 @@ impl Containerd {
         self.process = Some(self.launch.spawn());
     }
 
+    /// The same without waiting until it serves.
+    pub fn begin(&mut self) {
+        self.stop();
+        self.process = Some(self.launch.begin());
+    }
+
     /// What it logged since it was last started.
     pub fn log(&self) -> String {
         self.process.as_ref().map(Process::stderr).unwrap_or_default()
@@ -300,7 +313,8 @@ impl Orlopd {
     }
 
     fn launch(root: &Root, config: &str, variant: &Variant, data: Option<&Path>) -> Orlopd {
-        let mut launch = Launch::new(root, "orlopd", binaries::orlopd());
+        let program = variant.program.clone().unwrap_or_else(binaries::orlopd);
+        let mut launch = Launch::new(root, "orlopd", program);
         variant.apply(&mut launch);
         let file = launch.dir.join("config.toml");
         fs::write(&file, config).expect("writing config.toml");
@@ -363,6 +377,12 @@ impl Orlopd {
     pub fn restart(&mut self) {
         self.stop();
         self.process = Some(self.launch.spawn());
+    }
+
+    /// The same without waiting until it serves.
+    pub fn begin(&mut self) {
+        self.stop();
+        self.process = Some(self.launch.begin());
     }
 }
 

@@ -19,6 +19,7 @@ use tracing::Instrument;
 
 use crate::metrics::METRICS;
 use crate::request::{LEASE_HEADER, NAMESPACE_HEADER};
+use crate::traces;
 
 /// Header of the time that the caller gives a call (gRPC over HTTP/2, "Timeout").
 const TIMEOUT_HEADER: &str = "grpc-timeout";
@@ -26,6 +27,9 @@ const TIMEOUT_HEADER: &str = "grpc-timeout";
 const UNKNOWN_METHOD: &str = "unknown";
 /// The code of such a call (gRPC, "Unimplemented").
 const UNIMPLEMENTED: &str = "12";
+
+/// Codes that are the server's fault, by which a trace shows as failed (OpenTelemetry's conventions for gRPC).
+const SERVER_FAULTS: [&str; 6] = ["2", "4", "12", "13", "14", "15"];
 
 /// Wraps a service in [`Calls`].
 #[derive(Clone, Debug)]
@@ -123,13 +127,22 @@ where
         let header = |name: &str| {
             request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
         };
+        crate::memory::note_call();
         let method = request.uri().path().to_owned();
         let span = tracing::debug_span!(
             "call",
             method,
             namespace = header(NAMESPACE_HEADER),
             lease = header(LEASE_HEADER),
+            otel.name = tracing::field::Empty,
+            otel.kind = tracing::field::Empty,
+            otel.status_code = tracing::field::Empty,
         );
+        if traces::is_on() {
+            traces::follow(&span, request.headers());
+            span.record("otel.name", method.trim_start_matches('/'));
+            span.record("otel.kind", "server");
+        }
         let deadline = deadline(request.headers());
         let Some(place) = Place::take(&self.open) else {
             let refusal = tonic::Status::resource_exhausted("too many calls are open");
@@ -154,6 +167,9 @@ where
             let status = response.headers().get("grpc-status").and_then(|value| value.to_str().ok());
             tracing::debug!(?elapsed, status, "answered");
             let code = status.unwrap_or("0");
+            if traces::is_on() && SERVER_FAULTS.contains(&code) {
+                tracing::Span::current().record("otel.status_code", "ERROR");
+            }
             let known = if code == UNIMPLEMENTED { UNKNOWN_METHOD } else { &method };
             METRICS.call(known, code, elapsed);
             Ok(response.map(|body| Body::new(Answer { body, _place: place })))

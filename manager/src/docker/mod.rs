@@ -6,7 +6,7 @@
 
 mod auth;
 mod connection;
-mod container;
+pub mod container;
 mod events;
 mod failure;
 mod filters;

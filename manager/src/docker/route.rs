@@ -15,6 +15,7 @@ pub const OLDEST: ApiVersion = ApiVersion(1, 24);
 
 /// Answers a request; whatever happens becomes a reply.
 pub async fn answer(engine: Engine, request: http::Request<Incoming>) -> Reply {
+    crate::memory::note_call();
     let mut reply = match decode(request) {
         Ok(request) => match dispatch(engine, request).await {
             Ok(reply) => reply,

@@ -112,11 +112,17 @@ impl Checker {
         let Ok(snapshotter) = self.snapshots.snapshotter(&place.snapshotter).cloned() else {
             return Ok(Some(("its snapshotter is not there".to_owned(), Outcome::Untouched)));
         };
-        let Some(files) = snapshotter.files(place.record.layer) else { return Ok(None) };
+        let image = snapshotter.image(place.record.layer);
+        let Some(files) = image.clone().or_else(|| snapshotter.files(place.record.layer)) else {
+            return Ok(None);
+        };
+        let users = snapshotter.shown(place.record.layer).unwrap_or_else(|| files.clone());
         let is_committed = place.record.kind() == SnapshotKind::Committed;
         let shown = files.display().to_string();
         // Views of one layer have no files of their own with some snapshotters.
-        let is_missing = !files.is_dir() && (is_committed || place.record.kind() == SnapshotKind::Active);
+        let is_missing = image.is_none()
+            && !files.is_dir()
+            && (is_committed || place.record.kind() == SnapshotKind::Active);
         let text = match (is_missing, source) {
             (true, _) => Some(format!("its files are missing: {shown}")),
             (false, Some(source)) if is_committed && !options.quick => {
@@ -125,7 +131,7 @@ impl Checker {
                     Ok(rebuilt) => {
                         let (rebuilt, text) = self.images.compare(rebuilt).await?;
                         if let Some(text) = text {
-                            return Ok(Some((text, self.replace(options, &files, rebuilt).await?)));
+                            return Ok(Some((text, self.replace(options, &users, rebuilt).await?)));
                         }
                         return Ok(None);
                     }
@@ -163,17 +169,17 @@ impl Checker {
             return Ok(Some((text, Outcome::Left(why.to_owned()))));
         };
         let outcome = match self.images.unpack_again(&place.layer(), source).await {
-            Ok(rebuilt) => self.replace(options, &files, rebuilt).await?,
+            Ok(rebuilt) => self.replace(options, &users, rebuilt).await?,
             Err(error) => Outcome::Left(error.to_string()),
         };
         Ok(Some((text, outcome)))
     }
 
-    /// Puts a layer that was made again in the old one's place, unless somebody uses that.
+    /// Puts a layer that was made again in the old one's place, unless somebody uses that: has it mounted from there.
     async fn replace(
         &self,
         options: Options,
-        files: &Path,
+        shown: &Path,
         rebuilt: crate::snapshot::Rebuilt,
     ) -> Result<Outcome> {
         if !options.repair {
@@ -184,9 +190,9 @@ impl Checker {
             })
             .await;
         }
-        let files = files.to_owned();
+        let shown = shown.to_owned();
         let adopted = blocking(move || {
-            if let Some(process) = user_of(&files)? {
+            if let Some(process) = user_of(&shown)? {
                 let why = format!("it is mounted, seen by process {process}; stop what uses it first");
                 return Err(Error::because(Kind::FailedPrecondition, "replace layer", "", why));
             }

@@ -4,8 +4,11 @@
 //! serves: what is made or removed meanwhile is no problem, so whatever looks wrong is looked at again before it is
 //! reported.
 
+mod docker;
 mod layers;
 mod references;
+
+use std::path::PathBuf;
 
 use orlop_proto::error::Result;
 
@@ -42,7 +45,7 @@ pub enum Outcome {
 pub struct Problem {
     /// How bad it is.
     pub severity: Severity,
-    /// What has it: `database`, `content`, `snapshot`, `image`, `container`, `lease`, `index`.
+    /// What has it: `database`, `content`, `snapshot`, `image`, `container`, `lease`, `network`, `volume`, `index`.
     pub kind: &'static str,
     /// Namespace; of a blob, all that have it.
     pub namespace: String,
@@ -125,6 +128,8 @@ pub struct Checker {
     pub snapshots: Snapshots,
     /// Brings back what is lost.
     pub images: ImageService,
+    /// The directory of the Docker API's files.
+    pub docker: PathBuf,
 }
 
 impl Checker {
@@ -194,9 +199,13 @@ impl Checker {
     }
 
     async fn references(&self, options: Options, sources: &LayerSources, report: &mut Report) -> Result<()> {
-        let (db, sources) = (self.db.clone(), sources.clone());
-        let found = blocking(move || references::check(&db, &sources, options.repair)).await?;
-        report.problems.extend(found);
+        let (db, sources, root) = (self.db.clone(), sources.clone(), self.docker.clone());
+        let found = blocking(move || {
+            let mut found = references::check(&db, &sources, options.repair)?;
+            found.extend(db.read_now(|tx| docker::check(tx, &root))?);
+            Ok(found)
+        });
+        report.problems.extend(found.await?);
         Ok(())
     }
 }

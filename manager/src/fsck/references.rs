@@ -9,12 +9,16 @@ use prost::Message;
 use super::{Outcome, Problem};
 use crate::content::CONTENT;
 use crate::db::{Database, META, Query, Table, Write, key};
+use crate::docker::container as docker;
 use crate::image::restore::LayerSources;
+use crate::network::record::{ATTACHMENTS, NETWORKS};
 use crate::snapshot::{CHILDREN, Child, Record, SNAPSHOTS, SnapshotKind};
 use crate::store::containers::CONTAINERS;
 use crate::store::images::IMAGES;
 use crate::store::leases::{LEASES, RESOURCES};
 use crate::store::namespaces::NAMESPACES;
+use crate::store::sandboxes::SANDBOXES;
+use crate::volume::VOLUMES;
 
 /// Reads every record; returns their number, and those that cannot be read.
 pub fn decode_all(db: &Database) -> Result<(u64, Vec<Problem>)> {
@@ -28,7 +32,12 @@ pub fn decode_all(db: &Database) -> Result<(u64, Vec<Problem>)> {
         count(tx, &IMAGES, "images", &mut records, &mut problems)?;
         count(tx, &CONTAINERS, "containers", &mut records, &mut problems)?;
         count(tx, &LEASES, "leases", &mut records, &mut problems)?;
-        count(tx, &RESOURCES, "lease_resources", &mut records, &mut problems)
+        count(tx, &RESOURCES, "lease_resources", &mut records, &mut problems)?;
+        count(tx, &SANDBOXES, "sandboxes", &mut records, &mut problems)?;
+        count(tx, &docker::CONTAINERS, "docker.containers", &mut records, &mut problems)?;
+        count(tx, &NETWORKS, "networks", &mut records, &mut problems)?;
+        count(tx, &ATTACHMENTS, "network_attachments", &mut records, &mut problems)?;
+        count(tx, &VOLUMES, "volumes", &mut records, &mut problems)
     })?;
     Ok((records, problems))
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+use tracing::Instrument;
 
 use crate::config;
 use crate::content::digest::Digest;
@@ -89,7 +90,8 @@ impl Collector {
         let mut turn = self.shared.turn.lock().await;
         let shared = self.shared.clone();
         let begin = Instant::now();
-        let collected = blocking(move || shared.collect()).await;
+        let span = tracing::debug_span!("collect");
+        let collected = blocking(move || shared.collect()).instrument(span).await;
         METRICS.work("collect", &collected, begin.elapsed());
         let (removed, expiry) = collected?;
         *turn = expiry;

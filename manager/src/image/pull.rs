@@ -7,6 +7,7 @@ use std::time::Instant;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::download::Download;
 use super::fetch::Origin;
@@ -62,7 +63,7 @@ impl ImageService {
     /// and starts of layers that the next pull goes on from.
     pub async fn pull(&self, job: &Job, request: PullRequest) -> Result<Vec<Image>> {
         let begin = Instant::now();
-        let pulled = self.pull_now(job, request).await;
+        let pulled = self.pull_now(job, request).instrument(tracing::debug_span!("pull")).await;
         METRICS.work("pull", &pulled, begin.elapsed());
         pulled
     }

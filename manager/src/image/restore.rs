@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use orlop_proto::error::{Context, Error, Result};
@@ -22,6 +24,8 @@ use crate::snapshot::{Rebuilt, Unsynced};
 
 /// Prefix of the label, followed by a registry, whose value are the repositories that a blob came from.
 const SOURCE_LABEL: &str = "containerd.io/distribution.source.";
+/// How many bytes of two files are compared at a time.
+const COMPARED: usize = 256 << 10;
 /// How many paths in which a layer differs are told.
 const TOLD: usize = 3;
 
@@ -130,8 +134,13 @@ impl ImageService {
         let (layer, expected) = (source.blob.to_string(), source.diff_id.clone());
         blocking(move || {
             let rebuilt = snapshots.rebuild(&namespace, &snapshotter, &name)?;
-            let applied = unpack::apply(blob.file, mounts::target(&rebuilt.mounts)?)
-                .map_err(|error| Error::because(error.kind(), "apply layer", layer.clone(), error))?;
+            let target = mounts::target(&rebuilt.mounts)?;
+            let applied = match rebuilt.image_place() {
+                Some(place) => mounts::unpack(blob.file, &place).and_then(|made| made.finish(&target.lowers)),
+                None => unpack::apply(blob.file, target),
+            };
+            let applied =
+                applied.map_err(|error| Error::because(error.kind(), "apply layer", layer.clone(), error))?;
             if applied.diff_id != expected {
                 let why = format!("it unpacks to {}, the configuration says {expected}", applied.diff_id);
                 return Err(Error::because(Kind::FailedPrecondition, "apply layer", layer, why));
@@ -144,6 +153,10 @@ impl ImageService {
     /// What a layer differs in from what was unpacked again, in words; nothing where it does not.
     pub async fn compare(&self, rebuilt: Rebuilt) -> Result<(Rebuilt, Option<String>)> {
         blocking(move || {
+            if let Some((fresh, old)) = rebuilt.images() {
+                let text = "its image is not that of its blob".to_owned();
+                return Ok((rebuilt, (!has_same_bytes(&fresh, &old)?).then_some(text)));
+            }
             let (fresh, old) = rebuilt.files()?;
             let open = |path: &std::path::Path| {
                 File::open(path).map(OwnedFd::from).context("open", path.display().to_string())
@@ -217,6 +230,27 @@ impl ImageService {
     async fn replacement(&self, digest: &Digest) -> Result<Replacement> {
         let (content, digest) = (self.shared.content.clone(), digest.clone());
         blocking(move || content.replacement(&digest)).await
+    }
+}
+
+/// Whether two files hold the same.
+fn has_same_bytes(one: &Path, other: &Path) -> Result<bool> {
+    let open = |path: &Path| File::open(path).context("open", path.display().to_string());
+    let (mut one, mut other) = (open(one)?, open(other)?);
+    let size = |file: &File| file.metadata().map(|found| found.len()).context("inspect", "image");
+    if size(&one)? != size(&other)? {
+        return Ok(false);
+    }
+    let (mut ours, mut theirs) = (vec![0; COMPARED], vec![0; COMPARED]);
+    loop {
+        let length = one.read(&mut ours).context("read", "image")?;
+        if length == 0 {
+            return Ok(true);
+        }
+        // A file that cannot be read, or ends before its size, is another one.
+        if other.read_exact(&mut theirs[..length]).is_err() || ours[..length] != theirs[..length] {
+            return Ok(false);
+        }
     }
 }
 

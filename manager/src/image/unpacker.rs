@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use super::download::{Download, Follow};
 use super::manifest::{Config, Descriptor, Manifest, chain_ids};
@@ -165,7 +166,8 @@ impl ImageService {
         let (layer, name, parent) = (step.layer, step.name, step.parent);
         let labels = step.labels.clone();
         let begin = Instant::now();
-        let applied = self.apply_verified(job, snapshotter, &key, step, mounts).await;
+        let span = tracing::debug_span!("unpack", layer = %layer.digest, snapshotter);
+        let applied = self.apply_verified(job, snapshotter, &key, step, mounts).instrument(span).await;
         METRICS.work("unpack", &applied, begin.elapsed());
         let result = match applied {
             Ok(()) => snapshots.commit_on(&job.context, snapshotter, name, &key, parent, labels).await,

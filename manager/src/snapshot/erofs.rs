@@ -18,6 +18,7 @@ use super::image_mounts::{self, ImageMounts};
 use super::overlay::{Overlay, is_user_namespace};
 use super::snapshotter::{Layer, LayerMounts, Snapshotter, UnpackPlace, Usage};
 use super::usage::usage;
+use crate::content::blobs::sync_directory;
 use crate::image::erofs::root_owner;
 
 /// Bytes per block in stat(2).
@@ -126,7 +127,9 @@ impl Snapshotter for Erofs {
     }
 
     fn commit(&self, id: u64) -> Result<Usage> {
-        if self.existing_image(id).is_some() {
+        if let Some((_, image)) = self.existing_image(id) {
+            // Its bytes are on the disk; so must be the names on the way to them.
+            image.ancestors().skip(1).take(2).try_for_each(sync_directory)?;
             // Nothing was written through a mount: the image is all there is.
             for path in [self.overlay.upper(id), self.overlay.work(id)] {
                 match fs::remove_dir(&path) {
@@ -150,8 +153,21 @@ impl Snapshotter for Erofs {
         self.existing_image(id).is_none().then(|| self.overlay.upper(id))
     }
 
+    fn image(&self, id: u64) -> Option<PathBuf> {
+        self.existing_image(id).map(|(_, path)| path)
+    }
+
+    fn shown(&self, id: u64) -> Option<PathBuf> {
+        Some(self.existing_image(id).map_or_else(|| self.overlay.upper(id), |_| self.mounts.path(id)))
+    }
+
     fn exchange(&self, one: u64, other: u64) -> Result<()> {
-        self.overlay.exchange(one, other)
+        self.overlay.exchange(one, other)?;
+        // Whoever holds a layer's mounts shall find in them what the layer has now.
+        [one, other]
+            .into_iter()
+            .filter_map(|id| self.existing_image(id))
+            .try_for_each(|(id, image)| self.mounts.renew(id, &image))
     }
 
     fn discard(&self, id: u64) -> Result<()> {

@@ -97,6 +97,16 @@ impl ImageMounts {
         attach(mounted.as_fd(), place.as_fd()).context("mount on", name())
     }
 
+    /// Mounts anew the image of a layer that somebody holds.
+    pub fn renew(&self, id: u64, image: &Path) -> Result<()> {
+        let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if users.get(&id).is_none_or(|count| *count == 0) {
+            return Ok(());
+        }
+        self.detach(id);
+        self.attach(id, image)
+    }
+
     /// Unmounts what an earlier process mounted and nobody holds.
     pub fn settle(&self) -> Result<()> {
         if !self.directory.exists() {

@@ -545,6 +545,9 @@ impl Snapshots {
             }
         }
         for (key, record) in records.iter().filter(|(_, record)| record.kind() != SnapshotKind::Committed) {
+            if let Err(error) = self.make_again(key, record) {
+                tracing::warn!(layer = record.layer, %error, "the files of an active snapshot are missing");
+            }
             // Ignoring: one layer that cannot be had must not keep all others from their users, and whoever asks for
             // its mounts is told why.
             let _ = self.hold_again(key, record);
@@ -552,14 +555,34 @@ impl Snapshots {
         self.snapshotters().try_for_each(|snapshotter| snapshotter.settle())
     }
 
+    /// Makes the directories of an active layer again. Its record is on the disk before they are, and whoever writes to it decides
+    /// what of it must be: where not even the directories got there before a power cut, nothing did.
+    fn make_again(&self, key: &str, record: &Record) -> Result<()> {
+        let Some((place, layer)) = self.recorded(key, record)? else { return Ok(()) };
+        let is_missing = |path: std::path::PathBuf| !path.exists();
+        if layer.kind != SnapshotKind::Active || !place.snapshotter.files(layer.id).is_some_and(is_missing) {
+            return Ok(());
+        }
+        place.snapshotter.discard(layer.id)?;
+        place.snapshotter.create(&layer)?;
+        tracing::info!(layer = layer.id, "an active snapshot of which nothing was on the disk is empty");
+        Ok(())
+    }
+
     /// Holds what the mounts of a layer need that were handed out before a restart.
     fn hold_again(&self, key: &str, record: &Record) -> Result<()> {
+        let Some((place, layer)) = self.recorded(key, record)? else { return Ok(()) };
+        self.shared.mounts(&place, &layer).map(drop)
+    }
+
+    /// The layer of a record, and where it belongs.
+    fn recorded(&self, key: &str, record: &Record) -> Result<Option<(Place, Layer)>> {
         let mut parts = key.split('\0');
-        let (Some(namespace), Some(snapshotter)) = (parts.next(), parts.next()) else { return Ok(()) };
+        let (Some(namespace), Some(snapshotter)) = (parts.next(), parts.next()) else { return Ok(None) };
         let context = RequestContext { namespace: Namespace::new(namespace)?, lease: None };
         let place = self.place(&context, snapshotter)?;
         let layer = self.shared.db.read_now(|tx| place.layer(tx, record))?;
-        self.shared.mounts(&place, &layer).map(drop)
+        Ok(Some((place, layer)))
     }
 
     /// The unpack place of the active layer whose upper directory this is, as long as nothing was written to it.

@@ -9,7 +9,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
 use super::records::{Place, Record, SNAPSHOTS};
-use super::snapshotter::{Hold, Layer, LayerMounts, Mount, SnapshotKind, Snapshotter};
+use super::snapshotter::{Hold, Layer, LayerMounts, Mount, SnapshotKind, Snapshotter, UnpackPlace};
 use super::write_back::Unsynced;
 use super::{Shared, Snapshots};
 use crate::db::Query;
@@ -105,6 +105,19 @@ impl Snapshots {
 }
 
 impl Rebuilt {
+    /// The file to unpack into, where the layer that it was made like is kept as one file.
+    pub fn image_place(&self) -> Option<UnpackPlace> {
+        let snapshotter = &self.place.snapshotter;
+        snapshotter.image(self.layer)?;
+        snapshotter.unpack_place(self.id).filter(|place| matches!(place, UnpackPlace::Image(_)))
+    }
+
+    /// Its own file and that of the layer that it was made like, where layers are kept as files.
+    pub fn images(&self) -> Option<(PathBuf, PathBuf)> {
+        let snapshotter = &self.place.snapshotter;
+        snapshotter.image(self.id).zip(snapshotter.image(self.layer))
+    }
+
     /// Where its own files are, and those of the layer that it was made like.
     ///
     /// # Errors

@@ -152,6 +152,16 @@ pub trait Snapshotter: Send + Sync {
     /// From now on a number means the layer of that name over there.
     fn adopt(&self, _id: u64, _name: &str) {}
 
+    /// The file that a layer is kept in, if it is one: the same layer gives the same bytes.
+    fn image(&self, _id: u64) -> Option<PathBuf> {
+        None
+    }
+
+    /// Where mounts on top of a layer look for it.
+    fn shown(&self, id: u64) -> Option<PathBuf> {
+        self.files(id)
+    }
+
     /// Lets two layers have each other's files, in one step.
     fn exchange(&self, one: u64, _other: u64) -> Result<()> {
         Err(Error::because(Kind::Unimplemented, "replace layer", one.to_string(), self.name()))

@@ -17,6 +17,7 @@ use orlop_proto::kind::Kind;
 use prost::Name;
 use prost_types::Any;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::bundle::{Bundle, Bundles};
 use super::dialect::{self, Dialects};
@@ -174,7 +175,9 @@ impl Supervisor {
         let _guard = gone.clone().drop_guard();
         let this = self.clone();
         let begin = Instant::now();
-        let created = to_the_end(async move { this.bring_up(reservation, create, &gone).await }).await;
+        let span = tracing::debug_span!("create", id = create.id);
+        let work = async move { this.bring_up(reservation, create, &gone).await };
+        let created = to_the_end(work.instrument(span)).await;
         METRICS.work("create", &created, begin.elapsed());
         created
     }

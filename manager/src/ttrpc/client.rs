@@ -12,6 +12,7 @@ use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Instrument;
 
 use super::{closed, read_frame};
 
@@ -96,9 +97,10 @@ impl Client {
             let reason = format!("a request of {} bytes exceeds {MAX_PAYLOAD}", request.encoded_len());
             return Err(Error::because(Kind::ResourceExhausted, method.to_owned(), "", reason));
         }
+        let exchange = self.exchange(request).instrument(tracing::debug_span!("shim", method));
         let answer = match deadline {
-            None => self.exchange(request).await?,
-            Some(left) => tokio::time::timeout(left, self.exchange(request)).await.map_err(|_| {
+            None => exchange.await?,
+            Some(left) => tokio::time::timeout(left, exchange).await.map_err(|_| {
                 let reason = format!("the shim did not answer within {left:?}");
                 Error::because(Kind::DeadlineExceeded, method.to_owned(), "", reason)
             })??,

@@ -15,7 +15,6 @@ use crate::docker::Engine;
 use crate::docker::failure::{Failure, Result};
 use crate::docker::spec::{self, Facts};
 use crate::image::DEFAULT_SNAPSHOTTER;
-use crate::labels::Labels;
 
 /// The least memory that a container may have, in bytes.
 const LEAST_MEMORY: i64 = 6 << 20;
@@ -284,7 +283,7 @@ impl Engine {
     }
 
     async fn make(&self, mut record: Record) -> Result<std::sync::Arc<Container>> {
-        let labels = Labels::from([("containerd.io/gc.root".to_owned(), record.created.clone())]);
+        let labels = super::sweep::labels(&record);
         let (snapshots, id) = (&self.parts.snapshots, record.id.clone());
         snapshots.prepare(&self.context, DEFAULT_SNAPSHOTTER, &id, &record.chain, labels).await?;
         let made = async {

@@ -23,6 +23,7 @@ mod record;
 mod route;
 mod start;
 mod stream;
+mod sweep;
 mod wait;
 
 use std::collections::{BTreeMap, HashMap};
@@ -34,11 +35,10 @@ use tokio::sync::watch;
 
 pub use exec::{Exec, answer as answer_exec};
 pub use joined::wish;
-pub use record::Record;
+pub use record::{CONTAINERS, Record, Stored};
 pub use route::answer;
 
 use self::logs::Log;
-use self::record::{CONTAINERS, Stored};
 use self::stream::Output;
 use crate::db::Query;
 use crate::docker::Engine;
@@ -251,6 +251,7 @@ impl Engine {
             let _ = self.containers.reserve(&record.name, &record.id);
             self.containers.add(Container::new(self, record));
         }
+        self.sweep().await?;
         self.recover_joined().await?;
         for container in self.containers.all() {
             tokio::spawn(self.clone().take_up(container));

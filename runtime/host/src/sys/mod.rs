@@ -4,6 +4,7 @@
 //! it was doing and to what. Everything follows the manual page of the call that a function is named after.
 #![allow(unsafe_code, reason = "raw system calls are confined to this module")]
 
+pub mod allocator;
 pub mod bpf;
 pub mod clone;
 pub mod creds;
@@ -18,6 +19,7 @@ pub mod pass;
 pub mod path;
 pub mod pid;
 pub mod process;
+pub mod profile;
 #[cfg(feature = "seccomp")]
 pub mod seccomp;
 pub mod spawn;

@@ -1,0 +1,213 @@
+//! Power cuts: everything that is written to a disk during a pull, a run and a deletion is recorded, and the disk as it would be
+//! after a cut at many moments is mounted, started on and judged by what had been acknowledged.
+//!
+//! `ORLOP_POWER_CUTS` says how many moments (`make soak`: 300), `ORLOP_TEST_SEED` which.
+
+use std::fs;
+
+use orlop_tests::{Cmd, Daemon, Image, Layer, Orlopd, Recorder, Registry, Root, Variant};
+use serde_json::Value;
+
+use crate::client::{Client, Put};
+use crate::evidence::{self, Tree};
+use crate::kill::Numbers;
+use crate::kill_points::number;
+
+/// Moments where nobody asks for more.
+const CUTS: u64 = 8;
+/// Which ones then.
+const SEED: u64 = 20_261_126;
+/// Bytes of the disk.
+const DISK: usize = 96 << 20;
+/// Layers are written back soon, so that some cuts come before and some after.
+const CONFIG: &str = "[snapshots]\nwrite_back_delay = 0\n";
+
+/// What an operation changes, and how it is afterwards.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fact<'a> {
+    Image(&'a str),
+    Container(&'a str),
+    Blob(&'a str),
+}
+
+/// An operation: from when to when it took, and what it made or removed.
+struct Deed<'a> {
+    began: usize,
+    ended: usize,
+    fact: Fact<'a>,
+    is_there: bool,
+}
+
+/// Whether something must be there after a cut, or must not; nothing where the cut came while it changed.
+fn expected(deeds: &[Deed<'_>], fact: Fact<'_>, cut: usize) -> Option<bool> {
+    let begun = deeds.iter().filter(|deed| deed.fact == fact && deed.began <= cut);
+    match begun.last() {
+        None => Some(false),
+        Some(deed) => (deed.ended <= cut).then_some(deed.is_there),
+    }
+}
+
+fn image(seed: u8) -> Image {
+    let mut upper = Layer::new().dir("data", 0o755);
+    for index in 0..40 {
+        upper = upper.file(&format!("data/{index}"), &[seed.wrapping_add(index); 3000], 0o644);
+    }
+    Image::busybox().layer(upper).layer(Layer::new().file("data/big", &vec![seed; 300_000], 0o600))
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_power_cut() {
+    let (cuts, seed) = (number("ORLOP_POWER_CUTS", CUTS), number("ORLOP_TEST_SEED", SEED));
+    println!("seed: ORLOP_TEST_SEED={seed} ORLOP_POWER_CUTS={cuts}");
+    let root = Root::new();
+    let mut registry = Registry::start(&root);
+    let (one, two) = (image(1).push(&registry, "one", "1"), image(2).push(&registry, "two", "1"));
+    let layers = {
+        let mut other = Orlopd::start(&root);
+        for name in [&one, &two] {
+            other.orlopctl(["images", "pull", name]).run().success();
+        }
+        let layers = evidence::layers(&other);
+        other.stop();
+        layers
+    };
+    let mut recorder = Recorder::start(&root, DISK);
+    let boot = root.join("boot");
+    fs::write(&boot, "11111111-0000-0000-0000-000000000000\n").unwrap();
+    let variant = Variant {
+        boot_id: Some(boot.clone()),
+        data: Some(recorder.path().join("root")),
+        ..Variant::default()
+    };
+    let mut daemon = Orlopd::start_as(&root, CONFIG, &variant);
+    let blob = orlop_tests::image::digest(b"somebody's");
+    let deeds = {
+        let mut deeds = Vec::new();
+        let mut deed = |fact, is_there, work: &mut dyn FnMut()| {
+            let began = recorder.now();
+            work();
+            deeds.push(Deed { began, ended: recorder.now(), fact, is_there });
+        };
+        let ctl = |args: &[&str]| drop(daemon.orlopctl(args).run().success());
+        deed(Fact::Image(&one), true, &mut || ctl(&["images", "pull", &one]));
+        deed(Fact::Container("stays"), true, &mut || ctl(&["run", "-d", &one, "stays", "sleep", "1000"]));
+        deed(Fact::Container("goes"), true, &mut || {
+            ctl(&["run", "-d", &one, "goes", "sh", "-c", "echo x >/file; sync; exec sleep 1000"])
+        });
+        deed(Fact::Blob(&blob), true, &mut || {
+            let client = Client::new(daemon.address(), daemon.namespace());
+            client.create_lease("l").unwrap();
+            client.with_lease("l").put(&Put { reference: "r", ..Put::default() }, b"somebody's", 4).unwrap();
+        });
+        deed(Fact::Image(&two), true, &mut || ctl(&["images", "pull", "--snapshotter", "erofs", &two]));
+        ctl(&["tasks", "rm", "-f", "goes"]);
+        deed(Fact::Container("goes"), false, &mut || ctl(&["containers", "rm", "goes"]));
+        deed(Fact::Image(&two), false, &mut || ctl(&["images", "rm", &two]));
+        ctl(&["gc"]);
+        deed(Fact::Image(&two), true, &mut || ctl(&["images", "pull", &two]));
+        ctl(&["tasks", "rm", "-f", "stays"]);
+        deeds
+    };
+    daemon.stop();
+    registry.stop();
+    recorder.finish();
+
+    let (flushes, end) = (recorder.flushes(), recorder.now());
+    println!("{end} writes, {} flushes", flushes.len());
+    assert!(flushes.len() > 20, "the disk is asked to keep what it was given");
+    let mut numbers = Numbers(seed);
+    let moments: Vec<(usize, bool)> = (0..cuts)
+        .map(|index| match index % 2 {
+            // Of what came after the last flush nothing got there; and what chance says.
+            0 => (flushes[numbers.next() as usize % flushes.len()], true),
+            _ => (numbers.next() as usize % end, false),
+        })
+        .chain([(end, true)])
+        .collect();
+    let file = root.join("image");
+    for (index, (cut, is_flushed)) in moments.into_iter().enumerate() {
+        println!("cut {index} after {cut} writes");
+        recorder.image(cut, || !is_flushed && numbers.next() % 2 == 0, &file);
+        let place = root.join(format!("cut{index}"));
+        fs::create_dir(&place).unwrap();
+        Cmd::new("mount").args(["-o", "loop"]).args([&file, &place]).run().success();
+        fs::write(&boot, format!("22222222-0000-0000-0000-{index:012}\n")).unwrap();
+        let variant =
+            Variant { boot_id: Some(boot.clone()), data: Some(place.join("root")), ..Variant::default() };
+        let mut daemon = Orlopd::start_as(&root, CONFIG, &variant);
+        judge(&daemon, &deeds, cut, &layers);
+        daemon.stop();
+        Cmd::new("umount").arg(&place).run().success();
+    }
+    root.assert_clean();
+}
+
+fn judge(daemon: &Orlopd, deeds: &[Deed<'_>], cut: usize, layers: &[Tree]) {
+    let context = || format!("after {cut} writes; {}", daemon.log());
+    let list = |args: &[&str]| daemon.orlopctl(args).run().success().stdout;
+    let (images, containers) = (list(&["images", "ls", "-q"]), list(&["containers", "ls", "-q"]));
+    let client = Client::new(daemon.address(), daemon.namespace());
+    let blobs = client.digests().unwrap();
+    for deed in deeds {
+        let Some(expected) = expected(deeds, deed.fact, cut) else { continue };
+        let is_there = match deed.fact {
+            Fact::Image(name) => images.lines().any(|line| line == name),
+            Fact::Container(name) => containers.lines().any(|line| line == name),
+            Fact::Blob(name) => blobs.iter().any(|blob| blob == name),
+        };
+        assert_eq!(is_there, expected, "{:?} {}", deed.fact, context());
+    }
+    evidence::check_blobs(daemon, &[daemon.namespace()]);
+    check_layers(daemon, layers, &context());
+    let report = daemon.orlopctl(["--format", "json", "fsck"]).run();
+    let said: Value =
+        serde_json::from_str(&report.stdout).unwrap_or_else(|error| panic!("{error}: {report}"));
+    assert_eq!(said["damaged"], 0, "{report} {}", context());
+    // What is there works.
+    if let Some(image) = images.lines().next() {
+        let out =
+            daemon.orlopctl(["run", "--rm", image, "new", "sh", "-c", "cat /data/* | wc -c"]).run().success();
+        assert_eq!(out.stdout, format!("{}\n", 40 * 3000 + 300_000), "{}", context());
+    }
+}
+
+/// Every committed layer of files is one of those that the images have.
+fn check_layers(daemon: &Orlopd, layers: &[Tree], context: &str) {
+    let snapshots = daemon.ctr(["snapshots", "ls"]).run().success().stdout;
+    let count = |kind: &str| snapshots.lines().filter(|line| line.trim_end().ends_with(kind)).count();
+    let found = evidence::layers(daemon);
+    assert_eq!(found.len(), count("Committed") + count("Active"), "a layer for each record {context}");
+    let whole = found.iter().filter(|layer| layers.contains(layer)).count();
+    assert!(whole >= count("Committed"), "{whole} of these are what they were: {snapshots} {context}");
+}
+
+#[test]
+fn a_recorded_disk_forgets_what_was_not_flushed() {
+    let root = Root::new();
+    let mut recorder = Recorder::start(&root, 16 << 20);
+    let write = |name: &str| fs::write(recorder.path().join(name), vec![7; 100_000]).unwrap();
+    write("synced");
+    let synced = fs::File::open(recorder.path().join("synced")).unwrap();
+    synced.sync_all().unwrap();
+    let after = recorder.now();
+    write("unsynced");
+    drop(synced);
+    recorder.finish();
+    let look = |length: usize, expected: &[&str]| {
+        let (file, place) = (root.join("image"), root.join("place"));
+        recorder.image(length, || false, &file);
+        let _ = fs::create_dir(&place);
+        Cmd::new("mount").args(["-o", "loop"]).args([&file, &place]).run().success();
+        let mut names = evidence::names(&place);
+        names.retain(|name| name != "lost+found");
+        names.sort();
+        assert_eq!(names, expected);
+        for name in &names {
+            assert_eq!(fs::read(place.join(name)).unwrap(), vec![7; 100_000], "{name}");
+        }
+        Cmd::new("umount").arg(&place).run().success();
+    };
+    look(after, &["synced"]);
+    look(0, &[] as &[&str]);
+    root.assert_clean();
+}
