@@ -128,8 +128,6 @@ impl Snapshotter for Erofs {
 
     fn commit(&self, id: u64) -> Result<Usage> {
         if let Some((_, image)) = self.existing_image(id) {
-            // Its bytes are on the disk; so must be the names on the way to them.
-            image.ancestors().skip(1).take(2).try_for_each(sync_directory)?;
             // Nothing was written through a mount: the image is all there is.
             for path in [self.overlay.upper(id), self.overlay.work(id)] {
                 match fs::remove_dir(&path) {
@@ -144,6 +142,8 @@ impl Snapshotter for Erofs {
                     _ => {}
                 }
             }
+            // Its bytes are on the disk; so must be the names on the way to them.
+            image.ancestors().skip(1).take(2).try_for_each(sync_directory)?;
         }
         self.usage(id)
     }
