@@ -96,13 +96,11 @@ impl ImageService {
             return Ok(());
         }
         let sources = self.layer_sources().await?;
+        let mut without_image = Vec::new();
         for layer in doubtful {
             let name = format!("{}/{}", layer.snapshotter, layer.name);
             let Some(source) = sources.get(&(layer.namespace.clone(), layer.name.clone())) else {
-                tracing::warn!(
-                    layer = name,
-                    "the machine went down before this layer was on the disk, and no image has its blob"
-                );
+                without_image.push(layer);
                 continue;
             };
             let restored = match self.unpack_again(&layer, source).await {
@@ -119,7 +117,38 @@ impl ImageService {
                 }
             }
         }
-        Ok(())
+        self.give_up(without_image).await
+    }
+
+    /// Removes layers that may be damaged, that no image has yet and nothing stands on: they are those of a pull that the machine went
+    /// down on, and the next one must not take them for whole. What else has such a layer keeps it, and it is logged.
+    async fn give_up(&self, mut layers: Vec<Unsynced>) -> Result<()> {
+        loop {
+            let mut left = Vec::new();
+            let before = layers.len();
+            for layer in layers {
+                let context =
+                    RequestContext { namespace: Namespace::new(layer.namespace.as_str())?, lease: None };
+                // Layers of images have the digest of what they and those below them are for a name.
+                let is_images = Digest::parse(&layer.name).is_ok();
+                let remove = self.shared.snapshots.remove(&context, &layer.snapshotter, &layer.name);
+                if !is_images || remove.await.is_err() {
+                    left.push(layer);
+                }
+            }
+            if left.len() == before {
+                for layer in left {
+                    let name = format!("{}/{}", layer.snapshotter, layer.name);
+                    tracing::warn!(
+                        layer = name,
+                        "the machine went down before this layer was on the disk, and no image has its blob"
+                    );
+                }
+                return Ok(());
+            }
+            // One that was removed may have stood on another.
+            layers = left;
+        }
     }
 
     /// Unpacks a snapshot's blob beside the snapshot.
