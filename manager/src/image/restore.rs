@@ -131,8 +131,10 @@ impl ImageService {
                     RequestContext { namespace: Namespace::new(layer.namespace.as_str())?, lease: None };
                 // Layers of images have the digest of what they and those below them are for a name.
                 let is_images = Digest::parse(&layer.name).is_ok();
-                let remove = self.shared.snapshots.remove(&context, &layer.snapshotter, &layer.name);
-                if !is_images || remove.await.is_err() {
+                let snapshots = &self.shared.snapshots;
+                let is_gone =
+                    is_images && snapshots.remove(&context, &layer.snapshotter, &layer.name).await.is_ok();
+                if !is_gone {
                     left.push(layer);
                 }
             }
