@@ -133,6 +133,7 @@ soak: build ## the full counts: inputs for each parser, kills of shim and manage
 		$(CARGO) test --locked -p orlop-tests --test manager budgets -- --nocapture --test-threads 1
 	$(BINARIES) ORLOP_SHIM_KILLS=500 ORLOP_SHIM_EXECS=10000 \
 		$(CARGO) test --locked -p orlop-tests --test shim -- kill:: nothing_left_after_execs --nocapture
+	$(BINARIES) ORLOP_SHIM_KILLS=$${SHIM_KILLS:-250} $(CARGO) test --locked -p orlop-tests --test stack shim_kill -- --nocapture
 	$(BINARIES) ORLOP_SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p orlop-tests --test stack soak -- --nocapture
 
 proto: ## generate the protocol code again from proto/schema

@@ -175,8 +175,7 @@ impl Container {
     /// Removes everything that a container with an ended init still holds: processes that outlived it in a shared pid
     /// namespace, its cgroup, its state directory; then runs its poststop hooks. What these fail with is a warning only.
     pub fn destroy(&self, log: &Log) -> Result<()> {
-        let own_pids = self.state.config.namespaces & libc::CLONE_NEWPID as u64 != 0;
-        if own_pids && !self.state.config.systemd_cgroup {
+        if live::ends_with_init(&self.state) && !self.state.config.systemd_cgroup {
             // Nothing is left in it, and nothing but its removal is wanted of it.
             Cgroup::remove_at(&self.cgroup_paths())?;
         } else {

@@ -9,7 +9,7 @@ use orlop_proto::kind::Kind;
 
 use crate::bundle::Bundle;
 use crate::cli::{CreateArgs, Global};
-use crate::idmap::{self, Idmap};
+use crate::idmap;
 use crate::launch::{Purpose, preserved};
 use crate::log::Log;
 use crate::notify::Notify;
@@ -33,8 +33,8 @@ pub struct Decision {
     pub network: Option<OwnedFd>,
     /// Its Intel RDT groups.
     pub rdt: Option<resctrl::Plan>,
-    /// What was prepared for id-mapped mounts, one for each mount.
-    pub idmaps: Vec<Option<Idmap>>,
+    /// What was prepared for id-mapped mounts.
+    pub idmaps: idmap::Prepared,
     /// How its program says that it is ready.
     pub notify: Option<Notify>,
     /// The unit that the cgroup is, with the systemd driver.
@@ -54,6 +54,7 @@ impl Decision {
     pub fn new(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &Log) -> Result<Decision> {
         let (mut bundle, warnings) = Bundle::load(arguments.bundle.as_deref())?;
         orlop_host::state::check_id(&arguments.id)?;
+        orlop_host::probe::require_mount_api()?;
         let notify = Notify::asked(&global.root.join(&arguments.id))?;
         if let Some(notify) = &notify {
             bundle.spec.add_mount(notify.mount()?);

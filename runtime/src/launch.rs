@@ -26,7 +26,7 @@ use orlop_proto::kind::Kind;
 use crate::cli::{CreateArgs, Global};
 use crate::container::{self, Container};
 use crate::decision::Decision;
-use crate::idmap::Idmap;
+use crate::idmap::{self, Idmap};
 use crate::init::{self, Init, Stage};
 use crate::log::Log;
 use crate::notify::Listener;
@@ -67,6 +67,8 @@ pub struct Surroundings<'a> {
     pub hooks: Option<&'a Hooks>,
     /// The seccomp filter.
     pub filter: Option<&'a Filter>,
+    /// Id-mapped mounts that the process asks for.
+    pub later: &'a [idmap::Later],
     /// Nothing has to be done between the end of the set-up and the start.
     pub starts_at_once: bool,
 }
@@ -74,7 +76,8 @@ pub struct Surroundings<'a> {
 /// Creates a container: decides everything, then does it; what was done is undone if a later step fails.
 pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &Log) -> Result<Created> {
     let mut decision = Decision::new(global, arguments, purpose, log)?;
-    let (joins, idmaps) = (std::mem::take(&mut decision.joins), std::mem::take(&mut decision.idmaps));
+    let joins = std::mem::take(&mut decision.joins);
+    let idmap::Prepared { mounts: idmaps, later } = std::mem::take(&mut decision.idmaps);
     let network = decision.network.take();
     let mut undo = Undo::default();
     let effects = || -> Result<Created> {
@@ -156,7 +159,8 @@ pub fn create(global: &Global, arguments: &CreateArgs, purpose: Purpose, log: &L
         let starts_at_once =
             purpose == Purpose::Create || before.is_none() && arguments.console_socket.is_none();
         let filter = filter.as_ref();
-        process.prepare(plan, &Surroundings { log, state: &hook_state, hooks, filter, starts_at_once })?;
+        let around = Surroundings { log, state: &hook_state, hooks, filter, later: &later, starts_at_once };
+        process.prepare(plan, &around)?;
         if purpose == Purpose::Create && !process.may_start {
             process.give_word();
         }
@@ -367,7 +371,8 @@ impl Launched {
             rootless::write_mappings(self.pid, uid, gid)?;
             self.give_word();
         }
-        let asks_more = hooks::before_pivot(around.hooks).next().is_some()
+        let asks_more = !around.later.is_empty()
+            || hooks::before_pivot(around.hooks).next().is_some()
             || around.filter.is_some_and(|filter| filter.listener.is_some());
         if around.starts_at_once && !asks_more {
             // Given early, the word waits for the process and not the process for the word: two changes of process less.
@@ -380,6 +385,10 @@ impl Launched {
                 Some((Message::Warning(text), _)) => around.log.warning(text),
                 Some((Message::Note(text), _)) => around.log.debug(text),
                 Some((Message::Console, Some(master))) => self.console = Some(master),
+                Some((Message::Tree(number), _)) => {
+                    let tree = idmap::make(around.later, number, plan, self.pidfd.as_fd())?;
+                    self.channel.send_with(&Message::Tree(number), tree.as_fd())?;
+                }
                 Some((Message::Listener(number), _)) => {
                     self.pass_listener(number, around)?;
                     self.give_word();

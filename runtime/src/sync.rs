@@ -34,6 +34,8 @@ pub enum Message {
     Ready,
     /// Child: its namespaces are its own.
     Apart,
+    /// Child: number of an id-mapped mount that it cannot make itself. Parent, with a descriptor: that mount.
+    Tree(i32),
     /// Parent, with a descriptor for each: the `tasks` files of the cgroup, to write oneself into.
     Cgroup,
     /// Child: number, in its own table, of the descriptor that gets seccomp notifications.
@@ -67,6 +69,7 @@ impl Message {
             Message::Note(text) => (8, 0, text.as_str()),
             Message::Apart => (9, 0, ""),
             Message::Cgroup => (10, 0, ""),
+            Message::Tree(number) => (11, *number, ""),
             Message::Failed { stage, kind, what } => (7, i32::from(*stage) << 8 | kind.code(), what.as_str()),
         };
         let text = &text.as_bytes()[..text.len().min(MAX_TEXT)];
@@ -99,6 +102,7 @@ impl Message {
             8 => Message::Note(text()),
             9 => Message::Apart,
             10 => Message::Cgroup,
+            11 => Message::Tree(number),
             _ => return None,
         })
     }
@@ -213,6 +217,7 @@ mod tests {
             Message::Apart,
             Message::Cgroup,
             Message::Listener(9),
+            Message::Tree(3),
             Message::Warning("w".into()),
             Message::Note("n".into()),
             Message::Failed { stage: 200, kind: Kind::PermissionDenied, what: "mount /proc".into() },
@@ -262,7 +267,7 @@ mod tests {
         child.send(&Message::Warning("x".repeat(MAX_TEXT * 2))).unwrap();
         let (message, _) = parent.receive().unwrap().unwrap();
         assert_eq!(message, Message::Warning("x".repeat(MAX_TEXT)));
-        assert_eq!(Message::decode(&[11, 0, 0, 0, 0]), None);
+        assert_eq!(Message::decode(&[12, 0, 0, 0, 0]), None);
         assert_eq!(Message::decode(&[0, 0]), None);
     }
 }

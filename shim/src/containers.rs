@@ -24,7 +24,7 @@ use prost::Message;
 
 use crate::boot::record;
 use crate::events::{self, Subject};
-use crate::jobs::{self, Running};
+use crate::jobs::{self, Program, Running};
 use crate::log;
 use crate::options;
 use crate::poll::{Interest, Token};
@@ -37,9 +37,9 @@ use crate::task::{Call, Creation, Effect, Event, Input, Job, Report, Stdio, Task
 
 /// How long output that a process left may take to reach its reader before the process is deleted.
 const DRAIN: Duration = Duration::from_secs(2);
-/// What the helper that prepares a bundle prints when the container's processes may outlive init.
+/// What [`preparation`] says when the container's processes may outlive init.
 const SHARES_PIDS: &str = "shares-pids";
-/// What it prints when the container has nothing that only the runtime's program starts and deletes.
+/// What it says when the container has nothing that only the runtime's program starts and deletes.
 const PLAIN: &str = "plain";
 
 /// One container with all that belongs to it.
@@ -80,6 +80,17 @@ impl Active {
     }
 }
 
+/// What a start of the runtime takes beside its command line.
+#[derive(Default)]
+struct Begin<'a> {
+    /// The streams of the process that it makes, and its name.
+    streams: Option<(String, Streams)>,
+    /// What it reads.
+    input: Option<File>,
+    /// Done by the child before.
+    first: Option<&'a dyn Fn() -> Result<String>>,
+}
+
 /// A process whose output is on its way.
 pub struct Drain {
     /// When to give up.
@@ -107,6 +118,13 @@ impl Container {
 
     fn pid_file(&self, exec: &str) -> PathBuf {
         self.bundle().join(if exec.is_empty() { "init.pid".to_owned() } else { format!("{exec}.pid") })
+    }
+
+    /// Takes in what [`preparation`] found out.
+    fn prepared(&mut self, words: &str) -> Report {
+        let says = |word: &str| words.split(' ').any(|one| one == word);
+        self.is_plain = says(PLAIN);
+        Report { shares_pids: says(SHARES_PIDS), ..Report::default() }
     }
 
     fn connected(&mut self, exec: &str) -> Option<&mut Connected> {
@@ -235,23 +253,8 @@ impl Shim {
         let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
         match job {
             Job::Prepare => {
-                let (bundle, options) = (container.bundle(), container.options.clone());
-                let (rootfs, target) = (decode(&container.rootfs), container.rootfs_directory());
-                let running = Running::helper(deadline, move || {
-                    record::write_options(&bundle, &options)?;
-                    let spec = Spec::read(&bundle)?;
-                    if !rootfs.is_empty() {
-                        fs::create_dir_all(&target).context("make", target.display().to_string())?;
-                        mounting::mount_all(&rootfs, &target)?;
-                    }
-                    let words = [(spec.shares_pids(), SHARES_PIDS), (spec.is_plain(), PLAIN)];
-                    Ok(words
-                        .iter()
-                        .filter(|(is, _)| *is)
-                        .map(|(_, word)| *word)
-                        .collect::<Vec<_>>()
-                        .join(" "))
-                })?;
+                let first = preparation(container);
+                let running = Running::helper(deadline, first)?;
                 self.track(id, job, running, None, 0, None)
             }
             Job::Undo => {
@@ -291,7 +294,9 @@ impl Shim {
                 let console = streams.console.as_ref().map(|console| console.path());
                 let console = console.as_deref();
                 let verb = Verb::Create { bundle: &bundle, pid_file: &pid_file, console };
-                self.run(id, job, verb, Some((String::new(), streams)), None, deadline)
+                let first = preparation(container);
+                let streams = Some((String::new(), streams));
+                self.run(id, job, verb, Begin { streams, first: Some(&first), ..Begin::default() }, deadline)
             }
             Job::Start { exec } if !exec.is_empty() => {
                 let (bundle, pid_file) = (container.bundle(), container.pid_file(exec));
@@ -303,7 +308,8 @@ impl Shim {
                 let process = format!("/proc/{}/fd/{}", std::process::id(), spec.as_raw_fd());
                 let console = console.as_deref();
                 let verb = Verb::Exec { process: &process, pid_file: &pid_file, console };
-                self.run(id, job, verb, Some((exec.clone(), streams)), Some(spec), deadline)
+                let streams = Some((exec.clone(), streams));
+                self.run(id, job, verb, Begin { streams, input: Some(spec), ..Begin::default() }, deadline)
             }
             Job::Start { .. } if !container.task.images().is_empty() => {
                 let (bundle, pid_file, work) =
@@ -320,9 +326,10 @@ impl Shim {
                     pid_file: &pid_file,
                     console: console.as_deref(),
                 };
-                self.run(id, job, verb, Some((String::new(), streams)), None, deadline)
+                let streams = Some((String::new(), streams));
+                self.run(id, job, verb, Begin { streams, ..Begin::default() }, deadline)
             }
-            Job::Start { .. } => self.run(id, job, Verb::Start, None, None, deadline),
+            Job::Start { .. } => self.run(id, job, Verb::Start, Begin::default(), deadline),
             Job::Checkpoint(checkpoint) => {
                 let work = match checkpoint.work.as_str() {
                     "" => container.criu_directory(),
@@ -334,21 +341,22 @@ impl Shim {
                     leave_running: !checkpoint.exit,
                     flags: &checkpoint.flags,
                 };
-                self.run(id, job, verb, None, None, deadline)
+                self.run(id, job, verb, Begin::default(), deadline)
             }
             Job::Kill { signal, all } => {
-                self.run(id, job, Verb::Kill { signal: *signal, all: *all }, None, None, deadline)
+                self.run(id, job, Verb::Kill { signal: *signal, all: *all }, Begin::default(), deadline)
             }
             Job::KillRest => {
                 let verb = Verb::Kill { signal: Signal::SIGKILL as i32, all: true };
-                self.run(id, job, verb, None, None, deadline)
+                self.run(id, job, verb, Begin::default(), deadline)
             }
-            Job::Delete => self.run(id, job, Verb::Delete, None, None, deadline),
-            Job::Pause => self.run(id, job, Verb::Pause, None, None, deadline),
-            Job::Resume => self.run(id, job, Verb::Resume, None, None, deadline),
+            Job::Delete => self.run(id, job, Verb::Delete, Begin::default(), deadline),
+            Job::Pause => self.run(id, job, Verb::Pause, Begin::default(), deadline),
+            Job::Resume => self.run(id, job, Verb::Resume, Begin::default(), deadline),
             Job::Update { resources } => {
                 let resources = in_memory(resources)?;
-                self.run(id, job, Verb::Update, None, Some(resources), deadline)
+                let begin = Begin { input: Some(resources), ..Begin::default() };
+                self.run(id, job, Verb::Update, begin, deadline)
             }
         }
     }
@@ -359,10 +367,10 @@ impl Shim {
         id: &str,
         job: &Job,
         verb: Verb,
-        streams: Option<(String, Streams)>,
-        input: Option<File>,
+        begin: Begin,
         deadline: Option<Instant>,
     ) -> Result<()> {
+        let Begin { streams, input, first } = begin;
         let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
         let command = container.runtime.command(id, &verb)?;
         let log_since = container.runtime.log_length();
@@ -371,9 +379,16 @@ impl Shim {
             // Without streams of the container's, or with a terminal, the runtime's own output is for us.
             None => [input.as_ref().map(AsFd::as_fd), None, None],
         };
-        // A logging program that is not ready yet might never be, and what a container says would be lost.
-        let after = streams.as_ref().and_then(|(_, streams)| streams.ready());
-        let running = Running::program(&command, &runtime::environment(), child, after, deadline)?;
+        let running = Running::program(&Program {
+            command: &command,
+            environment: &runtime::environment(),
+            executable: container.runtime.executable(&verb, &mut self.sealed),
+            streams: child,
+            first,
+            // A logging program that is not ready yet might never be, and what a container says would be lost.
+            after: streams.as_ref().and_then(|(_, streams)| streams.ready()),
+            deadline,
+        })?;
         if let Some((exec, mut streams)) = streams {
             // The container has its ends now; ours would keep it from seeing the end of them.
             streams.child = None;
@@ -416,18 +431,27 @@ impl Shim {
                     let text = failure.unwrap_or("prepare the container");
                     Err(Error::because(Kind::DeadlineExceeded, text, "", "context deadline exceeded"))
                 }
+                (ended, Some(failure)) if job == Job::Create => {
+                    let (prepared, printed) = jobs::split(status, &output);
+                    match (prepared, ended) {
+                        (Err(error), _) => Err(error),
+                        (Ok(_), Some(ended)) => {
+                            Err(container.runtime.error(failure, ended, printed, log_since))
+                        }
+                        (Ok(words), None) => {
+                            let report = container.prepared(&words);
+                            self.made(&id, "").map(|made| Report { pid: made.pid, ..report })
+                        }
+                    }
+                }
                 (Some(ended), Some(failure)) => {
                     Err(container.runtime.error(failure, ended, &output, log_since))
                 }
-                (_, None) => jobs::helped(status, &output).map(|text| {
-                    let says = |word: &str| text.split(' ').any(|one| one == word);
-                    if job == Job::Prepare {
-                        container.is_plain = says(PLAIN);
-                    }
-                    Report { shares_pids: says(SHARES_PIDS), ..Report::default() }
+                (_, None) => jobs::helped(status, &output).map(|words| match job {
+                    Job::Prepare => container.prepared(&words),
+                    _ => Report::default(),
                 }),
                 (None, Some(_)) => match &job {
-                    Job::Create => self.made(&id, ""),
                     Job::Start { exec } if !exec.is_empty() => self.made(&id, exec),
                     Job::Start { .. } if !container.task.images().is_empty() => {
                         let made = self.made(&id, "");
@@ -591,6 +615,22 @@ fn decode(mounts: &[Mount]) -> Vec<mounting::Mount> {
         options,
     };
     mounts.iter().cloned().map(plain).collect()
+}
+
+/// What precedes the creation of a container, in a child of its own: notes in the bundle, the mounts of the root file system.
+fn preparation(container: &Container) -> impl Fn() -> Result<String> + use<> {
+    let (bundle, options) = (container.bundle(), container.options.clone());
+    let (rootfs, target) = (decode(&container.rootfs), container.rootfs_directory());
+    move || {
+        record::write_options(&bundle, &options)?;
+        let spec = Spec::read(&bundle)?;
+        if !rootfs.is_empty() {
+            fs::create_dir_all(&target).context("make", target.display().to_string())?;
+            mounting::mount_all(&rootfs, &target)?;
+        }
+        let words = [(spec.shares_pids(), SHARES_PIDS), (spec.is_plain(), PLAIN)];
+        Ok(words.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect::<Vec<_>>().join(" "))
+    }
 }
 
 fn owner<'a>(container: &Container, id: &'a str, namespace: &'a str) -> Owner<'a> {

@@ -1,5 +1,6 @@
 //! What a container of orlop's needs no program for, since the host library does it: start, kill, pause, resume and update
-//! in the loop, deletion in a helper. Processes that are asked to stop take a moment; the loop looks again now and then.
+//! in the loop, and deletion too once init has ended; before that, or if something is left, in a helper. Processes that are asked to
+//! stop take a moment; the loop looks again now and then.
 
 use std::time::{Duration, Instant};
 
@@ -83,13 +84,16 @@ impl Shim {
                 directory.and_then(|directory| update(&directory, wanted))
             }
             (Job::Delete, _) if container.is_plain && !container.runtime.is_systemd() => {
-                let (runtime, id) = (container.runtime.clone(), id.to_owned());
-                let name = id.clone();
-                let running = Running::helper(deadline, move || {
-                    delete(&runtime, &name).map_err(|error| told(failure, error)).map(|()| String::new())
-                })?;
-                self.track(&id, job, running, None, 0, None)?;
-                return Ok(true);
+                if !container.task.has_ended() || !directory.as_ref().is_ok_and(delete_at_once) {
+                    let (runtime, id) = (container.runtime.clone(), id.to_owned());
+                    let name = id.clone();
+                    let work = move || delete(&runtime, &name).map_err(|error| told(failure, error));
+                    let running = Running::helper(deadline, move || work().map(|()| String::new()))?;
+                    self.track(&id, job, running, None, 0, None)?;
+                    return Ok(true);
+                }
+                container.runtime.leave_root();
+                Ok(())
             }
             _ => return Ok(false),
         };
@@ -200,6 +204,14 @@ fn update(directory: &StateDirectory, wanted: Value) -> Result<()> {
         log::warn(warning);
     }
     Ok(())
+}
+
+/// Deletes what an ended container without hooks leaves, if it goes without waiting. What is left otherwise is for [`delete`].
+fn delete_at_once(directory: &StateDirectory) -> bool {
+    let Ok(state) = directory.load() else { return false };
+    live::ends_with_init(&state)
+        && Cgroup::try_remove_at(&live::cgroup_paths(&state))
+        && directory.remove().is_ok()
 }
 
 /// `delete --force` of a container without hooks.

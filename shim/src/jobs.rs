@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, pipe2};
-use orlop_host::sys::spawn::{Spawn, helper, spawn};
+use orlop_host::sys::spawn::{CANNOT_BEGIN, First, Spawn, helper, spawn};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -17,6 +17,25 @@ use orlop_proto::kind::Kind;
 const OUTPUT_LIMIT: usize = 16 << 10;
 /// What separates a helper's error code from its text.
 const HELPER_FAILED: i32 = 1;
+
+/// A program to be run.
+pub struct Program<'a> {
+    /// Its path and arguments.
+    pub command: &'a [CString],
+    /// Its environment.
+    pub environment: &'a [CString],
+    /// The same program by descriptor, if there is one.
+    pub executable: Option<BorrowedFd<'a>>,
+    /// Its standard streams, of which missing outputs are ours.
+    pub streams: [Option<BorrowedFd<'a>>; 3],
+    /// Done by the child before it executes the program; what it returns comes out of [`split`]. It must not use descriptors that it
+    /// captured.
+    pub first: Option<&'a dyn Fn() -> Result<String>>,
+    /// Execute it only when this can be read or has ended; its deadline does not wait for that.
+    pub after: Option<BorrowedFd<'a>>,
+    /// When it is killed.
+    pub deadline: Option<Instant>,
+}
 
 /// A child that does something for us.
 pub struct Running {
@@ -31,34 +50,38 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a program; `streams` are its standard streams, of which missing outputs are ours. It is executed
-    /// when `after` can be read or has ended; its deadline does not wait for that.
-    pub fn program(
-        command: &[CString],
-        environment: &[CString],
-        streams: [Option<BorrowedFd>; 3],
-        after: Option<BorrowedFd>,
-        deadline: Option<Instant>,
-    ) -> Result<Running> {
+    /// Starts a program.
+    pub fn program(program: &Program) -> Result<Running> {
         let (output, report) = output()?;
         let null = File::options().read(true).write(true).open("/dev/null").context("open", "/dev/null")?;
-        let [stdin, stdout, stderr] = streams;
+        let [stdin, stdout, stderr] = program.streams;
+        let first = program.first.map(|first| {
+            move || match first() {
+                Ok(words) => Ok(format!("{words}\n").into_bytes()),
+                Err(error) => {
+                    // The end of a line is the end of what comes first.
+                    Err(format!("{} {error}", error.kind().code()).replace('\n', " ").into_bytes())
+                }
+            }
+        });
         let pid = spawn(&Spawn {
-            program: &command[0],
-            arguments: command,
-            environment,
+            program: &program.command[0],
+            executable: program.executable,
+            arguments: program.command,
+            environment: program.environment,
             descriptors: &[
                 stdin.unwrap_or(null.as_fd()),
                 stdout.unwrap_or(report.as_fd()),
                 stderr.unwrap_or(report.as_fd()),
             ],
             report: report.as_fd(),
-            after,
+            first: first.as_ref().map(|first| first as First),
+            after: program.after,
             process_group: true,
             dies_with_us: true,
         })
-        .context("start", command[0].to_string_lossy())?;
-        Ok(Running { pid, deadline, timed_out: false, output, kept: Vec::new() })
+        .context("start", program.command[0].to_string_lossy())?;
+        Ok(Running { pid, deadline: program.deadline, timed_out: false, output, kept: Vec::new() })
     }
 
     /// Runs a function in a child of its own; what it returns comes out of [`helped`].
@@ -119,15 +142,26 @@ impl Running {
 
 /// What a helper's end and output mean.
 pub fn helped(status: u32, output: &[u8]) -> Result<String> {
-    let text = String::from_utf8_lossy(output).into_owned();
-    if status == 0 {
-        return Ok(text);
+    if status == 0 { Ok(String::from_utf8_lossy(output).into_owned()) } else { Err(failed(status, output)) }
+}
+
+/// Parts the output of a [`Program`] from what was done before it: that, or its failure, and what the program printed.
+pub fn split(status: u32, output: &[u8]) -> (Result<String>, &[u8]) {
+    match output.iter().position(|byte| *byte == b'\n') {
+        _ if status == CANNOT_BEGIN as u32 && !output.contains(&b'\n') => (Err(failed(status, output)), &[]),
+        Some(end) => (Ok(String::from_utf8_lossy(&output[..end]).into_owned()), &output[end + 1..]),
+        // It was killed before it came to an end.
+        None => (Ok(String::new()), output),
     }
-    let told = text.split_once(' ').and_then(|(code, text)| Some((code.parse().ok()?, text)));
-    Err(match told {
+}
+
+/// Why a child of ours failed, as it told: the error's code, a blank, and its text.
+fn failed(status: u32, output: &[u8]) -> Error {
+    let text = String::from_utf8_lossy(output);
+    match text.split_once(' ').and_then(|(code, text)| Some((code.parse().ok()?, text))) {
         Some((code, text)) => Error::exactly(Kind::from_code(code), text),
         None => Error::because(Kind::Internal, "run", "a helper", format!("it ended with status {status}")),
-    })
+    }
 }
 
 /// A pipe whose reading end does not wait.
@@ -135,4 +169,22 @@ fn output() -> Result<(File, std::os::fd::OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC).context("make a pipe", "")?;
     fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("set the flags of", "a pipe")?;
     Ok((read.into(), write))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_first_is_parted_from_what_the_program_prints() {
+        let (first, printed) = split(1, b"plain\noops\nagain");
+        assert_eq!((first.unwrap().as_str(), printed), ("plain", &b"oops\nagain"[..]));
+        let (first, printed) = split(0, b"\n");
+        assert_eq!((first.unwrap().as_str(), printed), ("", &b""[..]));
+        // A program may end with the same status.
+        assert!(split(CANNOT_BEGIN as u32, b"\n").0.is_ok());
+        assert!(split(137, b"").0.is_ok());
+        let error = split(CANNOT_BEGIN as u32, b"5 mount /x: not found").0.unwrap_err();
+        assert_eq!((error.kind(), error.to_string().as_str()), (Kind::NotFound, "mount /x: not found"));
+    }
 }

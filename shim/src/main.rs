@@ -18,6 +18,7 @@ mod reaper;
 mod remains;
 mod runtime;
 mod sandbox;
+mod sealed;
 mod serve;
 mod service;
 mod stats;

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,8 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+
+use crate::sealed::Sealed;
 
 /// The runtime when the options name none.
 const DEFAULT_RUNTIME: &str = "orlop";
@@ -133,6 +136,12 @@ impl Runtime {
             // Not being empty is usual.
             let _ = fs::remove_dir(&self.root);
         }
+    }
+
+    /// The program by descriptor, so that it need not seal itself: only orlop does, and only to enter a container.
+    pub fn executable<'a>(&self, verb: &Verb, kept: &'a mut Option<Sealed>) -> Option<BorrowedFd<'a>> {
+        let enters = matches!(verb, Verb::Create { .. } | Verb::Exec { .. } | Verb::Restore { .. });
+        if self.is_orlop && enters { Sealed::of(kept, &self.program) } else { None }
     }
 
     /// The program and its arguments.

@@ -28,6 +28,7 @@ use crate::log;
 use crate::poll::{Interest, Poller, Token};
 use crate::reaper::Reaper;
 use crate::sandbox::{self, Sandbox};
+use crate::sealed::Sealed;
 use crate::service::{self, Request};
 use crate::stdio::Copies;
 use crate::task::{Call, Input};
@@ -50,6 +51,8 @@ pub struct Shim {
     pub copies: Copies,
     pub publisher: Publisher,
     pub reaper: Reaper,
+    /// The runtime's binary, once it was needed.
+    pub sealed: Option<Sealed>,
     sandbox: Sandbox,
     connections: BTreeMap<u64, Connection>,
     /// Numbers for jobs, containers and connections, none of which is used twice.
@@ -134,6 +137,7 @@ impl Shim {
             copies: Copies::default(),
             publisher: Publisher::new(manager, namespace),
             reaper: Reaper::default(),
+            sealed: None,
             sandbox: Sandbox::default(),
             connections: BTreeMap::new(),
             numbers: 0,

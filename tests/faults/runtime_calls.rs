@@ -82,6 +82,19 @@ calls! {
     starting_the_program_fails: "setsid" "EPERM";
 }
 
+/// A kernel older than the platform (Linux 5.15), or a filter that knows no such calls, is named as what is in the way, and nothing
+/// has been done by then.
+#[test]
+fn a_kernel_without_the_mount_api_is_refused_by_name() {
+    let root = Root::new();
+    let bundle = Bundle::new(&root, "b").sh("echo ran").save();
+    let (out, hit) = run_with(&root, bundle.path(), "mount_setattr:error=ENOSYS");
+    assert!(hit && out.code() == 1 && out.stdout.is_empty(), "{out}");
+    assert!(out.stderr.contains("orlop needs Linux 5.15 or later"), "{out}");
+    assert!(!root.join("state").join("c1").exists());
+    root.assert_clean();
+}
+
 /// Newer calls that a kernel or a filter around the runtime may lack: the container runs all the same. The mount API is not
 /// among them: every kernel of the platform (Linux 5.15) has it.
 #[test]

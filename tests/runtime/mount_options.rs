@@ -322,6 +322,42 @@ fn owners_by_the_containers_user_namespace_made_or_joined() {
 }
 
 #[test]
+fn owners_of_what_an_earlier_mount_brings_are_mapped_too() {
+    let runtime = Runtime::new();
+    if runtime.is_reference() {
+        return;
+    }
+    let bundle = runtime.sh("touch /a/new; stat -c %u /a/new /m/new; ls /n").edit(user_namespace);
+    let source = |name: &str| bundle.rootfs(name).display().to_string();
+    let (fresh, link) = (source("a"), source("link"));
+    fs::create_dir(bundle.rootfs("data")).unwrap();
+    fs::write(bundle.rootfs("data/of-the-image"), "").unwrap();
+    // From the host this leads to its own directory, if there is one.
+    std::os::unix::fs::symlink("/data", bundle.rootfs("link")).unwrap();
+    // Who is the container's root becomes its second user.
+    let maps = json!([{"containerID": 0, "hostID": 200_001, "size": 1}]);
+    let mapped = |at: &str, source: &str| json!({"destination": at, "source": source, "options": ["rbind", "idmap"], "uidMappings": maps, "gidMappings": maps});
+    let bundle = bundle
+        .mount(json!({"destination": "/a", "type": "tmpfs", "source": "tmpfs"}))
+        .mount(mapped("/m", &fresh))
+        .mount(mapped("/n", &link))
+        .save();
+    give_to_root_of_user_namespace(&bundle);
+    assert_eq!(runtime.output(&bundle), "0\n1\nof-the-image\n");
+    // What cannot be had is told as for any other mount.
+    let missing = runtime.sh("echo ran").edit(user_namespace).save();
+    let nowhere = missing.rootfs("nowhere").display().to_string();
+    let missing = missing.mount(mapped("/m", &nowhere)).save();
+    give_to_root_of_user_namespace(&missing);
+    let out = runtime.run(&missing).failure();
+    assert!(
+        out.stdout.is_empty() && out.stderr.contains("nowhere") && out.stderr.contains("no such file"),
+        "{out}"
+    );
+    runtime.assert_clean();
+}
+
+#[test]
 fn mappings_that_cannot_be_are_refused() {
     let runtime = Runtime::new();
     let map = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);

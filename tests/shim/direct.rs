@@ -10,7 +10,7 @@ use orlop_proto::any;
 use orlop_proto::containerd::task::v2::*;
 use orlop_proto::containerd::v1::types::Status;
 use orlop_proto::kind::Kind;
-use orlop_tests::shim::{DEADLINE, Fifos, Shim};
+use orlop_tests::shim::{DEADLINE, Fifos, Shim, runtime};
 use orlop_tests::{Cmd, Root, binaries, poll_until};
 use prost_types::Any;
 use serde_json::{Value, json};
@@ -181,5 +181,49 @@ fn another_runtime_is_driven_by_its_command_line() {
     update(&mut shim, &json!({"pids": {"limit": 40}})).unwrap();
     shim.finish();
     assert_eq!(calls(&root), ["create", "start", "pause", "resume", "update", "kill", "delete"]);
+    root.assert_clean();
+}
+
+/// The calls that make processes and execute programs in the shim and below it, while something is done.
+fn traced(root: &Root, shim: &mut Shim, name: &str, work: impl FnOnce(&mut Shim)) -> Vec<String> {
+    let (pid, trace) = (shim.pid(), root.join(name));
+    let strace = Cmd::new(binaries::system("strace"))
+        .args(["-f", "-e", "trace=clone3,clone,fork,vfork,execve,execveat", "-e", "signal=none", "-o"])
+        .arg(&trace)
+        .args(["-p", &pid.to_string()])
+        .spawn();
+    poll_until(DEADLINE, "strace has attached", || strace.stderr().contains("attached"));
+    work(shim);
+    strace.signal(Signal::SIGINT);
+    strace.wait(DEADLINE);
+    let text = fs::read_to_string(trace).expect("strace wrote its trace");
+    // A call that another process interrupts is shown in two lines.
+    let calls = text.lines().filter_map(|line| line.split_whitespace().nth(1)?.split_once('('));
+    calls.map(|(call, _)| call.to_owned()).collect()
+}
+
+#[test]
+fn creation_and_exec_execute_the_runtime_once_and_deletion_starts_nothing() {
+    let root = Root::new();
+    let mut shim = Shim::start_with(&root, "c", &runtime("orlop"), |bundle| bundle.args(["sleep", "1000"]));
+    let created = traced(&root, &mut shim, "creation", |shim| {
+        shim.create(&Fifos::default());
+    });
+    // The runtime, and the container's init.
+    assert_eq!(created, ["clone3", "execveat", "clone3"]);
+    shim.start_process("").unwrap();
+    let exec = traced(&root, &mut shim, "exec", |shim| {
+        shim.exec("e", "sleep 1000", &Fifos::default());
+        shim.start_process("e").unwrap();
+    });
+    assert_eq!(exec[..3], ["clone3", "execveat", "clone3"]);
+    assert_eq!(exec.iter().filter(|call| call.starts_with("clone")).count(), 2, "{exec:?}");
+    shim.kill("", Signal::SIGKILL).unwrap();
+    shim.wait("");
+    let deleted = traced(&root, &mut shim, "deletion", |shim| {
+        shim.delete("").unwrap();
+    });
+    assert!(deleted.is_empty(), "{deleted:?}");
+    shim.shut_down();
     root.assert_clean();
 }

@@ -15,5 +15,6 @@ mod nerdctl;
 mod newest;
 mod podman;
 mod podman_lines;
+mod shim_kill;
 mod soak;
 mod workload;

@@ -257,7 +257,12 @@ impl Supervisor {
                 let delete = DeleteRequest { id: request.id, ..Default::default() };
                 // What the shim cannot undo itself is undone by ending it.
                 let _ = shim.call_within::<DeleteResponse>(method::DELETE, &delete, CLEANUP).await;
-                self.tear_down(&launcher, &shim).await;
+                if shim.has_ended() {
+                    // It died in the middle of it: what it made is cleared away by its delete action alone.
+                    self.abandon(&launcher).await;
+                } else {
+                    self.tear_down(&launcher, &shim).await;
+                }
                 Err(Error::because(error.kind(), "failed to create shim task", "", error))
             }
         }

@@ -64,11 +64,15 @@ pub fn kill_init(state: &StoredState, cgroup: impl FnOnce() -> Result<Cgroup>) -
     }
 }
 
+/// Whether no process can have outlived an ended init: the kernel kills all of its pid namespace with it.
+pub fn ends_with_init(state: &StoredState) -> bool {
+    state.config.namespaces & libc::CLONE_NEWPID as u64 != 0
+}
+
 /// Ends what outlived an ended init, which only happens in a pid namespace that is not the container's own, and removes the
 /// cgroup.
 pub fn leave_cgroup(state: &StoredState, cgroup: &Cgroup) -> Result<()> {
-    let own_pids = state.config.namespaces & libc::CLONE_NEWPID as u64 != 0;
-    if !own_pids {
+    if !ends_with_init(state) {
         cgroup.kill()?;
     }
     cgroup.remove()

@@ -207,10 +207,12 @@ impl Criu {
             .collect();
         let pid = spawn(&Spawn {
             program: &CString::new(program.as_os_str().as_bytes()).expect("a file's name holds no NUL"),
+            executable: None,
             arguments: &[CRIU, "swrk", "3"].map(string),
             environment: &environment,
             descriptors: &descriptors,
             report: errors.as_fd(),
+            first: None,
             after: None,
             process_group: false,
             dies_with_us: false,

@@ -56,7 +56,8 @@ pub fn run(global: &Global, arguments: &ExecArgs, log: &Log) -> Result<u8> {
         hook_state: state.clone(),
     })?;
     let starts_at_once = arguments.console_socket.is_none();
-    let around = Surroundings { log, state: &state, hooks: None, filter: filter.as_ref(), starts_at_once };
+    let (state, filter) = (&state, filter.as_ref());
+    let around = Surroundings { log, state, hooks: None, filter, later: &[], starts_at_once };
     let mut started = || -> Result<()> {
         if let Some(groups) = container.groups()? {
             groups.enter(process.pid)?;

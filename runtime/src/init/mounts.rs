@@ -17,9 +17,10 @@ use super::cgroup::mount_cgroup;
 use super::copy_up::copy_up;
 use super::paths::{Kind, ensure, open_path};
 use super::rootfs::is_directory;
-use crate::idmap::Idmap;
+use crate::idmap::{Idmap, is_in};
 use crate::plan::mounts::{Mount, Source};
 use crate::switches::is_off;
+use crate::sync::Message;
 
 /// Opens the sources of bind mounts while the caller's rights are still there; but one in the container's own root may be what an
 /// earlier mount puts there.
@@ -29,9 +30,7 @@ pub fn open_sources(init: &mut Init) -> Result<()> {
     for (mount, idmap) in init.container().mounts.iter().zip(&init.idmaps) {
         sources.push(match &mount.source {
             Source::Bind(_) if mount.options.remount || matches!(idmap, Some(Idmap::Tree(_))) => None,
-            Source::Bind(path) if std::path::absolute(path).is_ok_and(|path| path.starts_with(rootfs)) => {
-                None
-            }
+            Source::Bind(path) if is_in(path, rootfs) => None,
             Source::Bind(path) => Some(open_source(path).map_err(|error| failed(mount, error))?),
             _ => None,
         });
@@ -60,10 +59,14 @@ pub fn mount_all(init: &mut Init) -> Result<()> {
     let sources = std::mem::take(&mut init.found.sources);
     let mut late = Vec::new();
     let idmaps = std::mem::take(&mut init.idmaps);
-    for ((mount, source), idmap) in init.container().mounts.iter().zip(sources).zip(idmaps) {
+    let mounts = init.container().mounts.iter().enumerate();
+    for (((number, mount), source), idmap) in mounts.zip(sources).zip(idmaps) {
         let made = match (&mount.source, source, idmap) {
             _ if mount.options.remount => remount(init, mount),
             (Source::Bind(_), _, Some(Idmap::Tree(tree))) => bind_tree(init, mount, tree),
+            (Source::Bind(_), _, Some(Idmap::Later)) => {
+                ask_for(init, number).and_then(|tree| bind_tree(init, mount, tree))
+            }
             (Source::Bind(_), Some(source), idmap) => bind(init, mount, &source, idmap),
             (Source::Bind(path), None, idmap) => {
                 open_source(path).and_then(|source| bind(init, mount, &source, idmap))
@@ -75,6 +78,15 @@ pub fn mount_all(init: &mut Init) -> Result<()> {
     }
     init.found.late_readonly = late;
     Ok(())
+}
+
+/// A mount that only the parent can make, as the mounts are by now.
+fn ask_for(init: &Init, number: usize) -> Result<OwnedFd> {
+    init.channel.send(&Message::Tree(number as i32))?;
+    match init.channel.receive()? {
+        Some((Message::Tree(_), Some(tree))) => Ok(tree),
+        _ => Err(Error::new(ErrorKind::Aborted, "hear", "the parent, which has gone")),
+    }
 }
 
 fn bind(init: &Init, mount: &Mount, source: &OwnedFd, idmap: Option<Idmap>) -> Result<()> {

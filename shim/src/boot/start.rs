@@ -85,10 +85,12 @@ fn serve_on(
     let null = File::options().read(true).write(true).open("/dev/null").context("open", "/dev/null")?;
     spawn(&Spawn {
         program: &words[0],
+        executable: None,
         arguments: &words,
         environment: &crate::runtime::environment(),
         descriptors: &[null.as_fd(), null.as_fd(), null.as_fd(), listener.as_fd()],
         report: null.as_fd(),
+        first: None,
         after: None,
         process_group: true,
         dies_with_us: false,

@@ -240,6 +240,7 @@ fn log_to(program: &Path, arguments: &[String], owner: Owner) -> Result<[OwnedFd
     fs::metadata(program).context("start", path.clone())?;
     spawn(&Spawn {
         program: &arguments[0],
+        executable: None,
         arguments: &arguments,
         environment: &environment,
         descriptors: &[
@@ -251,6 +252,7 @@ fn log_to(program: &Path, arguments: &[String], owner: Owner) -> Result<[OwnedFd
             ready_write.as_fd(),
         ],
         report: null.as_fd(),
+        first: None,
         after: None,
         process_group: true,
         dies_with_us: false,

@@ -96,9 +96,9 @@ impl Command {
 /// Work that ends later and reports back with [`Input::Finished`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Job {
-    /// Write the bundle's files and mount the root file system.
+    /// Write the bundle's files and mount the root file system, for a container that is restored when it is started.
     Prepare,
-    /// `create` of the OCI runtime.
+    /// The same, and then `create` of the OCI runtime.
     Create,
     /// Take back what a failed creation left: `delete --force`, then unmount.
     Undo,
@@ -277,7 +277,8 @@ impl Task {
     /// A container to be created for this caller.
     pub fn create(call: Call, creation: Creation) -> (Task, Vec<Effect>) {
         let mut init = Process::new(creation.stdio.clone(), Vec::new());
-        init.begin(Job::Prepare, Some(call));
+        let job = if creation.images.is_empty() { Job::Create } else { Job::Prepare };
+        init.begin(job.clone(), Some(call));
         let task = Task {
             creation,
             init,
@@ -288,12 +289,17 @@ impl Task {
             killing_rest: false,
             failure: None,
         };
-        (task, vec![Effect::Run(Job::Prepare, call.deadline)])
+        (task, vec![Effect::Run(job, call.deadline)])
     }
 
     /// Init's pid; 0 while there is none.
     pub fn pid(&self) -> i32 {
         self.init.pid
+    }
+
+    /// Whether init has run and ended.
+    pub fn has_ended(&self) -> bool {
+        self.init.pid != 0 && (self.init_exit.is_some() || self.init.exit.is_some())
     }
 
     /// The container's bundle directory.
@@ -505,16 +511,13 @@ impl Task {
         match (job, result) {
             (Job::Prepare, Ok(report)) => {
                 self.shares_pids = report.shares_pids;
-                if self.creation.images.is_empty() {
-                    self.go_on(Job::Create, call, effects);
-                } else {
-                    // It is there when it is started; until then it has no process.
-                    self.created = true;
-                    effects.push(Effect::Publish(Event::Create { pid: 0 }));
-                    answer(call, Ok(Reply::Pid(0)), effects);
-                }
+                // It is there when it is started; until then it has no process.
+                self.created = true;
+                effects.push(Effect::Publish(Event::Create { pid: 0 }));
+                answer(call, Ok(Reply::Pid(0)), effects);
             }
-            (Job::Create, Ok(Report { pid: Some(pid), .. })) => {
+            (Job::Create, Ok(Report { pid: Some(pid), shares_pids })) => {
+                self.shares_pids = shares_pids;
                 self.created = true;
                 self.init.pid = pid;
                 effects.push(Effect::Watch(pid));

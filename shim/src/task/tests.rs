@@ -53,18 +53,15 @@ fn show(effects: &[Effect]) -> Vec<String> {
 struct Machine(Task);
 
 impl Machine {
-    fn creating(shares_pids: bool) -> Machine {
+    fn creating() -> Machine {
         let creation = Creation { id: "c".into(), bundle: "/b".into(), ..Creation::default() };
         let (task, effects) = Task::create(call(1), creation);
-        assert_eq!(show(&effects), ["run Prepare"]);
-        let mut machine = Machine(task);
-        let report = Report { shares_pids, ..Report::default() };
-        assert_eq!(machine.finish(Job::Prepare, Ok(report)), ["run Create"]);
-        machine
+        assert_eq!(show(&effects), ["run Create"]);
+        Machine(task)
     }
 
     fn created() -> Machine {
-        let mut machine = Machine::creating(false);
+        let mut machine = Machine::creating();
         assert_eq!(
             machine.finish(Job::Create, pid(10)),
             ["watch 10", "event Create { pid: 10 }", "1: pid 10"]
@@ -154,7 +151,7 @@ fn a_whole_life() {
 
 #[test]
 fn before_it_is_created_a_container_does_not_exist() {
-    let mut machine = Machine::creating(false);
+    let mut machine = Machine::creating();
     for command in [start(""), state(""), wait(""), kill("", 9), delete(""), Command::Pids] {
         assert_eq!(machine.ask(2, command), ["2: container not created: not found"]);
     }
@@ -162,17 +159,14 @@ fn before_it_is_created_a_container_does_not_exist() {
 
 #[test]
 fn a_failed_creation_is_undone_before_it_is_told() {
-    for (job, first) in [(Job::Prepare, true), (Job::Create, false)] {
-        let creation = Creation { id: "c".into(), ..Creation::default() };
+    for (job, images) in [(Job::Prepare, "/i"), (Job::Create, "")] {
+        let creation = Creation { id: "c".into(), images: images.into(), ..Creation::default() };
         let (task, _) = Task::create(call(1), creation);
         let mut machine = Machine(task);
-        if !first {
-            machine.finish(Job::Prepare, done());
-        }
         assert_eq!(machine.finish(job, failure()), ["run Undo"]);
         assert_eq!(machine.finish(Job::Undo, done()), ["1: runtime failed", "release \"\"", "Forget"]);
     }
-    let mut machine = Machine::creating(false);
+    let mut machine = Machine::creating();
     machine.finish(Job::Create, failure());
     let undo = Err(Error::exactly(Kind::Unknown, "still mounted"));
     assert_eq!(
@@ -183,7 +177,7 @@ fn a_failed_creation_is_undone_before_it_is_told() {
 
 #[test]
 fn a_runtime_that_leaves_no_pid_file_has_failed() {
-    let mut machine = Machine::creating(false);
+    let mut machine = Machine::creating();
     assert_eq!(machine.finish(Job::Create, done()), ["run Undo"]);
     let shown = machine.finish(Job::Undo, done());
     assert_eq!(shown[0], "1: OCI runtime create failed: it left no pid file");
@@ -271,8 +265,8 @@ fn an_exec_being_started_holds_the_containers_exit_back_too() {
 
 #[test]
 fn with_a_shared_pid_namespace_the_rest_is_killed_first() {
-    let mut machine = Machine::creating(true);
-    machine.finish(Job::Create, pid(10));
+    let mut machine = Machine::creating();
+    machine.finish(Job::Create, Ok(Report { pid: Some(10), shares_pids: true }));
     machine.ask(2, start(""));
     machine.finish(job_start(""), done());
     assert_eq!(machine.exits(10, 0), ["run KillRest"]);

@@ -1,7 +1,7 @@
 //! The daemon and the shims may die in any order: no container is lost that runs, and no exit code.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -90,6 +90,28 @@ fn a_shim_that_dies_is_cleaned_up_after_ours() {
 #[test]
 fn a_shim_that_dies_is_cleaned_up_after_a_foreign_one() {
     shim_dies(&foreign());
+}
+
+#[test]
+fn a_shim_that_dies_while_it_creates_is_cleaned_up_after() {
+    let stage = Stage::new("");
+    // The container is there, and its shim dies before it can say so.
+    let runtime = stage.root.join("deadly");
+    let orlop = orlop_tests::binaries::orlop();
+    let script = format!(
+        "#!/bin/sh\n{} \"$@\" || exit\nfor word; do [ \"$word\" != create ] || kill -9 $PPID; done\n",
+        orlop.display()
+    );
+    fs::write(&runtime, script).unwrap();
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+    let flags = ["--rm", "--runc-binary", runtime.to_str().unwrap()];
+    stage.run(&flags, "c", "true").run().failure();
+    assert_eq!(stage.status("c"), "");
+    stage.assert_no_bundles();
+    let left = stage.root.leaks();
+    assert!(left.cgroups.is_empty() && left.mounts.is_empty(), "{left}");
+    stage.run(&["--rm"], "c", "true").run().success();
+    stage.finish();
 }
 
 #[test]

@@ -289,6 +289,11 @@ pub(super) fn remove<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<()
     }
 }
 
+/// Removes a directory without children, and says whether it is gone.
+pub(super) fn is_removed(path: &Path) -> bool {
+    fs::remove_dir(path).map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
+}
+
 /// Removes a directory; if it will not go, its children first. The files in it belong to the kernel.
 fn remove_tree(path: &Path) -> io::Result<()> {
     let first = match fs::remove_dir(path) {

@@ -386,6 +386,11 @@ impl Cgroup {
         create::remove(create::by_directory(paths).into_iter().map(|(_, path)| path))
     }
 
+    /// As [`Cgroup::remove_at`], for callers that may not wait: false if something is left, which may go later.
+    pub fn try_remove_at(paths: &CgroupPaths) -> bool {
+        create::by_directory(paths).into_iter().all(|(_, path)| create::is_removed(path))
+    }
+
     /// Undoes [`Cgroup::create`]: removes the directories that it made, parents included.
     pub fn undo(&self) -> Result<()> {
         self.stop_unit()?;

@@ -2,10 +2,30 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 pub(super) fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+/// Replaces this program by the one that a descriptor means, or by the one at a path if that cannot be executed (a script cannot,
+/// once the descriptor is closed); returns only an error. Allocates nothing.
+pub(super) fn execve_pointers(
+    executable: Option<RawFd>,
+    path: &CString,
+    arguments: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) -> io::Error {
+    let (arguments, environment) = (arguments.as_ptr(), environment.as_ptr());
+    // SAFETY: the callers' arrays come from `pointers`, whose strings outlive the call; all paths are NUL-terminated.
+    unsafe {
+        if let Some(number) = executable {
+            let flags = libc::AT_EMPTY_PATH;
+            libc::syscall(libc::SYS_execveat, number, c"".as_ptr(), arguments, environment, flags);
+        }
+        libc::execve(path.as_ptr(), arguments, environment);
+    }
+    io::Error::last_os_error()
 }
 
 /// Replaces this program by the one at a path; returns only an error.

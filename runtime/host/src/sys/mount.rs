@@ -224,6 +224,16 @@ fn mount_setattr(mount: BorrowedFd, recursive: bool, attributes: &MountAttr) -> 
     Ok(())
 }
 
+/// Whether the kernel has the last of these calls, mount_setattr(2) (Linux 5.12), and nothing around this process takes it away.
+pub fn is_available() -> bool {
+    // SAFETY: of a structure of no size nothing is read; the path is the static empty string.
+    let result = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, -1, c"".as_ptr(), 0, std::ptr::null::<MountAttr>(), 0)
+    };
+    // A structure of no size is refused as such where the call is known.
+    !check(result).is_err_and(|error| error.raw_os_error() == Some(libc::ENOSYS))
+}
+
 /// Changes a mount's attributes, or those of the whole tree below it.
 pub fn set_attributes(mount: BorrowedFd, recursive: bool, attributes: Attributes) -> io::Result<()> {
     let Attributes { set, clear, propagation } = attributes;

@@ -10,10 +10,12 @@ use nix::errno::Errno;
 
 use super::check;
 use super::clone::{CloneRequest, Cloned, clone3};
-use super::exec::pointers;
+use super::exec::{execve_pointers, pointers};
 
 /// Exit code of a child whose program could not be executed; what was wrong is on [`Spawn::report`].
 pub const CANNOT_EXECUTE: i32 = 127;
+/// Exit code of a child that could not do what comes before its program.
+pub const CANNOT_BEGIN: i32 = 126;
 
 /// Where copies of descriptors are kept while their final numbers are filled.
 const PARKING: RawFd = 64;
@@ -21,11 +23,18 @@ const PARKING: RawFd = 64;
 const REPORT: RawFd = PARKING - 1;
 /// Where the child keeps [`Spawn::after`].
 const AFTER: RawFd = PARKING - 2;
+/// Where the child keeps [`Spawn::executable`].
+const EXECUTABLE: RawFd = PARKING - 3;
+
+/// What a child does before it executes its program. It is told what to say on [`Spawn::report`], and whether to go on.
+pub type First<'a> = &'a dyn Fn() -> Result<Vec<u8>, Vec<u8>>;
 
 /// A program to be started.
 pub struct Spawn<'a> {
     /// The program's path.
     pub program: &'a CString,
+    /// The same by descriptor, which is tried first.
+    pub executable: Option<BorrowedFd<'a>>,
     /// Its arguments, the first being its name.
     pub arguments: &'a [CString],
     /// Its environment.
@@ -34,6 +43,8 @@ pub struct Spawn<'a> {
     pub descriptors: &'a [BorrowedFd<'a>],
     /// Where the child says why its program could not be executed.
     pub report: BorrowedFd<'a>,
+    /// Done by the child first, without any descriptor but those above.
+    pub first: Option<First<'a>>,
     /// Execute it only when this can be read or has ended.
     pub after: Option<BorrowedFd<'a>>,
     /// Make it the leader of a process group of its own, so that a terminal's signals do not reach it.
@@ -49,34 +60,38 @@ pub fn spawn(spawn: &Spawn) -> io::Result<i32> {
     match clone3(CloneRequest::default())? {
         Cloned::Parent { pid, .. } => Ok(pid),
         Cloned::Child => {
-            // By a number that is not filled; the copy that is lost ends with this child.
-            let after = spawn.after.map(|fd| {
-                // SAFETY: dup3 takes no pointers, and in this child nobody uses what the number may have meant.
-                unsafe { libc::dup3(fd.as_raw_fd(), AFTER, libc::O_CLOEXEC) }
-            });
-            let error = match prepare(spawn.descriptors, spawn.report, parent) {
+            let kept = [(Some(spawn.report), REPORT), (spawn.after, AFTER), (spawn.executable, EXECUTABLE)];
+            let error = match prepare(spawn.descriptors, kept, parent) {
                 Ok(()) => {
-                    if after.is_some() {
-                        close_all_but_kept(spawn.descriptors.len() as u32);
+                    let first_kept = spawn.descriptors.len() as u32;
+                    if spawn.after.is_some() || spawn.first.is_some() {
+                        close_all_but_kept(first_kept);
+                    }
+                    if let Some(first) = spawn.first {
+                        let told = first();
+                        let (Ok(text) | Err(text)) = &told;
+                        say(text);
+                        if told.is_err() {
+                            exit(CANNOT_BEGIN);
+                        }
+                    }
+                    if spawn.after.is_some() {
                         await_readable(AFTER);
                     }
                     // Also those that we got ourselves from a careless parent. What fails here fails for none of ours.
-                    let _ = super::fd::close_on_exec_from(spawn.descriptors.len() as u32);
-                    // SAFETY: path and strings are NUL-terminated, both arrays end in null, and all outlive the calls.
-                    unsafe {
-                        if spawn.process_group {
-                            libc::setpgid(0, 0);
-                        }
-                        libc::execve(spawn.program.as_ptr(), arguments.as_ptr(), environment.as_ptr());
+                    let _ = super::fd::close_on_exec_from(first_kept);
+                    if spawn.process_group {
+                        // SAFETY: the call takes no pointers.
+                        unsafe { libc::setpgid(0, 0) };
                     }
-                    io::Error::last_os_error()
+                    let executable = spawn.executable.map(|_| EXECUTABLE);
+                    execve_pointers(executable, spawn.program, &arguments, &environment)
                 }
                 Err(error) => error,
             };
             let reason = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EINVAL)).desc();
             for text in [b"exec ", spawn.program.as_bytes(), b": ", reason.as_bytes()] {
-                // SAFETY: the pointer leads to `text.len()` readable bytes.
-                unsafe { libc::write(REPORT, text.as_ptr().cast(), text.len()) };
+                say(text);
             }
             exit(CANNOT_EXECUTE)
         }
@@ -92,7 +107,7 @@ pub fn helper(streams: [BorrowedFd; 3], work: impl FnOnce() -> i32) -> io::Resul
     match clone3(CloneRequest::default())? {
         Cloned::Parent { pid, .. } => Ok(pid),
         Cloned::Child => {
-            if prepare(&streams, streams[2], parent).is_err() {
+            if prepare(&streams, [(Some(streams[2]), REPORT)], parent).is_err() {
                 exit(CANNOT_EXECUTE);
             }
             // SAFETY: the call takes no pointers. Owners of these numbers exist in this copy of the memory, but none
@@ -103,10 +118,16 @@ pub fn helper(streams: [BorrowedFd; 3], work: impl FnOnce() -> i32) -> io::Resul
     }
 }
 
-/// In the child: closes all descriptors but the first ones, [`REPORT`] and [`AFTER`]. A copy of the other end of
-/// [`Spawn::after`] would keep it from ending.
+/// In the child: tells the parent.
+fn say(text: &[u8]) {
+    // SAFETY: the pointer leads to `text.len()` readable bytes.
+    unsafe { libc::write(REPORT, text.as_ptr().cast(), text.len()) };
+}
+
+/// In the child: closes all descriptors but the first ones and those that are kept. A copy of the other end of [`Spawn::after`]
+/// would keep it from ending, and what comes first may take long.
 fn close_all_but_kept(first: u32) {
-    for (low, high) in [(first, AFTER as u32 - 1), (PARKING as u32, u32::MAX)] {
+    for (low, high) in [(first, EXECUTABLE as u32 - 1), (PARKING as u32, u32::MAX)] {
         // SAFETY: the call takes no pointers. Owners of these numbers exist in this copy of the memory, but none is used
         // or dropped: the child goes on to execve or `_exit`.
         unsafe { libc::syscall(libc::SYS_close_range, low, high, 0) };
@@ -122,8 +143,12 @@ fn await_readable(fd: RawFd) {
 
 /// In the child: fills the descriptor numbers from 0, empties the signal mask, ties our end to that of a parent.
 ///
-/// Leaves a close-on-exec copy of `report` at [`REPORT`].
-fn prepare(descriptors: &[BorrowedFd], report: BorrowedFd, parent: Option<u32>) -> io::Result<()> {
+/// Leaves close-on-exec copies of what is to be kept at the given numbers.
+fn prepare<const N: usize>(
+    descriptors: &[BorrowedFd],
+    kept: [(Option<BorrowedFd>, RawFd); N],
+    parent: Option<u32>,
+) -> io::Result<()> {
     // SAFETY: no pointer but to the set, which sigemptyset initialises before sigprocmask reads it.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -144,7 +169,12 @@ fn prepare(descriptors: &[BorrowedFd], report: BorrowedFd, parent: Option<u32>) 
         check(i64::from(unsafe { libc::fcntl(source, libc::F_DUPFD_CLOEXEC, at_least) })).map(|n| n as RawFd)
     };
     // First all copies above every final number, so that filling one does not overwrite the source of another.
-    let report = park(report.as_raw_fd(), PARKING)?;
+    let mut copies = [-1; N];
+    for (slot, (source, _)) in copies.iter_mut().zip(&kept) {
+        if let Some(source) = source {
+            *slot = park(source.as_raw_fd(), PARKING)?;
+        }
+    }
     let mut parked = [-1; 8];
     for (slot, source) in parked.iter_mut().zip(descriptors) {
         *slot = park(source.as_raw_fd(), PARKING)?;
@@ -154,8 +184,10 @@ fn prepare(descriptors: &[BorrowedFd], report: BorrowedFd, parent: Option<u32>) 
         // only executes a program or a function that uses no captured descriptor.
         check(i64::from(unsafe { libc::dup2(*source, number as RawFd) }))?;
     }
-    // SAFETY: as above.
-    check(i64::from(unsafe { libc::dup3(report, REPORT, libc::O_CLOEXEC) }))?;
+    for (copy, (_, number)) in copies.into_iter().zip(kept).filter(|(copy, _)| *copy >= 0) {
+        // SAFETY: as above.
+        check(i64::from(unsafe { libc::dup3(copy, number, libc::O_CLOEXEC) }))?;
+    }
     Ok(())
 }
 
@@ -196,10 +228,12 @@ mod tests {
         let arguments = ["sh", "-c", "echo out; echo three >&3; exit 7"].map(|a| CString::new(a).unwrap());
         let pid = spawn(&Spawn {
             program: &program,
+            executable: None,
             arguments: &arguments,
             environment: &[],
             descriptors: &[null.as_fd(), out.as_fd(), out.as_fd(), extra.as_fd()],
             report: out.as_fd(),
+            first: None,
             after: None,
             process_group: true,
             dies_with_us: false,
@@ -216,10 +250,12 @@ mod tests {
         let program = CString::new("/bin/true").unwrap();
         let pid = spawn(&Spawn {
             program: &program,
+            executable: None,
             arguments: std::slice::from_ref(&program),
             environment: &[],
             descriptors: &[null.as_fd(); 3],
             report: null.as_fd(),
+            first: None,
             after: Some(after.as_fd()),
             process_group: false,
             dies_with_us: true,
@@ -239,10 +275,12 @@ mod tests {
         let program = CString::new("/nonexistent/program").unwrap();
         let pid = spawn(&Spawn {
             program: &program,
+            executable: None,
             arguments: &[],
             environment: &[],
             descriptors: &[null.as_fd(); 3],
             report: report.as_fd(),
+            first: None,
             after: None,
             process_group: false,
             dies_with_us: true,
@@ -250,6 +288,53 @@ mod tests {
         .unwrap();
         assert_eq!(wait(pid), CANNOT_EXECUTE);
         assert!(text(&mut report).starts_with("exec /nonexistent/program: No such file"));
+    }
+
+    #[test]
+    fn something_is_done_first_or_the_program_is_not_executed() {
+        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let program = CString::new("/bin/true").unwrap();
+        for (told, code) in [(Ok(b"done".to_vec()), 0), (Err(b"failed".to_vec()), CANNOT_BEGIN)] {
+            let mut report = File::from(memory_file(c"report").unwrap());
+            let pid = spawn(&Spawn {
+                program: &program,
+                executable: None,
+                arguments: std::slice::from_ref(&program),
+                environment: &[],
+                descriptors: &[null.as_fd(); 3],
+                report: report.as_fd(),
+                first: Some(&|| told.clone()),
+                after: None,
+                process_group: false,
+                dies_with_us: true,
+            })
+            .unwrap();
+            assert_eq!(wait(pid), code);
+            assert_eq!(text(&mut report), if code == 0 { "done" } else { "failed" });
+        }
+    }
+
+    #[test]
+    fn a_program_is_executed_by_its_descriptor_and_else_by_its_path() {
+        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let program = CString::new("/bin/false").unwrap();
+        for (executable, code) in [("/bin/true", 0), ("/dev/null", 1)] {
+            let executable = File::open(executable).unwrap();
+            let pid = spawn(&Spawn {
+                program: &program,
+                executable: Some(executable.as_fd()),
+                arguments: std::slice::from_ref(&program),
+                environment: &[],
+                descriptors: &[null.as_fd(); 3],
+                report: null.as_fd(),
+                first: None,
+                after: None,
+                process_group: false,
+                dies_with_us: true,
+            })
+            .unwrap();
+            assert_eq!(wait(pid), code);
+        }
     }
 
     #[test]
