@@ -27,6 +27,14 @@ const LINES: &[Line] = &[
     (0, "$docker history --no-trunc --format '{{.CreatedBy}}' bb"),
     (0, "$run --name uses bb true; $docker rmi bb; test $? = 1 && echo refused; $docker rm uses"),
     (0, "$docker image prune --force"),
+    (
+        0,
+        "mkdir -p $dir/t/etc && echo x > $dir/t/etc/x && tar -C $dir/t -c . | $docker import --message said --change 'CMD [\"a\"]' --change 'ENV A=1' - \
+         made:1 | cut -c1-7; $docker inspect --format '{{json .Config.Cmd}} {{json .Config.Env}} {{len .RootFS.Layers}}' made:1; $docker history --format \
+         '{{.Comment}}' made:1; $docker create --name made made:1 >/dev/null && $docker cp made:/etc/x - | tar xO; $docker rm made; $docker rmi made:1 | grep -c \
+         Untagged",
+    ),
+    (1, "echo garbage | $docker import - garbage; $docker inspect garbage"),
     (0, "$docker run --rm --network none $($docker images --quiet bb) echo by its number"),
 ];
 

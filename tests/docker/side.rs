@@ -128,6 +128,11 @@ impl Side {
 
     /// Runs a line in a shell.
     pub fn run(&self, line: &str) -> Output {
+        self.shell(line).run()
+    }
+
+    /// A shell with a line.
+    pub fn shell(&self, line: &str) -> Cmd {
         let docker = self.docker.display().to_string();
         Cmd::new("/bin/sh")
             .args(["-c", line])
@@ -139,7 +144,6 @@ impl Side {
             .env("host", self.host.as_ref().map_or(String::new(), |host| host.pid().to_string()))
             .env("run", format!("{docker} run --network none"))
             .env("docker", docker)
-            .run()
     }
 
     /// Runs a line that must succeed, and returns what it says, without the last line end.
@@ -188,7 +192,7 @@ fn own_host(root: &Root) -> Process {
 ///
 /// # Panics
 /// With every line that differs.
-pub fn compare(ours: &Side, reference: &Side, table: &[Line]) {
+pub fn compare(ours: &Side, reference: &Side, table: &[(i32, &str)]) {
     let all = |side: &Side| table.iter().map(|(_, line)| side.run(line)).collect::<Vec<_>>();
     let (first, other) = std::thread::scope(|scope| {
         let other = scope.spawn(|| all(reference));

@@ -56,6 +56,7 @@ impl proto::diff_server::Diff for DiffService {
             reference: r#ref,
             labels: sorted(labels),
             epoch: source_date_epoch.map(|time| time.seconds),
+            places: Vec::new(),
         };
         let images = self.0.clone();
         let work = tokio::spawn(async move { images.diff(&context, request).await });

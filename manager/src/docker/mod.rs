@@ -5,6 +5,7 @@
 //! Follows the Engine API reference and, where that is silent, dockerd.
 
 mod auth;
+mod build;
 mod connection;
 pub mod container;
 mod events;

@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use super::Engine;
 use super::failure::{Failure, Result};
 use super::message::{self, ApiVersion, Query, Reply, Request};
-use super::{auth, container, image, networks, swarm, system, volumes};
+use super::{auth, build, container, image, networks, swarm, system, volumes};
 
 /// The newest version of the API.
 pub const NEWEST: ApiVersion = ApiVersion(1, 51);
@@ -83,6 +83,7 @@ async fn dispatch(engine: Engine, request: Request) -> Result<Reply> {
     let first = request.path.first().cloned().unwrap_or_default();
     match first.as_str() {
         "_ping" | "version" | "info" | "events" | "system" => system::answer(engine, request).await,
+        "build" => build::answer(engine, request).await,
         "auth" => auth::answer(engine, request).await,
         "containers" => container::answer(engine, request).await,
         "exec" => container::answer_exec(engine, request).await,

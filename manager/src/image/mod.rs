@@ -33,6 +33,7 @@ use orlop_proto::kind::Kind;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub use self::assemble::Made;
 pub use self::export::ExportRequest;
 use self::flights::Flights;
 pub use self::import::ImportRequest;
@@ -186,16 +187,37 @@ impl ImageService {
         if job.context.lease.is_some() {
             return work(job.clone()).await;
         }
+        let mut own = job.clone();
+        own.context = self.begin_lease(&job.context).await?;
+        let leased = own.context.clone();
+        let result = work(own).await;
+        let ended = self.end_lease(&leased).await;
+        result.and_then(|value| ended.map(|()| value))
+    }
+
+    /// The same context with a lease of its own: what is made in it stays until [`ImageService::end_lease`], named or not.
+    ///
+    /// # Errors
+    ///
+    /// Those of the database.
+    pub async fn begin_lease(&self, context: &RequestContext) -> Result<RequestContext> {
         let expiry = SystemTime::now() + LEASE_TIME;
         let expiry = prost_types::Timestamp::from(expiry).to_string();
         let id = format!("orlop-{}", unique());
         let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
-        self.shared.leases.create(&job.context, &id, labels).await?;
-        let mut own = job.clone();
-        own.context.lease = Some(id.clone());
-        let result = work(own).await;
-        let ended = self.shared.leases.delete(&job.context, &id).await;
-        result.and_then(|value| ended.map(|()| value))
+        self.shared.leases.create(context, &id, labels).await?;
+        Ok(RequestContext { lease: Some(id), ..context.clone() })
+    }
+
+    /// Ends the lease of a context.
+    ///
+    /// # Errors
+    ///
+    /// Those of the database.
+    pub async fn end_lease(&self, leased: &RequestContext) -> Result<()> {
+        let Some(id) = &leased.lease else { return Ok(()) };
+        let context = RequestContext { lease: None, ..leased.clone() };
+        self.shared.leases.delete(&context, id).await
     }
 
     /// Gives content a name, whether or not the name was there.

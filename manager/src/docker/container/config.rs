@@ -50,6 +50,15 @@ pub struct Healthcheck {
     pub retries: i64,
 }
 
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Set, D::Error> {
+    Option::<Set>::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// A set as Go writes one that was never made.
+fn null_if_empty<S: serde::Serializer>(set: &Set, serializer: S) -> Result<S::Ok, S::Error> {
+    Some(set).filter(|set| !set.is_empty()).serialize(serializer)
+}
+
 fn is_zero(number: &i64) -> bool {
     *number == 0
 }
@@ -90,6 +99,7 @@ pub struct Config {
     /// Image, as it was named.
     pub image: String,
     /// Places of anonymous volumes.
+    #[serde(serialize_with = "null_if_empty", deserialize_with = "null_is_empty")]
     pub volumes: Set,
     /// Working directory.
     pub working_dir: String,
@@ -473,6 +483,9 @@ mod tests {
         assert_eq!(body.config.entrypoint, Some(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(body.host_config.resources.memory, 5);
         assert_eq!(body.host_config.rest["Odd"], 1);
+        let stored = serde_json::to_string(&body.config).unwrap();
+        assert!(stored.contains("\"Volumes\":null"));
+        assert_eq!(serde_json::from_str::<Config>(&stored).unwrap(), body.config);
         let shown = serde_json::to_value(&body.host_config).unwrap();
         assert_eq!((&shown["Memory"], &shown["Odd"]), (&Value::from(5), &Value::from(1)));
     }

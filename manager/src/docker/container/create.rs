@@ -13,6 +13,7 @@ use super::record::{MountPoint, Record};
 use super::{Container, fresh_id, place};
 use crate::docker::Engine;
 use crate::docker::failure::{Failure, Result};
+use crate::docker::image::Found;
 use crate::docker::spec::{self, Facts};
 use crate::image::DEFAULT_SNAPSHOTTER;
 
@@ -201,11 +202,25 @@ impl Engine {
     ///
     /// 400 for what cannot be, 404 for an image that is not here, 409 for a name in use. Nothing is left.
     pub async fn create_container(&self, name: Option<&str>, body: CreateBody) -> Result<Created> {
-        let CreateBody { mut config, host_config: mut host, networking_config } = body;
-        if config.image.is_empty() {
+        if body.config.image.is_empty() {
             return Err(Failure::invalid("no image specified: container must have an image"));
         }
-        let image = self.image(&config.image).await?;
+        let image = self.image(&body.config.image).await?;
+        self.create_container_of(&image, name, body).await
+    }
+
+    /// Makes a container of an image that was found.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::create_container`].
+    pub async fn create_container_of(
+        &self,
+        image: &Found,
+        name: Option<&str>,
+        body: CreateBody,
+    ) -> Result<Created> {
+        let CreateBody { mut config, host_config: mut host, networking_config } = body;
         merge(&mut config, &image.config());
         check(&config, &host)?;
         let id = fresh_id()?;

@@ -22,12 +22,14 @@ use super::config::Config;
 use super::place::clean;
 use crate::db::blocking;
 use crate::docker::Engine;
+use crate::docker::build::apply_all;
 use crate::docker::failure::{Failure, Result};
 use crate::docker::image::{ToClient, dangling, normal};
 use crate::docker::message::{self, Reply, Request};
 use crate::image::diff::{Change, DiffRequest, changes, write_tree};
 use crate::image::unpack::{Target, Whiteouts, apply};
 use crate::image::{DEFAULT_SNAPSHOTTER, mounts};
+use crate::request::RequestContext;
 
 /// Bits of Go's `fs.FileMode` by file type.
 const TYPES: [(FileType, u32); 6] = [
@@ -48,6 +50,19 @@ fn go_mode(mode: u32) -> u32 {
     MARKS.iter().filter(|(mark, _)| mode & mark != 0).fold(mode & 0o777 | kind, |all, (_, bits)| all | bits)
 }
 
+/// What is made in every container so that something can be mounted there: no part of what its image becomes.
+pub const PLACES: [&str; 10] = [
+    "/dev/console",
+    "/dev/mqueue",
+    "/dev/pts",
+    "/dev/shm",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/proc",
+    "/sys/fs/cgroup",
+    "/sbin/docker-init",
+];
 /// What the engine mounts in every container.
 const FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 
@@ -230,26 +245,31 @@ impl Engine {
             (None, _) => None,
         };
         let changes: Vec<String> = query.all("changes").map(str::to_owned).collect();
-        if let Some(change) = changes.first() {
-            return Err(Failure::invalid(format!("changes are not supported yet: {change}")));
-        }
         let given: Option<Config> = request.json_or_nothing().await?;
         let record = container.record();
         let base = self.image(&record.image).await?;
-        let mut config = given.unwrap_or_default();
+        let mut config = apply_all(given.unwrap_or_else(|| record.config.clone()), &changes)?;
         super::create::merge(&mut config, &record.config);
         let is_paused = query.get("pause").is_none_or(|_| query.flag("pause"))
             && container.with(|record| record.state.status == super::state::Status::Running);
         if is_paused {
             self.freeze_container(&container, true).await?;
         }
-        let made = self.commit_files(&record, &base, &config, &query).await;
-        if is_paused {
-            self.freeze_container(&container, false).await?;
+        // Held until it has its name.
+        let leased = self.parts.images.begin_lease(&self.context).await?;
+        let made = async {
+            let made = self.commit_files(&leased, &record, &base, &config, &query).await;
+            if is_paused {
+                self.freeze_container(&container, false).await?;
+            }
+            let (target, id) = made?;
+            let name = name.unwrap_or_else(|| dangling(&target.digest));
+            self.name_image(&name, &target).await?;
+            Ok::<_, Failure>(id)
         }
-        let (target, id) = made?;
-        let name = name.unwrap_or_else(|| dangling(&target.digest));
-        self.name_image(&name, &target).await?;
+        .await;
+        self.parts.images.end_lease(&leased).await?;
+        let id = made?;
         self.container_event(
             &container,
             "commit",
@@ -260,6 +280,7 @@ impl Engine {
 
     async fn commit_files(
         &self,
+        leased: &RequestContext,
         record: &super::Record,
         base: &crate::docker::image::Found,
         config: &Config,
@@ -267,10 +288,9 @@ impl Engine {
     ) -> Result<(crate::store::images::Descriptor, String)> {
         let snapshots = &self.parts.snapshots;
         let key = format!("{}-commit-{}", record.id, super::fresh_id()?);
-        let right = snapshots.mounts(&self.context, DEFAULT_SNAPSHOTTER, &record.id).await?;
-        let left = snapshots
-            .view(&self.context, DEFAULT_SNAPSHOTTER, &key, &record.chain, Default::default())
-            .await?;
+        let right = snapshots.mounts(leased, DEFAULT_SNAPSHOTTER, &record.id).await?;
+        let left =
+            snapshots.view(leased, DEFAULT_SNAPSHOTTER, &key, &record.chain, Default::default()).await?;
         let mut document = base.document.clone();
         let now = rfc3339_nano(SystemTime::now());
         let text = |name: &str| query.get(name).unwrap_or_default().to_owned();
@@ -283,18 +303,16 @@ impl Engine {
             "comment": text("comment"),
             "author": text("author"),
         });
-        match document["history"].as_array_mut() {
-            Some(history) => history.push(step),
-            None => document["history"] = json!([step]),
-        }
-        let request = DiffRequest { left, right, ..DiffRequest::default() };
-        let (job, _cancel) = self.job(crate::image::progress::Progress::default());
+        let request =
+            DiffRequest { left, right, places: PLACES.map(str::to_owned).to_vec(), ..DiffRequest::default() };
+        let (mut job, _cancel) = self.job(crate::image::progress::Progress::default());
+        job.context = leased.clone();
         let made = self
             .parts
             .images
-            .add_layer(&job, request, base.manifest.layers.clone(), DEFAULT_SNAPSHOTTER, &mut document)
+            .add_layer(&job, request, base.manifest.layers.clone(), DEFAULT_SNAPSHOTTER, &mut document, step)
             .await;
-        snapshots.remove(&self.context, DEFAULT_SNAPSHOTTER, &key).await?;
+        snapshots.remove(leased, DEFAULT_SNAPSHOTTER, &key).await?;
         let made = made?;
         let id = made.config.to_string();
         Ok((made.target, id))

@@ -34,9 +34,11 @@ use orlop_proto::error::Error;
 use tokio::sync::watch;
 
 pub use exec::{Exec, answer as answer_exec};
+pub use files::PLACES;
 pub use joined::wish;
 pub use record::{CONTAINERS, Record, Stored};
 pub use route::answer;
+pub use start::accounts_below;
 
 use self::logs::Log;
 use self::stream::Output;
@@ -253,6 +255,7 @@ impl Engine {
         }
         self.sweep().await?;
         self.recover_joined().await?;
+        self.recover_builds().await;
         for container in self.containers.all() {
             tokio::spawn(self.clone().take_up(container));
         }

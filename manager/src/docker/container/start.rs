@@ -395,7 +395,7 @@ pub(super) async fn accounts_of(root: Vec<crate::snapshot::Mount>) -> Result<Acc
 }
 
 /// The account files below a directory.
-pub(super) fn accounts_below(root: &OwnedFd) -> Accounts {
+pub fn accounts_below(root: &OwnedFd) -> Accounts {
     Accounts { passwd: text_below(root, "etc/passwd"), group: text_below(root, "etc/group") }
 }
 

@@ -151,7 +151,7 @@ impl Engine {
             && let Ok(image) = self.parts.names.get(&self.context, &full).await
         {
             let mut found = self.resolve(&image).await.map_err(|_| no_such_image(name))?;
-            found.names = self.names_of(&found.id).await?;
+            found.names = self.names_of(&found.id, &image).await?;
             return Ok(found);
         }
         if is_id && !name.is_empty() {
@@ -169,9 +169,18 @@ impl Engine {
         Err(no_such_image(name))
     }
 
-    async fn names_of(&self, id: &str) -> Result<Vec<Image>> {
-        let all = self.images().await?;
-        Ok(all.into_iter().find(|found| found.id == id).map(|found| found.names).unwrap_or_default())
+    /// The names of an image, of which one is known.
+    async fn names_of(&self, id: &str, known: &Image) -> Result<Vec<Image>> {
+        let mut names = Vec::new();
+        for image in self.parts.names.list(&self.context, &[]).await? {
+            let is_same = image.target.digest == known.target.digest;
+            // What steps of builds made is many, and has no other name.
+            let may_be = || !image.name.starts_with(DANGLING);
+            if is_same || (may_be() && self.resolve(&image).await.is_ok_and(|found| found.id == id)) {
+                names.push(image);
+            }
+        }
+        Ok(names)
     }
 
     /// All images of which this machine's part is here, the newest first.
@@ -192,6 +201,11 @@ impl Engine {
 
     /// What a stored name stands for on this machine; its other names are left out.
     pub async fn resolve(&self, image: &Image) -> Result<Found> {
+        self.resolve_for(image, &platform()).await
+    }
+
+    /// The same for another platform.
+    pub async fn resolve_for(&self, image: &Image, wanted: &Platform) -> Result<Found> {
         let content = &self.parts.content;
         let mut digest = Digest::parse(&image.target.digest)?;
         let mut media_type = image.target.media_type.clone();
@@ -211,7 +225,7 @@ impl Engine {
                     });
                 }
                 Document::Index(index) => {
-                    let best = select(&index, &platform()).into_iter().next();
+                    let best = select(&index, wanted).into_iter().next();
                     let best = best.ok_or_else(|| no_such_image(&image.name))?;
                     digest = best.digest.clone();
                     media_type.clone_from(&best.media_type);

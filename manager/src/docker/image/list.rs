@@ -1,6 +1,6 @@
 //! What clients are told of images: lists, details, histories.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::{Value, json};
 
@@ -54,8 +54,15 @@ fn is_reference(pattern: &str, name: &str) -> bool {
 
 impl Engine {
     /// The images that filters choose, as `docker images` lists them.
-    pub async fn list_images(&self, filters: &Filters, used: &BTreeMap<String, i64>) -> Result<Vec<Value>> {
+    /// Those that others were built of and that have no name are shown where all are asked for.
+    pub async fn list_images(
+        &self,
+        filters: &Filters,
+        used: &BTreeMap<String, i64>,
+        all: bool,
+    ) -> Result<Vec<Value>> {
         let images = self.images().await?;
+        let parents = if all { HashSet::new() } else { self.parents().await? };
         let edge = |field: &str| {
             let names = filters.values(field).iter();
             names.map(|name| self.image(name)).collect::<Vec<_>>()
@@ -73,6 +80,9 @@ impl Engine {
             let created = seconds(found.created());
             let labels = found.labels();
             let (mut tags, mut digests) = (found.tags(), found.digests());
+            if tags.is_empty() && parents.contains(&found.id) {
+                continue;
+            }
             let is_wanted = filters.accepts_labels("label", &labels)
                 && filters.refuses_no_label("label!", &labels)
                 && before.is_none_or(|edge| created < edge)
@@ -95,7 +105,7 @@ impl Engine {
                 "Created": created,
                 "Id": found.id,
                 "Labels": if labels.is_empty() { Value::Null } else { json!(labels) },
-                "ParentId": "",
+                "ParentId": self.parent_of(&found.id).await?.unwrap_or_default(),
                 "RepoDigests": digests,
                 "RepoTags": tags,
                 "SharedSize": -1,
@@ -110,16 +120,21 @@ impl Engine {
     pub async fn inspect_image(&self, found: &Found) -> Value {
         let size = self.image_size(found).await;
         let text = |name: &str| found.document[name].as_str().unwrap_or_default().to_owned();
+        let mut config = json!(found.config());
+        // As it is stored: an image without labels may say so in two ways.
+        if found.document["config"]["Labels"].is_null() {
+            config["Labels"] = Value::Null;
+        }
         let mut details = json!({
             "Id": found.id,
             "RepoTags": found.tags(),
             "RepoDigests": found.digests(),
-            "Parent": "",
+            "Parent": self.parent_of(&found.id).await.ok().flatten().unwrap_or_default(),
             "Comment": found.document["history"].as_array().and_then(|all| all.last()?["comment"].as_str()).unwrap_or_default(),
             "Created": text("created"),
             "DockerVersion": text("docker_version"),
             "Author": text("author"),
-            "Config": found.config(),
+            "Config": config,
             "Architecture": text("architecture"),
             "Os": text("os"),
             "Size": size,

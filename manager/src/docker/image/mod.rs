@@ -1,11 +1,12 @@
 //! Images as the Docker API has them: an image is a configuration, whose digest is its ID; names are what refers to it.
 
 mod found;
+mod import;
 mod list;
 mod remove;
 mod route;
 mod transfer;
 
-pub use found::{Found, dangling, normal};
+pub use found::{Found, dangling, familiar, normal, platform};
 pub use route::answer;
-pub use transfer::ToClient;
+pub use transfer::{AuthConfig, ToClient, pull_failure, pull_step, wanted_platform};

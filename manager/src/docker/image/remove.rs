@@ -143,6 +143,32 @@ impl Engine {
         }
         self.image_event("delete", &found.id, "");
         removed.push(json!({ "Deleted": found.id }));
+        let parent = self.parent_of(&found.id).await?;
+        self.forget_step(&found.id).await?;
+        removed.extend(self.delete_unused_parents(parent).await?);
+        Ok(removed)
+    }
+
+    /// Deletes the images that an image was built of, as far as they have no name and nothing else needs them.
+    async fn delete_unused_parents(&self, parent: Option<String>) -> Result<Vec<Value>> {
+        let (mut removed, mut next) = (Vec::new(), parent);
+        while let Some(id) = next.take() {
+            let Ok(found) = self.image(&id).await else { break };
+            let is_needed = !found.tags().is_empty()
+                || found.names.iter().any(|image| !image.name.starts_with("moby-dangling@"))
+                || self.parents().await?.contains(&id)
+                || !self.users_of(&id).is_empty();
+            if is_needed {
+                break;
+            }
+            for image in &found.names {
+                self.parts.names.delete(&self.context, &image.name, None).await?;
+            }
+            self.image_event("delete", &id, "");
+            removed.push(json!({ "Deleted": id }));
+            next = self.parent_of(&id).await?;
+            self.forget_step(&id).await?;
+        }
         Ok(removed)
     }
 
@@ -152,8 +178,12 @@ impl Engine {
         let until =
             filters.values("until").first().map(|text| super::super::system::moment(text)).transpose()?;
         let (mut removed, mut freed) = (Vec::new(), 0);
+        let parents = self.parents().await?;
         for found in self.images().await? {
             let labels = found.labels();
+            if found.tags().is_empty() && parents.contains(&found.id) {
+                continue;
+            }
             let is_old = until.is_none_or(|until| {
                 crate::docker::container::state::parse(found.created()).is_none_or(|created| created < until)
             });

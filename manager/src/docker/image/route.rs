@@ -22,8 +22,9 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
         (Method::GET, ["json"]) => {
             let filters = Filters::parse(query.get("filters"), &FILTERS)?;
             let used: BTreeMap<String, i64> = engine.images_in_use();
-            Ok(message::ok(&engine.list_images(&filters, &used).await?))
+            Ok(message::ok(&engine.list_images(&filters, &used, query.flag("all")).await?))
         }
+        (Method::POST, ["create"]) if query.filled("fromSrc").is_some() => engine.import_image(request).await,
         (Method::POST, ["create"]) => engine.pull_image(&request).await,
         (Method::POST, ["load"]) => engine.load_images(request).await,
         (Method::POST, ["prune"]) => {

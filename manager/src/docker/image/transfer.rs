@@ -140,7 +140,7 @@ fn step(status: &str, id: &str, current: u64, total: u64) -> Value {
 }
 
 /// What a client shows of a step of a pull.
-fn pull_step(event: &Event, seen: &mut HashSet<String>) -> Vec<Value> {
+pub fn pull_step(event: &Event, seen: &mut HashSet<String>) -> Vec<Value> {
     let Some(descriptor) = event.descriptor.as_ref().filter(|descriptor| descriptor.role() == Role::Layer)
     else {
         return Vec::new();
@@ -187,7 +187,7 @@ fn error_failure(error: &Error) -> Failure {
 }
 
 /// dockerd's words for a registry that does not give an image.
-fn pull_failure(error: &Error, name: &str) -> Failure {
+pub fn pull_failure(error: &Error, name: &str) -> Failure {
     let shown = familiar(name);
     let text = match error.kind() {
         Kind::NotFound if error.to_string().contains("platform") => {

@@ -30,28 +30,40 @@ pub struct Item<'a> {
     pub data: Option<File>,
 }
 
+/// What entries are made to look like, whatever their files are like.
+#[derive(Clone, Debug, Default)]
+pub struct Looks {
+    /// What all names begin with, without a slash at the end; empty for names as they are.
+    pub above: Vec<u8>,
+    /// Time, in seconds since 1970, that none is later than.
+    pub epoch: Option<i64>,
+    /// User and group of all.
+    pub owner: Option<(u32, u32)>,
+    /// Permission bits of all but symbolic links.
+    pub mode: Option<u32>,
+}
+
 /// A layer being written.
 pub struct LayerArchive<W: Write> {
     tar: Builder<W>,
-    epoch: Option<i64>,
-    /// What all names begin with, without a slash at the end; empty for names as they are.
-    above: Vec<u8>,
+    looks: Looks,
 }
 
 impl<W: Write> LayerArchive<W> {
     /// A layer that goes to this stream; with an epoch, no time in it is later.
     pub fn new(output: W, epoch: Option<i64>) -> Self {
-        LayerArchive { tar: Builder::new(output), epoch, above: Vec::new() }
+        LayerArchive::looking(output, Looks { epoch, ..Looks::default() })
     }
 
-    /// An archive in which all names are below another.
-    pub fn below(output: W, above: &[u8]) -> Self {
-        LayerArchive { tar: Builder::new(output), epoch: None, above: above.to_vec() }
+    /// An archive in which everything looks like this.
+    pub fn looking(output: W, looks: Looks) -> Self {
+        LayerArchive { tar: Builder::new(output), looks }
     }
 
     fn placed(&self, path: &[u8]) -> Vec<u8> {
-        let slash: &[u8] = if self.above.is_empty() || path.is_empty() { b"" } else { b"/" };
-        [&self.above, slash, path].concat()
+        let above = &self.looks.above;
+        let slash: &[u8] = if above.is_empty() || path.is_empty() { b"" } else { b"/" };
+        [above, slash, path].concat()
     }
 
     /// Writes that a name of the layers below is gone.
@@ -63,7 +75,7 @@ impl<W: Write> LayerArchive<W> {
         header.set_mode(0);
         header.set_uid(0);
         header.set_gid(0);
-        header.set_mtime(self.epoch.and_then(|epoch| u64::try_from(epoch).ok()).unwrap_or(0));
+        header.set_mtime(self.looks.epoch.and_then(|epoch| u64::try_from(epoch).ok()).unwrap_or(0));
         self.append(&mut header, EntryType::Regular, &path, b"", 0, Vec::new(), io::empty())
     }
 
@@ -73,16 +85,19 @@ impl<W: Write> LayerArchive<W> {
         let (path, same_as) = (self.placed(path), same_as.map(|path| self.placed(path)));
         let (path, same_as) = (path.as_slice(), same_as.as_deref());
         let mut header = Header::new_ustar();
-        header.set_mode(stat.st_mode & 0o7777);
+        let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        let mode = self.looks.mode.filter(|_| !is_link).unwrap_or(stat.st_mode);
+        let (uid, gid) = self.looks.owner.unwrap_or((stat.st_uid, stat.st_gid));
+        header.set_mode(mode & 0o7777);
         let mut records: Vec<(String, Vec<u8>)> = Vec::new();
-        for (key, value) in [("uid", u64::from(stat.st_uid)), ("gid", u64::from(stat.st_gid))] {
+        for (key, value) in [("uid", u64::from(uid)), ("gid", u64::from(gid))] {
             if value > MAX_SMALL {
                 records.push((key.to_owned(), value.to_string().into_bytes()));
             }
         }
-        header.set_uid(u64::from(stat.st_uid).min(MAX_SMALL));
-        header.set_gid(u64::from(stat.st_gid).min(MAX_SMALL));
-        let (seconds, nanoseconds) = match self.epoch {
+        header.set_uid(u64::from(uid).min(MAX_SMALL));
+        header.set_gid(u64::from(gid).min(MAX_SMALL));
+        let (seconds, nanoseconds) = match self.looks.epoch {
             Some(epoch) if stat.st_mtime >= epoch => (epoch, 0),
             _ => (stat.st_mtime, stat.st_mtime_nsec),
         };

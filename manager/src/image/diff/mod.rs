@@ -4,15 +4,18 @@ mod archive;
 mod tree;
 mod walk;
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 
 use bytes::Bytes;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+use rustix::fs::{FileType, Stat};
 use sha2::{Digest as _, Sha256};
 use tokio::runtime::Handle;
 
-pub use self::tree::{Change, changes, write_tree};
+pub use self::archive::Looks;
+pub use self::tree::{Change, changes, write_tree, write_tree_as};
 pub use self::walk::differences;
 use super::manifest::Descriptor;
 use super::media;
@@ -45,6 +48,8 @@ pub struct DiffRequest {
     pub labels: Labels,
     /// Time, in seconds since 1970, that no entry is newer than, and that whiteouts have.
     pub epoch: Option<i64>,
+    /// Paths that were made for something to be mounted on: empty files and directories there are no difference.
+    pub places: Vec<String>,
 }
 
 impl ImageService {
@@ -166,30 +171,62 @@ fn make(
     let upper = mounts::upper_over(&request.left, &request.right)?;
     let sink = Sink { writer, handle: handle.clone(), buffer: Vec::with_capacity(BUFFER) };
     let roots = walk::Roots { left, right, upper };
+    let places = Places::new(&request.places);
     let (sink, diff_id) = match media_type {
         media::OCI_LAYER_GZIP => {
             let (gzip, diff_id) = archived(
                 flate2::write::GzEncoder::new(sink, flate2::Compression::default()),
                 roots,
                 request.epoch,
+                &places,
             )?;
             (gzip.finish().map_err(write_failed)?, diff_id)
         }
         media::OCI_LAYER_ZSTD => {
             let encoder = zstd::stream::write::Encoder::new(sink, 0).map_err(write_failed)?;
-            let (zstd, diff_id) = archived(encoder, roots, request.epoch)?;
+            let (zstd, diff_id) = archived(encoder, roots, request.epoch, &places)?;
             (zstd.finish().map_err(write_failed)?, diff_id)
         }
-        _ => archived(sink, roots, request.epoch)?,
+        _ => archived(sink, roots, request.epoch, &places)?,
     };
     let mut sink = sink;
     sink.flush().map_err(write_failed)?;
     Ok((sink.writer, diff_id))
 }
 
-fn archived<W: Write>(output: W, roots: walk::Roots, epoch: Option<i64>) -> Result<(W, String)> {
+/// Where something was mounted, and the directories that lead there.
+struct Places(HashSet<Vec<u8>>);
+
+impl Places {
+    fn new(paths: &[String]) -> Places {
+        let mut all = HashSet::new();
+        for path in paths {
+            let path = path.trim_matches('/');
+            let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+            all.extend(ends.map(|end| path.as_bytes()[..end].to_vec()));
+        }
+        Places(all)
+    }
+
+    /// Whether something is there for a mount alone.
+    fn explain(&self, path: &[u8], was_there: bool, stat: &Stat) -> bool {
+        let is_empty = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => true,
+            FileType::RegularFile => stat.st_size == 0,
+            _ => false,
+        };
+        !was_there && is_empty && self.0.contains(path)
+    }
+}
+
+fn archived<W: Write>(
+    output: W,
+    roots: walk::Roots,
+    epoch: Option<i64>,
+    places: &Places,
+) -> Result<(W, String)> {
     let mut archive = archive::LayerArchive::new(Hashed { output, hash: Sha256::new() }, epoch);
-    walk::walk(roots, &mut archive)?;
+    walk::walk(roots, &mut archive, &|path, was_there, stat| places.explain(path, was_there, stat))?;
     let Hashed { output, hash } = archive.finish()?;
     Ok((output, format!("sha256:{}", hex(&hash.finalize()))))
 }

@@ -13,7 +13,7 @@ fn open(path: &Path) -> std::os::fd::OwnedFd {
 
 fn layer(left: Option<&Path>, right: &Path, upper: Option<&Path>, epoch: Option<i64>) -> Vec<u8> {
     let roots = walk::Roots { left: left.map(open), right: open(right), upper: upper.map(open) };
-    archived(Vec::new(), roots, epoch).unwrap().0
+    archived(Vec::new(), roots, epoch, &Places::new(&[])).unwrap().0
 }
 
 fn names(layer: &[u8]) -> Vec<String> {
@@ -50,6 +50,34 @@ fn holds_what_differs_and_nothing_else() {
     assert_eq!(found, expected);
     assert_eq!(made, layer(Some(&left), &right, None, None));
     assert!(names(&layer(Some(&right), &right, None, None)).is_empty());
+}
+
+#[test]
+fn what_was_made_for_mounts_is_left_out() {
+    let place = tempfile::tempdir().unwrap();
+    let (left, right) = (place.path().join("left"), place.path().join("right"));
+    for root in [&left, &right] {
+        fs::create_dir_all(root.join("etc")).unwrap();
+    }
+    for (name, content) in [("etc/hosts", ""), ("etc/hostname", "own"), ("etc/other", "")] {
+        fs::write(right.join(name), content).unwrap();
+    }
+    for name in ["proc", "dev/pts", "dev/own"] {
+        fs::create_dir_all(right.join(name)).unwrap();
+    }
+    let names_with = |places: &[&str]| {
+        let places: Vec<String> = places.iter().map(|&place| place.to_owned()).collect();
+        let roots = walk::Roots { left: Some(open(&left)), right: open(&right), upper: None };
+        let mut found = names(&archived(Vec::new(), roots, None, &Places::new(&places)).unwrap().0);
+        found.sort();
+        found
+    };
+    // What has something in it is somebody's own; a directory comes with what is in it.
+    let places = ["/etc/hosts", "/etc/hostname", "/proc", "/dev/pts"];
+    assert_eq!(names_with(&places), ["dev/", "dev/own/", "etc/", "etc/hostname", "etc/other"]);
+    fs::remove_dir(right.join("dev/own")).unwrap();
+    assert_eq!(names_with(&places), ["etc/", "etc/hostname", "etc/other"]);
+    assert!(names_with(&[]).contains(&"dev/pts/".to_owned()));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use orlop_proto::error::{Context, Result};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 
-use super::archive::{Item, LayerArchive};
+use super::archive::{Item, LayerArchive, Looks};
 use super::walk::{self, Roots};
 use crate::image::mounts;
 use crate::image::unpack::attributes;
@@ -27,9 +27,21 @@ pub enum Change {
 /// Writes an archive of what is at a name in a directory, under another name; an empty one leaves the top itself out.
 /// Blocks.
 pub fn write_tree(output: impl Write, parent: &OwnedFd, base: &[u8], shown: &[u8]) -> Result<()> {
+    write_tree_as(output, parent, base, Looks { above: shown.to_vec(), ..Looks::default() }, &|_| false)
+}
+
+/// The same with entries that look like this, without what is left out: it is asked for paths below the top.
+pub fn write_tree_as(
+    output: impl Write,
+    parent: &OwnedFd,
+    base: &[u8],
+    looks: Looks,
+    is_left_out: &dyn Fn(&[u8]) -> bool,
+) -> Result<()> {
+    let shown = looks.above.clone();
     let name = || String::from_utf8_lossy(base).into_owned();
     let stat = rustix::fs::statat(parent, base, AtFlags::SYMLINK_NOFOLLOW).context("inspect", name())?;
-    let mut archive = LayerArchive::below(output, shown);
+    let mut archive = LayerArchive::looking(output, looks);
     let kind = FileType::from_raw_mode(stat.st_mode);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let open = |flags: OFlags| rustix::fs::openat(parent, base, flags, Mode::empty()).context("open", name());
@@ -47,7 +59,8 @@ pub fn write_tree(output: impl Write, parent: &OwnedFd, base: &[u8], shown: &[u8
                     data: None,
                 })?;
             }
-            walk::walk(Roots { left: None, right: directory, upper: None }, &mut archive)?;
+            let roots = Roots { left: None, right: directory, upper: None };
+            walk::walk(roots, &mut archive, &|path, _, _| is_left_out(path))?;
         }
         FileType::RegularFile => {
             let file = File::from(open(flags)?);

@@ -29,11 +29,17 @@ pub struct Roots {
     pub upper: Option<OwnedFd>,
 }
 
-/// Writes the difference.
-pub fn walk<W: Write>(roots: Roots, archive: &mut LayerArchive<W>) -> Result<()> {
-    let mut walker =
-        Walker { found: archive, parents: Vec::new(), links: HashMap::new(), trusts_times: true };
-    walker.directory(b"", roots)
+/// Says whether a path is left out: its name, whether it was there before, what it is now. A directory that is left out
+/// is written all the same where something in it is.
+pub type LeftOut<'a> = &'a dyn Fn(&[u8], bool, &Stat) -> bool;
+
+/// Writes the difference, without what is left out.
+pub fn walk<W: Write>(roots: Roots, archive: &mut LayerArchive<W>, left_out: LeftOut<'_>) -> Result<()> {
+    Walker::new(archive, left_out).directory(b"", roots)
+}
+
+fn nothing(_: &[u8], _: bool, _: &Stat) -> bool {
+    false
 }
 
 /// The paths in which two trees differ, that of the roots being `/`. Reads every file, whatever its times say.
@@ -46,8 +52,8 @@ pub fn differences(left: OwnedFd, right: OwnedFd) -> Result<Vec<String>> {
         names.0.push("/".to_owned());
     }
     let roots = Roots { left: Some(left), right, upper: None };
-    let mut walker =
-        Walker { found: &mut names, parents: Vec::new(), links: HashMap::new(), trusts_times: false };
+    let mut walker = Walker::new(&mut names, &nothing);
+    walker.trusts_times = false;
     walker.directory(b"", roots)?;
     Ok(names.0)
 }
@@ -55,9 +61,7 @@ pub fn differences(left: OwnedFd, right: OwnedFd) -> Result<Vec<String>> {
 /// The paths in which two trees differ, in the order in which they are found, each with whether it is gone.
 pub fn changed(roots: Roots) -> Result<Vec<(Vec<u8>, bool)>> {
     let mut paths = Paths::default();
-    let mut walker =
-        Walker { found: &mut paths, parents: Vec::new(), links: HashMap::new(), trusts_times: true };
-    walker.directory(b"", roots)?;
+    Walker::new(&mut paths, &nothing).directory(b"", roots)?;
     Ok(paths.0)
 }
 
@@ -138,9 +142,14 @@ struct Walker<'a, F: Found> {
     parents: Vec<Parent>,
     /// The first name of every file with several, by device and inode.
     links: HashMap<(u64, u64), Vec<u8>>,
+    left_out: LeftOut<'a>,
 }
 
-impl<F: Found> Walker<'_, F> {
+impl<'a, F: Found> Walker<'a, F> {
+    fn new(found: &'a mut F, left_out: LeftOut<'a>) -> Self {
+        Walker { found, trusts_times: true, parents: Vec::new(), links: HashMap::new(), left_out }
+    }
+
     fn directory(&mut self, path: &[u8], roots: Roots) -> Result<()> {
         if self.parents.len() > MAX_DEPTH {
             return Err(Error::because(Kind::ResourceExhausted, "read", printable(path), "nested too deep"));
@@ -194,15 +203,16 @@ impl<F: Found> Walker<'_, F> {
             }
             _ => false,
         };
+        let is_left_out = (self.left_out)(path, before.is_some(), &after);
         if FileType::from_raw_mode(after.st_mode) != FileType::Directory {
-            if is_same {
+            if is_same || is_left_out {
                 return Ok(());
             }
             self.write_parents()?;
             return self.write(path, base, right, &after, xattrs);
         }
         self.parents.push(Parent { path: path.to_vec(), stat: after, xattrs, is_written: false });
-        if !is_same {
+        if !is_same && !is_left_out {
             self.write_parents()?;
         }
         let open =

@@ -167,7 +167,7 @@ impl Directories {
                     let inode = rustix::fs::fstat(&parent).map_err(|error| failed(path, error))?.st_ino;
                     self.claims.claim(inode, &component);
                     make_directory(&parent, &component).map_err(|error| failed(path, error))?;
-                    if self.whiteouts != Whiteouts::Delete {
+                    if self.whiteouts.is_apart() {
                         self.implied.push(reached.clone());
                     }
                 }

@@ -58,19 +58,26 @@ pub enum Whiteouts {
     },
     /// Deletions, in a directory that has the lower layers' files itself.
     Delete,
+    /// Nothing: every name is a file's own. For archives that are no layers.
+    Literal,
 }
 
 impl Whiteouts {
     /// Whether the file is a mark that hides a name.
     fn is_mark(self, stat: &Stat) -> bool {
-        self != Whiteouts::Delete && attributes::is_whiteout(stat)
+        self.is_apart() && attributes::is_whiteout(stat)
+    }
+
+    /// Whether the directory lacks what the lower layers have.
+    fn is_apart(self) -> bool {
+        matches!(self, Whiteouts::Overlay { .. })
     }
 
     /// Marks a directory as hiding what lower layers have in it.
     fn set_opaque(self, directory: &OwnedFd) -> rustix::io::Result<()> {
         match self {
             Whiteouts::Overlay { userxattr } => attributes::set_opaque(directory, userxattr),
-            Whiteouts::Delete => Ok(()),
+            Whiteouts::Delete | Whiteouts::Literal => Ok(()),
         }
     }
 }

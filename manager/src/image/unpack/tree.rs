@@ -53,7 +53,7 @@ impl Tree {
     /// which takes what can be made in any order.
     pub fn new(root: OwnedFd, whiteouts: Whiteouts, files: Option<Arc<Files>>) -> Result<Self> {
         // Where there is something already, new files may have to take its place.
-        let is_fresh = whiteouts != Whiteouts::Delete
+        let is_fresh = whiteouts.is_apart()
             && attributes::entries(&root).map_err(|error| failed(b"", error))?.is_empty();
         Ok(Tree {
             directories: Directories::new(root, whiteouts),
@@ -71,7 +71,11 @@ impl Tree {
     pub fn write<R: BufRead>(&mut self, entry: Entry, archive: &mut Archive<R>) -> Result<()> {
         let path = name::clean(&entry.name);
         let location = name::split(&path);
-        match name::purpose(&path) {
+        let purpose = match self.whiteouts {
+            Whiteouts::Literal => Purpose::Entry,
+            _ => name::purpose(&path),
+        };
+        match purpose {
             Purpose::Ignored => Ok(()),
             Purpose::Invalid => Err(refused(&path, "the whiteout names no file")),
             Purpose::Opaque => {
@@ -409,7 +413,7 @@ impl Tree {
                 let is_symlink = FileType::from_raw_mode(found.st_mode) == FileType::Symlink;
                 self.metadata_of_name(path, &parent.fd, base, entry, true, is_symlink)
             }
-            _ if self.whiteouts == Whiteouts::Delete => Err(missing(path, &link_path)),
+            _ if !self.whiteouts.is_apart() => Err(missing(path, &link_path)),
             // Only the layers below can have it, and they may be on their way.
             _ => {
                 if self.late_links.len() >= MAX_LATE_LINKS {

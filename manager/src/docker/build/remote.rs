@@ -1,0 +1,86 @@
+//! Contexts that a client names by URL: an archive, or a Dockerfile alone.
+
+use std::os::fd::OwnedFd;
+
+use futures_util::TryStreamExt;
+use tokio_util::io::StreamReader;
+
+use super::context::{Workplace, of_dockerfile, unpacked};
+use crate::docker::failure::{Failure, Result};
+
+/// The longest Dockerfile that a URL may give, in bytes.
+const MAX_DOCKERFILE: u64 = 4 << 20;
+/// Where an archive has its mark, and the mark.
+const TAR: (usize, &[u8]) = (257, b"ustar");
+
+/// Whether a URL is that of a repository.
+fn is_repository(url: &str) -> bool {
+    let plain = url.split('#').next().unwrap_or_default();
+    let is_http = url.starts_with("http://") || url.starts_with("https://");
+    (is_http && plain.ends_with(".git"))
+        || ["git://", "git@", "github.com/", "ssh://"].iter().any(|prefix| url.starts_with(prefix))
+}
+
+/// Whether what a stream begins with is an archive, compressed or not.
+fn is_archive(start: &[u8]) -> bool {
+    const MARKS: [&[u8]; 4] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], b"BZh", &[0xfd, b'7', b'z', b'X']];
+    MARKS.iter().any(|mark| start.starts_with(mark))
+        || start.get(TAR.0..).is_some_and(|rest| rest.starts_with(TAR.1))
+}
+
+/// Fetches a context.
+///
+/// # Errors
+///
+/// 400 for what cannot be fetched.
+pub async fn fetch(url: &str, work: &Workplace) -> Result<OwnedFd> {
+    if is_repository(url) {
+        return Err(Failure::invalid(format!(
+            "unable to prepare context: {url} is a repository, which only a client can fetch for this engine"
+        )));
+    }
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return Err(Failure::invalid(format!("remote URL {url} is not supported")));
+    }
+    let wrong = |error: reqwest::Error| Failure::invalid(error.to_string());
+    let response = reqwest::get(url).await.map_err(wrong)?;
+    let status = response.status();
+    if !status.is_success() {
+        return Err(Failure::invalid(format!("failed to GET {url} with status {status}")));
+    }
+    let mut body = StreamReader::new(Box::pin(response.bytes_stream().map_err(std::io::Error::other)));
+    let mut start = vec![0; TAR.0 + TAR.1.len()];
+    let mut length = 0;
+    while length < start.len() {
+        use tokio::io::AsyncReadExt;
+        match body.read(&mut start[length..]).await.map_err(|error| Failure::invalid(error.to_string()))? {
+            0 => break,
+            more => length += more,
+        }
+    }
+    start.truncate(length);
+    use tokio::io::AsyncReadExt;
+    let is_archive = is_archive(&start);
+    let mut whole = std::io::Cursor::new(start).chain(body);
+    if is_archive {
+        return unpacked(whole, work).await;
+    }
+    let mut text = Vec::new();
+    let read = (&mut whole).take(MAX_DOCKERFILE).read_to_end(&mut text).await;
+    read.map_err(|error| Failure::invalid(error.to_string()))?;
+    of_dockerfile(&text, work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_and_their_content_are_told_apart() {
+        assert!(is_repository("https://x/y.git#main") && is_repository("git@x:y"));
+        assert!(!is_repository("https://x/y.tar"));
+        let mut tar = vec![0; 300];
+        tar[257..262].copy_from_slice(b"ustar");
+        assert!(is_archive(&tar) && is_archive(&[0x1f, 0x8b, 8]) && !is_archive(b"FROM x"));
+    }
+}
