@@ -199,7 +199,7 @@ pub struct Registry {
     pub connect_timeout: u64,
     /// Time without a byte after which a registry counts as hanging, in seconds.
     pub stall_timeout: u64,
-    /// How many parts of large blobs are fetched at once; each takes 8 MiB of memory. 0 for one request per blob.
+    /// How many parts of large blobs are fetched at once; each takes 4 to 8 MiB of memory. 0 for one request per blob.
     pub ranges: usize,
 }
 

@@ -126,8 +126,10 @@ impl Stores {
     pub async fn recover(&self) -> Result<()> {
         self.content.recover()?;
         self.snapshots.recover()?;
-        self.mounts.recover()?;
-        self.transfers.restore_unsynced().await
+        // Before anybody mounts them.
+        self.transfers.restore_unsynced().await?;
+        self.snapshots.recover_mounts()?;
+        self.mounts.recover()
     }
 
     /// Checks these stores.

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use orlop_tests::{Compression, Daemon, Image, Layer, Orlopd, Registry, Root, host};
+use orlop_tests::{Cmd, Compression, Daemon, Image, Layer, Orlopd, Registry, Root, Variant, host};
 
 use crate::client::Client;
+use crate::ctl::DEADLINE;
 use crate::image::rich;
 use crate::snapshots::in_mounts;
 
@@ -95,6 +96,59 @@ fn images_show_what_directories_show() {
     assert_eq!(mounted(&daemon).len(), 3, "another snapshot still needs them");
     daemon.ctr(["snapshots", "--snapshotter", "erofs", "rm", "w"]).run().success();
     assert!(mounted(&daemon).is_empty(), "{:?}", mounted(&daemon));
+}
+
+#[test]
+fn images_that_a_power_cut_may_have_cut_short_are_made_again() {
+    let root = Root::new();
+    let registry = Registry::start(&root);
+    let boot = root.join("boot");
+    fs::write(&boot, "11111111-0000-0000-0000-000000000000\n").unwrap();
+    let variant = Variant { boot_id: Some(boot.clone()), ..Variant::default() };
+    let mut daemon = Orlopd::start_as(&root, "[snapshots]\nwrite_back_delay = 3600\n", &variant);
+    let name = image().push(&registry, "erofs", "1");
+    daemon.orlopctl(["images", "pull", "--snapshotter", "erofs", &name]).run().success();
+    let client = client(&daemon);
+    client.prepare("erofs", "v", &top(&daemon, "erofs")).unwrap();
+    // The daemon has mounts of its own, in which another file stands for the kernel's boot ID.
+    let look = |daemon: &Orlopd| {
+        let target = root.join("mounted").display().to_string();
+        fs::create_dir_all(&target).unwrap();
+        let mounts = ["snapshots", "--snapshotter", "erofs", "mounts", &target, "v"];
+        let printed = daemon.ctr(mounts).run().success().stdout;
+        let script = format!("set -e\n{printed}\ncd {target}\n{LOOK}");
+        let pid = daemon.pid().unwrap().to_string();
+        let words = ["-t", &pid, "-m", "unshare", "-m", "--propagation", "private", "sh", "-c", &script];
+        Cmd::new("nsenter").args(words).run().success().stdout
+    };
+    let expected = look(&daemon);
+    let file = |layer: u32| daemon.root().join(format!("erofs/{layer}/layer.erofs"));
+    let (first, second) = (file(1), file(2));
+    let whole = [fs::read(&first).unwrap(), fs::read(&second).unwrap()];
+    let check = |daemon: &Orlopd| daemon.orlopctl(["fsck"]).deadline(DEADLINE).run();
+    check(&daemon).success();
+
+    // As a power cut leaves them; the mounts go with the daemon's namespace.
+    daemon.kill();
+    fs::write(&boot, "22222222-0000-0000-0000-000000000000\n").unwrap();
+    fs::write(&first, b"").unwrap();
+    fs::write(&second, vec![0; whole[1].len()]).unwrap();
+    daemon.restart();
+    assert_eq!(daemon.log().matches("unpacked again").count(), 3, "{}", daemon.log());
+    assert_eq!([fs::read(&first).unwrap(), fs::read(&second).unwrap()], whole);
+    assert_eq!(look(&daemon), expected);
+
+    // Damage that came by itself is found and healed, also for who has it mounted.
+    let mut damaged = whole[1].clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&second, &damaged).unwrap();
+    let found = check(&daemon).failure();
+    assert!(found.stdout.contains("its image is not that of its blob"), "{found}");
+    daemon.orlopctl(["fsck", "--repair"]).deadline(DEADLINE).run();
+    assert_eq!(fs::read(&second).unwrap(), whole[1]);
+    assert_eq!(look(&daemon), expected);
+    check(&daemon).success();
+    daemon.stop();
 }
 
 /// A client whose snapshots stay until they are removed.

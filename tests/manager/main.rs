@@ -6,6 +6,7 @@ mod content;
 mod ctl;
 mod ctl_beside_ctr;
 mod ctl_content;
+mod ctl_convert;
 mod ctl_devices;
 mod ctl_images;
 mod daemon;

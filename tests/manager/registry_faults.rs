@@ -261,7 +261,7 @@ fn a_large_blob_comes_in_parts_at_once_and_goes_on_after_a_kill() {
     let slow = is_slow.clone();
     let front = Front::start("127.0.0.1", registry.address(), move |request, _| {
         // Two parts come quickly; the others only when all may.
-        let is_early = |range: &str| range.starts_with("bytes=0-") || range.starts_with("bytes=8388608-");
+        let is_early = |range: &str| range.starts_with("bytes=0-") || range.starts_with("bytes=4194304-");
         match request.header("range").is_some_and(|range| !is_early(range)) && slow.load(Ordering::Relaxed) {
             true => Deed::Hang,
             false => Deed::Forward,
@@ -276,7 +276,7 @@ fn a_large_blob_comes_in_parts_at_once_and_goes_on_after_a_kill() {
     // More than one waits at the same time.
     orlop_tests::poll_until(DEADLINE, "several parts are asked for", || parts().len() >= 4);
     let ingested = || orlopd.orlopctl(["content", "active", "--format", "json"]).run().success().stdout;
-    orlop_tests::poll_until(DEADLINE, "two parts are written", || ingested().contains("16777216"));
+    orlop_tests::poll_until(DEADLINE, "two parts are written", || ingested().contains("8388608"));
     orlopd.kill();
     pull.wait(DEADLINE);
     is_slow.store(false, Ordering::Relaxed);

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use orlop_tests::image::Blob;
 use orlop_tests::{Cmd, Compression, Daemon, Image, Layer, Orlopd, Root, binaries};
 use tar::EntryType;
 
@@ -158,6 +159,86 @@ fn one_layer_is_what_gnu_tar_makes_of_it() {
         tar.run().success();
         assert_eq!(ours(&orlopd, &root, &Image::new().blob(blob)), tree(&target), "seed {seed}");
     }
+    orlopd.stop();
+}
+
+/// Files of every kind that GNU tar writes: names longer than old headers hold, holes, attributes, an access control list,
+/// a time in nanoseconds, numbers that take more than octal digits.
+const RICH: &str = "
+set -e; umask 022; mkdir -p tree/d tree/sticky; cd tree; chmod 1777 sticky
+echo small > d/small; ln d/small hard; ln -s d/small soft; touch -d @1700000000.123456789 d/small
+truncate -s 1500000 d/sparse; printf a | dd of=d/sparse conv=notrunc bs=1 seek=700000 status=none
+truncate -s 900000 d/hole; printf end >> d/hole
+head -c 70000 /dev/zero > d/zeros; chown 1000:2000 d/zeros; chmod 4755 d/zeros
+";
+const RICHER: &str = "
+set -e; cd tree; mkfifo d/pipe; mknod d/null c 1 3
+long=$(printf 'l%.0s' $(seq 200)); mkdir $long; echo long > $long/$long; ln -s $long/$long d/far; ln $long/$long d/$long
+setfattr -n user.note -v text d/small; setfattr -n trusted.note -v text d
+setfattr -n system.posix_acl_access -v \
+  0x0200000001000600ffffffff020006002a00000004000400ffffffff10000600ffffffff20000400ffffffff d/zeros
+chown 3000000:3000000 d/sparse
+";
+
+#[test]
+fn archives_of_every_format_are_what_gnu_tar_makes_of_them() {
+    let root = Root::new();
+    let mut orlopd = Orlopd::start(&root);
+    let sh = |script: &str| Cmd::new("sh").args(["-c", script]).cwd(root.path()).run().success();
+    let tar = |words: &[&str]| {
+        Cmd::new(binaries::system("tar"))
+            .args(["--numeric-owner"])
+            .args(words)
+            .cwd(root.path())
+            .run()
+            .success()
+    };
+    let all = ["--xattrs", "--xattrs-include=*", "--acls"];
+    sh(RICH);
+    let plain: &[&[&str]] = &[&["--format=v7"], &["--format=ustar"], &["--format=oldgnu", "-S"]];
+    let rich: &[&[&str]] = &[
+        &["--format=gnu"],
+        &["--format=gnu", "-S"],
+        &["--format=posix"],
+        &["--format=posix", "-S", "--sparse-version=0.0"],
+        &["--format=posix", "-S", "--sparse-version=0.1"],
+        &["--format=posix", "-S", "--sparse-version=1.0"],
+    ];
+    for (n, format) in plain.iter().chain(rich).enumerate() {
+        if n == plain.len() {
+            sh(RICHER);
+        }
+        let attributes: &[&str] = if format[0] == "--format=posix" { &all } else { &[] };
+        tar(&[format, attributes, &["-cf", "layer.tar", "-C", "tree", "."]].concat());
+        let target = format!("made{n}");
+        fs::create_dir(root.join(&target)).unwrap();
+        tar(&[&all[..], &["-xpf", "layer.tar", "-C", &target]].concat());
+        let blob = Blob::from_tar(fs::read(root.join("layer.tar")).unwrap(), Compression::Gzip);
+        assert_eq!(ours(&orlopd, &root, &Image::new().blob(blob)), tree(&root.join(&target)), "{format:?}");
+    }
+    orlopd.stop();
+}
+
+#[test]
+fn a_layer_that_umoci_inserts_into_an_image() {
+    let root = Root::new();
+    let mut orlopd = Orlopd::start(&root);
+    let archive = root.join("layout.tar");
+    Image::two_layers().oci_archive(&archive, NAME);
+    fs::create_dir(root.join("layout")).unwrap();
+    fs::write(root.join("added"), b"of a length that fills no block").unwrap();
+    let run = |program: &str, words: &[&str]| {
+        Cmd::new(binaries::system(program)).args(words).cwd(root.path()).deadline(DEADLINE).run().success()
+    };
+    run("tar", &["-xf", "layout.tar", "-C", "layout"]);
+    run("umoci", &["insert", "--image", "layout:1", "added", "/opt/added"]);
+    orlopd.orlopctl(["images", "import"]).arg(root.join("layout")).deadline(DEADLINE).run().success();
+    let name = orlopd.orlopctl(["images", "ls", "-q"]).run().success().stdout;
+    let mounted = root.join("mounted");
+    fs::create_dir(&mounted).unwrap();
+    orlopd.orlopctl(["images", "mount", name.trim()]).arg(&mounted).deadline(DEADLINE).run().success();
+    assert_eq!(fs::read(mounted.join("opt/added")).unwrap(), b"of a length that fills no block");
+    orlopd.orlopctl(["images", "unmount", "--rm"]).arg(&mounted).run().success();
     orlopd.stop();
 }
 

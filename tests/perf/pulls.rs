@@ -2,7 +2,7 @@
 //!
 //! Each sample starts a daemon on a fresh ext4 in a preallocated file: an unpack pays for what the file system did
 //! before, and removing pays most. `BENCH_PULLS` (3) samples of each; nothing is removed until all of an image's are
-//! taken. The registry serves from the page cache.
+//! taken. The registry serves from the page cache. What was pulled is then pushed to another one that is empty.
 
 use std::fs;
 use std::io::Write;
@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use orlop_tests::image::Blob;
-use orlop_tests::{Compression, Containerd, Daemon, Image, Layer, Orlopd, Registry, Root, Variant};
+use orlop_tests::{
+    Cmd, Compression, Containerd, Daemon, Image, Layer, Orlopd, Registry, Root, Variant, binaries,
+};
 
 use crate::{Plan, Samples, print_table};
 
@@ -27,74 +29,142 @@ struct Subject {
     disk: u64,
 }
 
-/// Who pulls how.
-const WAYS: [&str; 5] = [
-    "containerd, ctr (overlayfs)",
-    "orlopd, orlopctl (overlayfs)",
-    "orlopd, ctr (overlayfs)",
-    "orlopd, orlopctl (erofs)",
-    "orlopd, ten orlopctl (overlayfs)",
-];
+/// Who pulls, and pushes the image again to a registry that has nothing of it.
+#[derive(Clone)]
+struct Way {
+    title: String,
+    /// The newest containerd's directory of programs, in place of Debian's.
+    newest: Option<PathBuf>,
+    who: Who,
+    snapshotter: &'static str,
+    clients: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Who {
+    /// containerd by its client.
+    Containerd,
+    /// orlopd by our client.
+    Orlopctl,
+    /// orlopd by containerd's client, which fetches by itself.
+    Ctr,
+}
+
+/// What the newest containerd is best at: layers side by side, in parts.
+const BEST: &str = "[plugins.\"io.containerd.transfer.v1.local\"]\nmax_concurrent_downloads = 4\n\
+    max_concurrent_unpacks = 4\nconcurrent_layer_fetch_buffer = 8388608\n";
+
+fn ways() -> Vec<Way> {
+    let way = |title: &str, who, snapshotter, clients| {
+        let title = title.to_owned();
+        Way { title, newest: None, who, snapshotter, clients }
+    };
+    let mut ways = vec![
+        way("containerd, ctr (overlayfs)", Who::Containerd, "overlayfs", 1),
+        way("orlopd, orlopctl (overlayfs)", Who::Orlopctl, "overlayfs", 1),
+        way("orlopd, ctr (overlayfs)", Who::Ctr, "overlayfs", 1),
+        way("orlopd, orlopctl (erofs)", Who::Orlopctl, "erofs", 1),
+        way("orlopd, ten orlopctl (overlayfs)", Who::Orlopctl, "overlayfs", CLIENTS),
+    ];
+    // Built by `make newest`.
+    let built = fs::read_dir(binaries::target_dir().join("newest")).into_iter().flatten().flatten();
+    let newest = built.map(|entry| entry.path()).find(|path| path.join("containerd").exists());
+    if let Some(programs) = newest {
+        let version = programs.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let row = way(&format!("containerd {version}, its best"), Who::Containerd, "overlayfs", 1);
+        ways.push(Way { newest: Some(programs), ..row });
+    }
+    ways
+}
 
 /// Measures all images.
 pub fn bench(_: Plan) {
     let rounds = std::env::var("BENCH_PULLS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let root = Root::new();
     let registry = Registry::start(&root);
+    // One that knows nothing of the first one's blobs: nothing is mounted across.
+    let other = Registry::start(&root);
+    let ways = ways();
     println!("\nPulls: {rounds} samples of each, by turns, each on a fresh ext4; ratios to the first row");
     for make in [base_gzip, base_zstd, python, small_files, large_layer] {
         let subject = make();
         let name = subject.image.push(&registry, "subject", "1");
-        let mut samples = vec![Samples::default(); WAYS.len()];
-        let mut peaks = [0; WAYS.len()];
+        let mut samples = vec![[Samples::default(), Samples::default()]; ways.len()];
+        let mut peaks = vec![0; ways.len()];
         let mut disks = Vec::new();
         for _ in 0..rounds {
-            for (way, samples) in samples.iter_mut().enumerate() {
+            for (way, (samples, peak)) in ways.iter().zip(samples.iter_mut().zip(&mut peaks)) {
                 let disk = Disk::new(&root, subject.disk, disks.len());
-                let (elapsed, peak) = pull(&root, &disk, way, &name);
-                samples.add(elapsed);
-                peaks[way] = peaks[way].max(peak);
+                let remote = format!("{}/pushed-{}:1", other.address(), disks.len());
+                let measured = measure(&root, &disk, way, &name, &remote);
+                samples[0].add(measured.pull);
+                if let Some(push) = measured.push {
+                    samples[1].add(push);
+                }
+                *peak = measured.peak.max(*peak);
                 disks.push(disk);
             }
         }
+        // What was pushed is not kept: an image takes several times its size here already.
+        drop(disks);
+        let _ = fs::remove_dir_all(other.dir().join("data"));
         let packed: usize = subject.image.layers().iter().map(|layer| layer.bytes.len()).sum();
-        let rows: Vec<_> =
-            WAYS.iter().map(|way| (*way).to_owned()).zip(samples.into_iter().map(|s| vec![s])).collect();
-        print_table(&format!("{}, {:.0} MB packed", subject.title, packed as f64 / 1e6), &["pull"], &rows);
-        for (way, peak) in WAYS.iter().zip(peaks).skip(1) {
-            println!("{way:34}{peak:>12} KiB above idle at most");
+        let titles = ways.iter().map(|way| way.title.clone());
+        let rows: Vec<_> = titles.zip(samples.into_iter().map(|samples| samples.to_vec())).collect();
+        let title = format!("{}, {:.0} MB packed", subject.title, packed as f64 / 1e6);
+        print_table(&title, &["pull", "push"], &rows);
+        for (way, peak) in ways.iter().zip(peaks).filter(|(way, _)| way.who != Who::Containerd) {
+            println!("{:34}{peak:>12} KiB above idle at most", way.title);
         }
     }
 }
 
-/// One pull on an empty daemon: the time, and by how much the daemon's memory grew at most, in KiB.
-fn pull(root: &Root, disk: &Disk, way: usize, name: &str) -> (Duration, u64) {
-    let variant = Variant { data: Some(disk.place.join("data")), ..Variant::default() };
-    if way == 0 {
-        let mut daemon = Containerd::start_as(root, &variant);
+/// What one daemon took.
+struct Measured {
+    pull: Duration,
+    /// Where one client was at work.
+    push: Option<Duration>,
+    /// By how much the daemon's memory grew at most, in KiB.
+    peak: u64,
+}
+
+/// One pull on an empty daemon, and the push of what was pulled.
+fn measure(root: &Root, disk: &Disk, way: &Way, name: &str, remote: &str) -> Measured {
+    let mut variant = Variant { data: Some(disk.place.join("data")), ..Variant::default() };
+    if let Some(programs) = &way.newest {
+        variant.containerd = Some(programs.join("containerd"));
+        variant.client = Some(programs.join("ctr"));
+        variant.containerd_config = BEST.to_owned();
+    }
+    let timed = |clients: Vec<Cmd>| {
         let start = Instant::now();
-        daemon.ctr(["images", "pull", "--plain-http", name]).deadline(DEADLINE).run().success();
-        let elapsed = start.elapsed();
+        let clients: Vec<_> = clients.into_iter().map(|client| client.deadline(DEADLINE).spawn()).collect();
+        clients.into_iter().for_each(|client| drop(client.wait(DEADLINE).success()));
+        start.elapsed()
+    };
+    let pull = ["images", "pull", "--plain-http", "--snapshotter", way.snapshotter, name];
+    let push = ["images", "push", "--plain-http", remote, name];
+    if way.who == Who::Containerd {
+        let mut daemon = Containerd::start_as(root, &variant);
+        let pulled = timed(vec![daemon.ctr(pull)]);
+        let pushed = timed(vec![daemon.ctr(push)]);
         daemon.stop();
-        return (elapsed, 0);
+        return Measured { pull: pulled, push: Some(pushed), peak: 0 };
     }
     let mut daemon = Orlopd::start_as(root, "", &variant);
     let idle = memory(&daemon, "VmRSS:");
-    let start = Instant::now();
-    match way {
-        2 => drop(daemon.ctr(["images", "pull", "--plain-http", name]).deadline(DEADLINE).run().success()),
-        way => {
-            let snapshotter = if way == 3 { "erofs" } else { "overlayfs" };
-            let clients = if way == 4 { CLIENTS } else { 1 };
-            let words = ["images", "pull", "--snapshotter", snapshotter, name];
-            let clients: Vec<_> = (0..clients).map(|_| daemon.orlopctl(words).spawn()).collect();
-            clients.into_iter().for_each(|client| drop(client.wait(DEADLINE).success()));
-        }
-    }
-    let elapsed = start.elapsed();
+    let call = |daemon: &Orlopd, words: [&str; 6]| match way.who {
+        Who::Ctr => daemon.ctr(words),
+        _ => daemon.orlopctl(words),
+    };
+    let pulled = timed((0..way.clients).map(|_| call(&daemon, pull)).collect());
+    let pushed = (way.clients == 1).then(|| match way.who {
+        Who::Ctr => timed(vec![daemon.ctr(push)]),
+        _ => timed(vec![daemon.orlopctl(push)]),
+    });
     let peak = memory(&daemon, "VmHWM:").saturating_sub(idle);
     daemon.stop();
-    (elapsed, peak)
+    Measured { pull: pulled, push: pushed, peak }
 }
 
 /// A number from the daemon's status, in KiB.

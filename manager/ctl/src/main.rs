@@ -1,5 +1,6 @@
 //! `orlopctl`: the manager from the command line, as `ctr` is for containerd.
 
+mod blob;
 mod cdi;
 mod cli;
 mod client;
@@ -11,6 +12,7 @@ mod events;
 mod host;
 mod image;
 mod labels;
+mod media;
 mod metrics;
 mod mounts;
 mod output;

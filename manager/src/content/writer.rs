@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write as _};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -20,6 +21,9 @@ use crate::labels::{self, Labels};
 use crate::request::RequestContext;
 use crate::store::leases;
 use crate::store::now;
+
+/// After how many bytes the disk is asked to begin with them: what is on its way is not waited for at the commit.
+const WRITE_BACK: u64 = 8 << 20;
 
 /// What a caller asked to write.
 pub(super) struct Request {
@@ -240,7 +244,12 @@ impl Data {
             });
         }
         self.hasher.update(bytes);
+        let before = self.offset;
         self.offset += bytes.len() as u64;
+        if before / WRITE_BACK != self.offset / WRITE_BACK {
+            // Ignoring: some file systems have no such call, and the commit waits for all of it then.
+            let _ = orlop_host::sys::disk::start_write_back(self.file.as_fd());
+        }
         self.updated = SystemTime::now();
         Ok(())
     }

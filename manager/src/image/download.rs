@@ -15,6 +15,8 @@ struct State {
     file: Option<Arc<File>>,
     /// Bytes that can be read.
     available: u64,
+    /// Whether somebody else could be asked for it.
+    is_elsewhere: bool,
     /// How it ended: `Ok` when every byte is there and verified.
     end: Option<Result<(), (Kind, String)>>,
 }
@@ -36,6 +38,16 @@ impl Download {
     /// The bytes go into this file, of which the first ones are there.
     pub fn begin(&self, file: File, available: u64) {
         self.change(|state| (state.file, state.available) = (Some(Arc::new(file)), available));
+    }
+
+    /// Somebody else could be asked for the blob, should this one turn out wrong.
+    pub fn note_elsewhere(&self) {
+        self.lock().is_elsewhere = true;
+    }
+
+    /// Whether somebody else could be asked for the blob: then it matters who is to blame for what is in it.
+    pub fn is_elsewhere(&self) -> bool {
+        self.lock().is_elsewhere
     }
 
     /// More bytes are there.

@@ -9,7 +9,7 @@ use orlop_proto::kind::Kind;
 
 use super::download::Download;
 use super::manifest::{Descriptor, Document, MAX_DOCUMENT};
-use super::registry::Repository;
+use super::registry::{BlobReader, Repository};
 use super::{ImageService, Job, canceled, ingest_name};
 use crate::content::Writer;
 use crate::content::digest::Digest;
@@ -188,32 +188,74 @@ impl ImageService {
             offset = 0;
         }
         progress.blob("downloading", descriptor, parent, offset).await;
-        if let Some(file) = writer.file()? {
-            download.begin(file, offset);
-            let mut reader = origin.repository.blob(descriptor, offset);
-            let mut buffer = BytesMut::with_capacity(BUFFER);
-            loop {
-                // What came before a failure is kept, so that the next attempt goes on from there.
-                let next = reader.next().await;
-                if let Ok(Some(chunk)) = &next {
-                    buffer.extend_from_slice(chunk);
+        let mut reader = None;
+        let received = match writer.file()? {
+            Some(file) => {
+                if origin.repository.has_others() {
+                    download.note_elsewhere();
                 }
-                let is_last = !matches!(next, Ok(Some(_)));
-                if buffer.len() >= BUFFER || (is_last && !buffer.is_empty()) {
-                    offset += buffer.len() as u64;
-                    writer.write(buffer.split().freeze()).await?;
-                    buffer.reserve(BUFFER);
-                    download.advance(offset);
-                    progress.step("downloading", descriptor, parent, offset);
-                }
-                if next?.is_none() {
-                    break;
-                }
+                download.begin(file, offset);
+                let reader = reader.insert(origin.repository.blob(descriptor, offset));
+                self.receive(origin, descriptor, parent, download, &mut writer, reader).await
             }
+            None => Ok(()),
+        };
+        let done = match received {
+            Ok(()) => self.commit(context, descriptor, writer, labels).await,
+            Err(error) if error.kind() == Kind::FailedPrecondition => {
+                drop(writer);
+                self.throw_away(context, descriptor).await;
+                Err(error)
+            }
+            Err(error) => Err(error),
+        };
+        if let (Err(error), Some(reader)) = (&done, &reader)
+            && error.kind() == Kind::FailedPrecondition
+            && reader.distrust()
+        {
+            let text = format!("wrong content of {}: asking elsewhere", descriptor.digest);
+            progress.note(&text, "").await;
         }
-        self.commit(context, descriptor, writer, labels).await?;
+        done?;
         progress.blob("complete", descriptor, parent, descriptor.size).await;
         Ok(())
+    }
+
+    /// Writes what comes in. What came before a failure is kept, so that the next attempt goes on from there.
+    async fn receive(
+        &self,
+        origin: &Origin,
+        descriptor: &Descriptor,
+        parent: &str,
+        download: &Download,
+        writer: &mut Writer,
+        reader: &mut BlobReader,
+    ) -> Result<()> {
+        let mut offset = writer.status().offset;
+        let mut buffer = BytesMut::with_capacity(BUFFER);
+        loop {
+            let next = reader.next().await;
+            if let Ok(Some(chunk)) = &next {
+                buffer.extend_from_slice(chunk);
+            }
+            let is_last = !matches!(next, Ok(Some(_)));
+            if buffer.len() >= BUFFER || (is_last && !buffer.is_empty()) {
+                offset += buffer.len() as u64;
+                writer.write(buffer.split().freeze()).await?;
+                buffer.reserve(BUFFER);
+                download.advance(offset);
+                origin.job.progress.step("downloading", descriptor, parent, offset);
+            }
+            if next?.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Throws away the start of a blob that is no start to go on from.
+    async fn throw_away(&self, context: &RequestContext, descriptor: &Descriptor) {
+        // Ignoring: the write may be gone already, and whoever calls this has an error to tell.
+        let _ = self.shared.content.abort(context, &ingest_name(descriptor)).await;
     }
 
     /// Opens a write, waiting for another writer of the same name to finish or give up.
@@ -244,8 +286,7 @@ impl ImageService {
                 self.label(context, &descriptor.digest, labels).await
             }
             Err(error) if error.kind() == Kind::FailedPrecondition => {
-                // Ignoring: the write may be gone already, and the first error says what matters.
-                let _ = self.shared.content.abort(context, &ingest_name(descriptor)).await;
+                self.throw_away(context, descriptor).await;
                 Err(Error::because(Kind::FailedPrecondition, "verify", descriptor.digest.to_string(), error))
             }
             Err(error) => Err(error),

@@ -97,7 +97,7 @@ impl ImageService {
                     return Err(Error::because(Kind::NotFound, "pull", reference.to_string(), why));
                 }
                 for (descriptor, manifest, platform) in &found.wanted {
-                    self.pull_manifest(&origin, &request, descriptor, manifest, platform.as_ref()).await?;
+                    self.pull_anywhere(&origin, &request, descriptor, manifest, platform.as_ref()).await?;
                 }
                 self.store_all(&job, &request, &root).await
             })
@@ -149,6 +149,25 @@ impl ImageService {
             }
         }
         Ok(())
+    }
+
+    /// Pulls an image, once more for every place that turned out to send something else: what was unpacked of that is
+    /// thrown away, and what was verified stays.
+    async fn pull_anywhere(
+        &self,
+        origin: &Arc<Origin>,
+        request: &PullRequest,
+        descriptor: &Descriptor,
+        manifest: &Manifest,
+        platform: Option<&Platform>,
+    ) -> Result<()> {
+        loop {
+            let distrusted = origin.repository.distrusted();
+            match self.pull_manifest(origin, request, descriptor, manifest, platform).await {
+                Err(_) if origin.repository.distrusted() > distrusted => origin.job.check()?,
+                result => return result,
+            }
+        }
     }
 
     /// Fetches an image's layers, several at a time, and unpacks each while it comes in.

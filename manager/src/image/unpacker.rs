@@ -269,7 +269,8 @@ impl ImageService {
             let is_own =
                 |error: &Error| error.kind() == Kind::DataLoss || error.kind() == Kind::InvalidArgument;
             match &unpacked {
-                Err(error) if is_own(error) => {}
+                // The layer is wrong, or whoever sent it: where somebody else could, its digest is waited for.
+                Err(error) if is_own(error) && !download.is_elsewhere() => {}
                 _ => download.finished().await?,
             }
         }

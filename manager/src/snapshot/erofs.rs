@@ -18,7 +18,6 @@ use super::image_mounts::{self, ImageMounts};
 use super::overlay::{Overlay, is_user_namespace};
 use super::snapshotter::{Layer, LayerMounts, Snapshotter, UnpackPlace, Usage};
 use super::usage::usage;
-use crate::content::blobs::sync_directory;
 use crate::image::erofs::root_owner;
 
 /// Bytes per block in stat(2).
@@ -127,7 +126,7 @@ impl Snapshotter for Erofs {
     }
 
     fn commit(&self, id: u64) -> Result<Usage> {
-        if let Some((_, image)) = self.existing_image(id) {
+        if self.existing_image(id).is_some() {
             // Nothing was written through a mount: the image is all there is.
             for path in [self.overlay.upper(id), self.overlay.work(id)] {
                 match fs::remove_dir(&path) {
@@ -142,15 +141,15 @@ impl Snapshotter for Erofs {
                     _ => {}
                 }
             }
-            // Its bytes are on the disk; so must be the names on the way to them.
-            image.ancestors().skip(1).take(2).try_for_each(sync_directory)?;
         }
         self.usage(id)
     }
 
     fn files(&self, id: u64) -> Option<PathBuf> {
-        // An image is on the disk before it is committed.
-        self.existing_image(id).is_none().then(|| self.overlay.upper(id))
+        Some(match self.existing_image(id) {
+            Some(_) => self.overlay.directory().path(id),
+            None => self.overlay.upper(id),
+        })
     }
 
     fn image(&self, id: u64) -> Option<PathBuf> {

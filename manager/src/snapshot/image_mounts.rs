@@ -25,16 +25,19 @@ pub fn is_supported() -> bool {
 pub fn mount(image: &Path) -> Result<OwnedFd> {
     let name = image.display().to_string();
     match mount_source(&name) {
-        Err(error) if error.raw_os_error() == Some(nix::libc::ENOTBLK) => {
-            let file = File::open(image).context("open", &name)?;
-            // Open until it is mounted: an unused device goes by itself.
-            let (path, _device) = loop_device::attach(file.as_fd(), true)
-                .map_err(|error| Error::io("attach loop device to", &name, error))?;
-            mount_source(&path.display().to_string())
-        }
-        result => result,
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOTBLK) => mount_by_loop_device(image),
+        result => result.map_err(|error| Error::io("mount", name, error)),
     }
-    .map_err(|error| Error::io("mount", name, error))
+}
+
+/// Mounts an image where nobody sees it, by a read-only loop device that goes with the mount.
+pub fn mount_by_loop_device(image: &Path) -> Result<OwnedFd> {
+    let name = image.display().to_string();
+    let file = File::open(image).context("open", &name)?;
+    // Open until it is mounted: an unused device goes by itself.
+    let (path, _device) = loop_device::attach(file.as_fd(), true)
+        .map_err(|error| Error::io("attach loop device to", &name, error))?;
+    mount_source(&path.display().to_string()).map_err(|error| Error::io("mount", name, error))
 }
 
 fn mount_source(source: &str) -> std::io::Result<OwnedFd> {
@@ -46,9 +49,13 @@ fn mount_source(source: &str) -> std::io::Result<OwnedFd> {
 
 /// The root of an image, opened for reading; the mount goes with the descriptor.
 pub fn root(image: &Path) -> Result<OwnedFd> {
-    let mounted = mount(image)?;
+    root_of(&mount(image)?, image)
+}
+
+/// The root of a mounted image, opened for reading.
+pub fn root_of(mounted: &OwnedFd, image: &Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat(&mounted, ".", flags, Mode::empty()).context("open", image.display().to_string())
+    rustix::fs::openat(mounted, ".", flags, Mode::empty()).context("open", image.display().to_string())
 }
 
 /// The mounts, each at the number of its layer.

@@ -544,6 +544,12 @@ impl Snapshots {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Makes again what the mounts need that were handed out before a restart, and takes away what none of them needs.
+    pub fn recover_mounts(&self) -> Result<()> {
+        let records = self.shared.db.read_now(|tx| tx.scan(&SNAPSHOTS, ""))?;
         for (key, record) in records.iter().filter(|(_, record)| record.kind() != SnapshotKind::Committed) {
             if let Err(error) = self.make_again(key, record) {
                 tracing::warn!(layer = record.layer, %error, "the files of an active snapshot are missing");

@@ -10,6 +10,8 @@ use super::tasks::Stdio;
 /// Verbs of `containers`.
 #[derive(Subcommand, Debug)]
 pub enum Containers {
+    /// Make an image of a container's changes on top of its image
+    Commit(Commit),
     /// Make a container without running it
     Create(Box<Create>),
     /// Remove containers
@@ -254,4 +256,28 @@ pub struct Runtime {
     /// Do without pivot_root(2)
     #[arg(long)]
     pub no_pivot: bool,
+}
+
+/// `containers commit`.
+#[derive(Args, Debug)]
+pub struct Commit {
+    /// Leave the container running meanwhile
+    #[arg(long)]
+    pub no_pause: bool,
+    /// Who made the image
+    #[arg(long, value_name = "NAME")]
+    pub author: Option<String>,
+    /// What was changed
+    #[arg(long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// Compress the layer by zstd
+    #[arg(long)]
+    pub zstd: bool,
+    /// Platform of the container's image
+    #[arg(long)]
+    pub platform: Option<String>,
+    /// Container
+    pub container: String,
+    /// Name of the new image
+    pub image: String,
 }

@@ -17,8 +17,18 @@ pub enum Images {
         /// Filters, any of which must match
         filters: Vec<String>,
     },
+    /// Make the same image with other media types or other compression
+    Convert(Convert),
     /// Write images into an OCI archive
     Export(Export),
+    /// Show what an image's layers were made by, the last one first
+    History {
+        /// Platform of the image
+        #[arg(long)]
+        platform: Option<String>,
+        /// Name of the image
+        image: String,
+    },
     /// Read images from an archive
     Import(Import),
     /// Show an image's manifest and configuration
@@ -74,6 +84,8 @@ pub enum Images {
         #[arg(required = true)]
         images: Vec<String>,
     },
+    /// Make an image of the same content with a single layer
+    Squash(Squash),
     /// Give an image further names
     Tag {
         /// Replace targets that exist
@@ -265,4 +277,48 @@ pub struct Import {
     pub snapshotter: Snapshotter,
     /// Archive to read, or a directory with an image layout, - for standard input
     pub input: PathBuf,
+}
+
+/// `images convert`.
+#[derive(Args, Debug)]
+pub struct Convert {
+    /// Leave layers without compression
+    #[arg(long, group = "compression")]
+    pub uncompress: bool,
+    /// Compress layers by gzip
+    #[arg(long, group = "compression")]
+    pub gzip: bool,
+    /// Compress layers by zstd
+    #[arg(long, group = "compression")]
+    pub zstd: bool,
+    /// Replace Docker's media types by OCI's
+    #[arg(long)]
+    pub oci: bool,
+    /// Platforms that stay
+    #[arg(long)]
+    pub platform: Vec<String>,
+    /// Convert every platform, all of which must be here
+    #[arg(long)]
+    pub all_platforms: bool,
+    /// Name of the image
+    pub source: String,
+    /// Name of the new image
+    pub target: String,
+}
+
+/// `images squash`.
+#[derive(Args, Debug)]
+pub struct Squash {
+    #[command(flatten)]
+    pub snapshotter: Snapshotter,
+    /// Platform of the image
+    #[arg(long)]
+    pub platform: Option<String>,
+    /// Compress the layer by zstd
+    #[arg(long)]
+    pub zstd: bool,
+    /// Name of the image
+    pub source: String,
+    /// Name of the new image
+    pub target: String,
 }

@@ -12,7 +12,7 @@ use prost_types::Any;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::Context;
+use super::{Context, commit};
 use crate::cli::container::Containers;
 use crate::create;
 use crate::labels;
@@ -20,6 +20,7 @@ use crate::output::{self, Gap, Table};
 
 pub async fn execute(context: &Context<'_>, verb: Containers) -> Result<()> {
     match verb {
+        Containers::Commit(options) => commit::commit(context, &options).await,
         Containers::Create(options) => {
             create::create(context.client, context.global, &options, None).await?;
             Ok(())

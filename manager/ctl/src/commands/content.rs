@@ -7,22 +7,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 
 use orlop_proto::containerd::services::content::v1::*;
-use orlop_proto::error::{Context as _, Error, Result};
-use orlop_proto::kind::Kind;
+use orlop_proto::error::{Context as _, Result};
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
 
 use super::Context;
+use crate::blob::{PART, Upload};
 use crate::cli::content::{Content, Prune};
 use crate::client::{Client, random_id};
 use crate::labels;
 use crate::output::{self, Gap, Table};
-
-/// Bytes in one message of an upload.
-const PART: usize = 1 << 20;
 
 pub async fn execute(context: &Context<'_>, verb: Content) -> Result<()> {
     let mut service = context.client.content();
@@ -238,68 +231,18 @@ async fn ingest(
     expected: Option<String>,
 ) -> Result<String> {
     let known = expected.clone().unwrap_or_default();
-    let (send, outgoing) = mpsc::channel(1);
-    let first = WriteContentRequest {
-        action: WriteAction::Stat as i32,
-        r#ref: reference.clone(),
-        total: i64::try_from(total).unwrap_or(i64::MAX),
-        expected: expected.clone().unwrap_or_default(),
-        ..WriteContentRequest::default()
-    };
-    // The channel is new and has room.
-    let _ = send.send(first).await;
-    let mut answers = match context.client.content().write(ReceiverStream::new(outgoing)).await {
-        Ok(response) => response.into_inner(),
-        Err(status) if status.code() == Code::AlreadyExists => return Ok(known),
-        Err(status) => return Err(status.into()),
-    };
-    let closed = || Error::because(Kind::Unavailable, "upload", &reference, "closed by the server");
-    let begun = match answers.message().await {
-        Ok(answer) => answer.ok_or_else(closed)?,
-        Err(status) if status.code() == Code::AlreadyExists => return Ok(known),
-        Err(status) => return Err(status.into()),
-    };
-    let mut hash = Sha256::new();
-    let mut offset = 0i64;
+    let total = i64::try_from(total).unwrap_or(i64::MAX);
+    let begun = Upload::begin(context.client, &reference, total, &known).await?;
+    let Some(mut upload) = begun else { return Ok(known) };
     loop {
         let mut data = Vec::with_capacity(PART);
         (&mut input).take(PART as u64).read_to_end(&mut data).context("read", &reference)?;
         if data.is_empty() {
             break;
         }
-        hash.update(&data);
-        let start = offset;
-        offset += data.len() as i64;
-        if offset <= begun.offset {
-            continue;
-        }
-        let skipped = usize::try_from(begun.offset - start).unwrap_or(0);
-        let request = WriteContentRequest {
-            action: WriteAction::Write as i32,
-            r#ref: reference.clone(),
-            offset: start + skipped as i64,
-            data: data.split_off(skipped).into(),
-            ..WriteContentRequest::default()
-        };
-        send.send(request).await.map_err(|_| closed())?;
-        answers.message().await?.ok_or_else(closed)?;
+        upload.write(data).await?;
     }
-    let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    let digest = format!("sha256:{digest}");
-    let request = WriteContentRequest {
-        action: WriteAction::Commit as i32,
-        r#ref: reference.clone(),
-        offset,
-        total: if total == 0 { offset } else { i64::try_from(total).unwrap_or(i64::MAX) },
-        expected: expected.unwrap_or_else(|| digest.clone()),
-        ..WriteContentRequest::default()
-    };
-    send.send(request).await.map_err(|_| closed())?;
-    match answers.message().await {
-        Ok(_) => Ok(digest),
-        Err(status) if status.code() == Code::AlreadyExists => Ok(digest),
-        Err(status) => Err(status.into()),
-    }
+    upload.finish((total > 0).then_some(total), expected, HashMap::new()).await.map(|(digest, _)| digest)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use orlop_proto::kind::Kind;
 use serde_json::json;
 use tonic::Code;
 
-use super::{Context, transfers};
+use super::{Context, commit, convert, history, transfers};
 use crate::cli::images::{Images, Snapshotter};
 use crate::client::Client;
 use crate::image::{self, Descriptor};
@@ -32,7 +32,9 @@ const MOUNT_TIME: Duration = Duration::from_secs(24 * 3600);
 pub async fn execute(context: &Context<'_>, verb: Images) -> Result<()> {
     match verb {
         Images::Check { quiet, snapshotter, filters } => check(context, quiet, &snapshotter, filters).await,
+        Images::Convert(options) => convert::convert(context, &options).await,
         Images::Export(options) => transfers::export(context, &options).await,
+        Images::History { platform, image } => history::history(context, platform.as_deref(), &image).await,
         Images::Import(options) => transfers::import(context, &options).await,
         Images::Inspect { image } => inspect(context, &image).await,
         Images::List { quiet, filters } => list(context, quiet, filters).await,
@@ -45,6 +47,7 @@ pub async fn execute(context: &Context<'_>, verb: Images) -> Result<()> {
         Images::Pull(options) => transfers::pull(context, &options).await,
         Images::Push(options) => transfers::push(context, &options).await,
         Images::Delete { sync, images } => delete(context, sync, images).await,
+        Images::Squash(options) => commit::squash(context, &options).await,
         Images::Tag { force, source, targets } => tag(context, force, &source, targets).await,
         Images::Label { replace_all, image, labels } => label(context, replace_all, image, &labels).await,
         Images::Usage { snapshotter, filters } => usage(context, &snapshotter, filters).await,

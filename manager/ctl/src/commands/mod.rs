@@ -2,8 +2,11 @@
 
 mod admin;
 mod checkpoint;
+mod commit;
 mod containers;
 mod content;
+mod convert;
+mod history;
 mod images;
 mod leases;
 mod namespaces;

@@ -55,10 +55,14 @@ impl Both {
         PathBuf::from(format!("/proc/self/fd/{}", self.image.as_raw_fd()))
     }
 
-    /// Both trees are the same, and fsck.erofs agrees.
+    /// Both trees are the same, also by a loop device, and fsck.erofs agrees.
     fn check(&self) -> BTreeMap<PathBuf, String> {
         let expected = listing(&self.root());
         let found = listing(&self.mounted());
+        let image = self.place.path().join("image");
+        let by_device = image_mounts::mount_by_loop_device(&image).unwrap();
+        let by_device = image_mounts::root_of(&by_device, &image).unwrap();
+        assert_eq!(listing(Path::new(&format!("/proc/self/fd/{}", by_device.as_raw_fd()))), found);
         for (path, line) in &expected {
             assert_eq!(found.get(path), Some(line), "{}", path.display());
         }

@@ -1,7 +1,7 @@
 //! Downloads a blob, goes on where a connection broke, and fetches parts of a large one at once.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,10 +18,11 @@ use crate::image::manifest::Descriptor;
 
 /// What is being done, for messages.
 const OPERATION: &str = "fetch";
-/// The length of a part of a large blob, in bytes.
-const PART: u64 = 8 << 20;
+/// The length of a part of a large blob, in bytes. What waits in memory takes up to twice as much: pieces hold the
+/// connection's buffers.
+const PART: u64 = 4 << 20;
 /// From how many bytes on a blob is fetched in parts.
-const LARGE: u64 = 4 * PART;
+const LARGE: u64 = 8 * PART;
 /// After how many failures in a row another place is asked.
 const FAILURES_BEFORE_NEXT: u32 = 2;
 
@@ -38,7 +39,12 @@ pub struct BlobReader {
     /// Pieces of the part whose turn it is, and the permit for the memory that they are in.
     ready: VecDeque<Bytes>,
     permit: Option<OwnedSemaphorePermit>,
+    /// Which places sent something of it.
+    served: Served,
 }
+
+/// Which places sent something of a blob, for all of its parts.
+type Served = Arc<Mutex<Vec<usize>>>;
 
 /// A part on its way into memory, given up when dropped.
 struct Part(JoinHandle<Result<(VecDeque<Bytes>, OwnedSemaphorePermit)>>);
@@ -54,15 +60,23 @@ impl BlobReader {
         let size = descriptor.size;
         let is_large = repository.ranges > 1 && size.saturating_sub(offset) >= LARGE;
         let end = if is_large { offset + PART } else { size };
+        let served = Served::default();
         BlobReader {
-            stretch: Stretch::new(repository.clone(), descriptor, offset, end),
+            stretch: Stretch::new(repository.clone(), descriptor, offset, end, served.clone()),
             repository,
             descriptor: descriptor.clone(),
             parts: VecDeque::new(),
             ahead: end,
             ready: VecDeque::new(),
             permit: None,
+            served,
         }
+    }
+
+    /// Says that the blob is not what it should be: whoever sent something of it is asked no more, unless nobody else is
+    /// left. Returns whether there is somebody.
+    pub fn distrust(&self) -> bool {
+        self.repository.distrust(&self.served.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The next piece, or `None` when as many bytes came as the descriptor says.
@@ -94,11 +108,16 @@ impl BlobReader {
                 // Others have the memory for parts: this one is read as it comes.
                 None => {
                     let end = (self.ahead + PART).min(self.descriptor.size);
-                    self.stretch = Stretch::new(self.repository.clone(), &self.descriptor, self.ahead, end);
+                    self.stretch = self.stretch_to(end);
                     self.ahead = end;
                 }
             }
         }
+    }
+
+    /// What follows, up to an offset.
+    fn stretch_to(&self, end: u64) -> Stretch {
+        Stretch::new(self.repository.clone(), &self.descriptor, self.ahead, end, self.served.clone())
     }
 
     /// Starts to fetch the parts that there is memory for.
@@ -106,7 +125,7 @@ impl BlobReader {
         while self.ahead < self.descriptor.size && self.parts.len() < self.repository.ranges {
             let Ok(permit) = self.repository.parts.clone().try_acquire_owned() else { return };
             let end = (self.ahead + PART).min(self.descriptor.size);
-            let mut stretch = Stretch::new(self.repository.clone(), &self.descriptor, self.ahead, end);
+            let mut stretch = self.stretch_to(end);
             self.ahead = end;
             self.parts.push_back(Part(tokio::spawn(async move {
                 let mut pieces = VecDeque::new();
@@ -131,10 +150,17 @@ struct Stretch {
     skip: u64,
     failures: u32,
     pause: Duration,
+    served: Served,
 }
 
 impl Stretch {
-    fn new(repository: Arc<Repository>, descriptor: &Descriptor, offset: u64, end: u64) -> Self {
+    fn new(
+        repository: Arc<Repository>,
+        descriptor: &Descriptor,
+        offset: u64,
+        end: u64,
+        served: Served,
+    ) -> Self {
         Stretch {
             repository,
             descriptor: descriptor.clone(),
@@ -144,6 +170,7 @@ impl Stretch {
             skip: 0,
             failures: 0,
             pause: FIRST_PAUSE,
+            served,
         }
     }
 
@@ -221,7 +248,13 @@ impl Stretch {
             let range = HeaderValue::from_str(&format!("bytes={offset}-{last}"));
             ask.headers.extend(range.map(|range| (RANGE, range)));
         }
-        let response = self.repository.fetch(&ask).await?;
+        let (response, place) = self.repository.fetch(&ask).await?;
+        {
+            let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+            if !served.contains(&place) {
+                served.push(place);
+            }
+        }
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 let start = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());

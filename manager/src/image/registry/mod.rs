@@ -13,7 +13,7 @@ mod upload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -121,6 +121,7 @@ impl Registries {
         }
         Ok(Repository {
             reference: reference.clone(),
+            distrusted: places.iter().map(|_| AtomicBool::new(false)).collect(),
             places,
             chosen: AtomicUsize::new(0),
             parts: self.parts.clone(),
@@ -135,6 +136,8 @@ pub struct Repository {
     places: Vec<Place>,
     /// The place that served last.
     chosen: AtomicUsize,
+    /// Of each place, whether it sent something else than was asked for.
+    distrusted: Vec<AtomicBool>,
     parts: Arc<Semaphore>,
     ranges: usize,
 }
@@ -149,20 +152,54 @@ impl Repository {
     fn round(&self, operation: &'static str, first: usize, may: impl Fn(Capabilities) -> bool) -> Round<'_> {
         let why = "no host is configured for it";
         let none = Error::because(Kind::Unavailable, operation, self.reference.to_string(), why);
+        let is_trusted = |index: usize| !self.distrusted[index].load(Ordering::Relaxed);
+        let may = |index: usize| is_trusted(index) && may(self.places[index].endpoint.capabilities);
         Round::new(&self.places, &self.chosen, first, may, none)
     }
 
-    /// Asks the places that may be pulled from, the one that served last before the others.
-    async fn fetch(&self, ask: &Ask<'_>) -> Result<Response> {
+    /// Asks none of these places again, unless no other host would be left. Says whether there is one.
+    pub fn distrust(&self, places: &[usize]) -> bool {
+        let host = |index: usize| self.places[index].endpoint.host.as_str();
+        let wrong: Vec<&str> = places.iter().map(|index| host(*index)).collect();
+        if wrong.is_empty() || self.hosts().all(|host| wrong.contains(&host)) {
+            return false;
+        }
+        for (index, distrusted) in self.distrusted.iter().enumerate() {
+            if wrong.contains(&host(index)) {
+                distrusted.store(true, Ordering::Relaxed);
+            }
+        }
+        true
+    }
+
+    /// Whether there is more than one host to pull from.
+    pub fn has_others(&self) -> bool {
+        let first = self.hosts().next();
+        self.hosts().any(|host| Some(host) != first)
+    }
+
+    /// The hosts that may be pulled from.
+    fn hosts(&self) -> impl Iterator<Item = &str> {
+        let places = self.places.iter().zip(&self.distrusted);
+        let may = places.filter(|(place, distrusted)| {
+            place.endpoint.capabilities.pull && !distrusted.load(Ordering::Relaxed)
+        });
+        may.map(|(place, _)| place.endpoint.host.as_str())
+    }
+
+    /// How many places are asked no more.
+    pub fn distrusted(&self) -> usize {
+        self.distrusted.iter().filter(|place| place.load(Ordering::Relaxed)).count()
+    }
+
+    /// Asks the places that may be pulled from, the one that served last before the others; says which one answered.
+    async fn fetch(&self, ask: &Ask<'_>) -> Result<(Response, usize)> {
         let first = self.chosen.load(Ordering::Relaxed);
         let mut round = self.round(ask.operation, first, |may| may.pull);
         loop {
             let (place, attempts) = round.next()?;
             match place.send(ask, attempts).await {
-                Ok(response) => {
-                    round.served();
-                    return Ok(response);
-                }
+                Ok(response) => return Ok((response, round.served())),
                 Err(error) => round.failed(error),
             }
         }
@@ -174,8 +211,9 @@ impl Repository {
         let is_other = |place: &Place| {
             place.endpoint.capabilities.pull && place.endpoint.host != self.places[chosen].endpoint.host
         };
-        let next =
-            (1..count).map(|step| (chosen + step) % count).find(|index| is_other(&self.places[*index]));
+        let next = (1..count)
+            .map(|step| (chosen + step) % count)
+            .find(|index| is_other(&self.places[*index]) && !self.distrusted[*index].load(Ordering::Relaxed));
         if let Some(next) = next {
             self.chosen.store(next, Ordering::Relaxed);
         }

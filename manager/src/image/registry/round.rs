@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
-use super::hosts::Capabilities;
 use super::place::Place;
 
 /// How often an idempotent request is made at most.
@@ -33,14 +32,12 @@ impl<'a> Round<'a> {
         places: &'a [Place],
         chosen: &'a AtomicUsize,
         first: usize,
-        may: impl Fn(Capabilities) -> bool,
+        may: impl Fn(usize) -> bool,
         none: Error,
     ) -> Round<'a> {
         let count = places.len();
-        let mut order: Vec<usize> = (0..count)
-            .map(|step| (first + step) % count)
-            .filter(|index| may(places[*index].endpoint.capabilities))
-            .collect();
+        let mut order: Vec<usize> =
+            (0..count).map(|step| (first + step) % count).filter(|index| may(*index)).collect();
         order.reverse();
         Round { places, chosen, order, current: 0, failed: None, barred: Vec::new(), none }
     }
@@ -62,9 +59,10 @@ impl<'a> Round<'a> {
         Err(self.failed.take().map_or(none, |(error, _)| error))
     }
 
-    /// The place served: it is asked first from now on.
-    pub(super) fn served(self) {
+    /// The place served: it is asked first from now on. Says which one it is.
+    pub(super) fn served(self) -> usize {
         self.chosen.store(self.current, Ordering::Relaxed);
+        self.current
     }
 
     /// The place could not.

@@ -257,18 +257,30 @@ impl<R: BufRead> Archive<R> {
         Ok(())
     }
 
+    /// Passes over what is left of the current entry. A stream that ends within the padding ends between entries, as
+    /// containerd has it: `umoci insert` leaves the last padding out.
     fn skip_data(&mut self) -> Result<()> {
-        let mut rest = std::mem::take(&mut self.left).saturating_add(std::mem::take(&mut self.padding));
+        let left = std::mem::take(&mut self.left);
+        if self.skip(left)? > 0 {
+            return Err(truncated());
+        }
+        let padding = std::mem::take(&mut self.padding);
+        self.done |= self.skip(padding)? > 0;
+        Ok(())
+    }
+
+    /// Passes over so many bytes; returns how many of them the stream does not have.
+    fn skip(&mut self, mut rest: u64) -> Result<u64> {
         while rest > 0 {
             let available = self.input.fill_buf().map_err(stream_error)?.len();
             if available == 0 {
-                return Err(truncated());
+                break;
             }
             let length = available.min(usize::try_from(rest).unwrap_or(usize::MAX));
             self.input.consume(length);
             rest -= length as u64;
         }
-        Ok(())
+        Ok(rest)
     }
 
     /// Reads the data of an extended header whole.

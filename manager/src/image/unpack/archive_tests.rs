@@ -54,3 +54,17 @@ fn one_block_of_zeros_may_end_a_stream_but_not_divide_it() {
     divided.extend_from_slice(&one[..512]);
     assert!(entries(&divided).is_err());
 }
+
+#[test]
+fn the_last_padding_may_be_missing_but_no_data() {
+    let whole = Layer::new().file("a", b"x").file("b", &[1; 700]).end();
+    let data = 512 + 512 + 512 + 700;
+    for length in data..=whole.len() - 1024 {
+        assert_eq!(entries(&whole[..length]).unwrap().len(), 2, "{length}");
+    }
+    assert!(entries(&whole[..data - 1]).is_err());
+    // Within the first entry's padding too, but not what an extended header is about.
+    assert_eq!(entries(&whole[..600]).unwrap().len(), 1);
+    let extended = Layer::new().pax(&[("path", b"long")]).file("a", b"x").end();
+    assert!(entries(&extended[..600]).is_err());
+}

@@ -108,9 +108,11 @@ pub fn set_on_file(file: &OwnedFd, name: &[u8], value: &[u8]) -> rustix::io::Res
     tolerate(rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))
 }
 
-/// Sets an extended attribute on what cannot be opened: a symbolic link, a device, a pipe.
+/// Sets an extended attribute on what cannot be opened: a symbolic link, a device, a pipe. Changes the working directory:
+/// only for threads that have one of their own.
 pub fn set_on_name(parent: &OwnedFd, base: &[u8], name: &[u8], value: &[u8]) -> rustix::io::Result<()> {
-    match rustix::fs::lsetxattr(within(parent, base)?.as_c_str(), name, value, XattrFlags::empty()) {
+    rustix::process::fchdir(parent)?;
+    match rustix::fs::lsetxattr(base, name, value, XattrFlags::empty()) {
         // User attributes exist on files and directories only.
         Err(Errno::PERM) if name.starts_with(b"user.") => Ok(()),
         result => tolerate(result),

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::archive::printable;
-use super::{Whiteouts, name};
+use super::{Whiteouts, name, switches};
 
 /// How a name below the root is looked up: nothing leads out of it, not even for a moment.
 const WITHIN: ResolveFlags =
@@ -63,6 +63,11 @@ impl Claims {
 impl Directories {
     pub fn new(root: OwnedFd, whiteouts: Whiteouts) -> Self {
         Directories { root, whiteouts, open: HashMap::new(), implied: Vec::new(), claims: Claims::default() }
+    }
+
+    /// The root.
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
     }
 
     /// The directory of this cleaned name, made with its parents where it is missing.
@@ -193,8 +198,9 @@ pub fn find_in_lowers(lowers: &[OwnedFd], path: &[u8], flags: OFlags) -> Option<
 /// Opens a name below a directory as if the directory were the root.
 pub(super) fn open_within(root: impl AsFd, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let path = if path.is_empty() { b"." } else { path };
+    let within = if switches::is_off("names") { ResolveFlags::empty() } else { WITHIN };
     loop {
-        match rustix::fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, Mode::empty(), WITHIN) {
+        match rustix::fs::openat2(root.as_fd(), path, flags | OFlags::CLOEXEC, Mode::empty(), within) {
             // The kernel cannot tell whether a rename elsewhere on the system raced with `..` and asks to try again.
             Err(Errno::AGAIN) => {}
             result => return result,

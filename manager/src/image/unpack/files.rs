@@ -172,6 +172,11 @@ impl Files {
         }
     }
 
+    /// Has the whole layer fail.
+    pub fn fail(&self, error: Error) {
+        self.lock().error.get_or_insert(error);
+    }
+
     /// Makes what still waits and waits for what others make.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! Applies one layer to a directory in one streaming pass: decompress → hash ∥ tar → files.
 //!
 //! Every byte of a layer may be an attacker's. Memory is bounded whatever the layer says: a few buffers between
-//! the threads of a pass, one extended header, and a record per directory.
+//! the threads of a pass, one extended header, and a record per directory. The threads are the pass's own, and each
+//! can do no more than it has to ([`confinement`]).
 //!
 //! A pass needs nothing of the layers below, so that several layers of an image are unpacked at the same time. What
 //! only they can tell (the metadata of directories that the layer uses and does not name, files that it links to) is
@@ -11,12 +12,14 @@
 
 mod archive;
 pub mod attributes;
+mod confinement;
 mod decompress;
 mod directories;
 mod files;
 pub(super) mod name;
 mod number;
 mod pax;
+mod switches;
 mod tree;
 
 use std::fs::File;
@@ -25,14 +28,14 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 use std::thread;
 
-use nix::sched::CloneFlags;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
-use rustix::fs::{Mode, Stat};
+use rustix::fs::Stat;
 use sha2::{Digest as _, Sha256};
 
 pub use self::archive::{Archive, Entry, EntryKind};
 pub(super) use self::archive::{Time, printable};
+use self::confinement::{Task, confine, own_file_system_state};
 pub use self::decompress::{Compression, reader};
 pub use self::directories::DIRECTORY;
 pub(super) use self::directories::{failed, find_in_lowers};
@@ -136,18 +139,40 @@ impl Unpacked {
     /// # Errors
     /// `InvalidArgument` where the layer links to a file that nobody has, and what the file system answers.
     pub fn finish(self, lowers: &[OwnedFd]) -> Result<Applied> {
-        match self.made {
-            Made::Tree(tree) => tree.finish(lowers)?,
-            Made::Image(image) => {
-                // Named after what is in it, as the same layer gives the same image.
-                let mut identity = [0; 16];
-                identity.copy_from_slice(&Sha256::digest(&self.applied.diff_id)[..16]);
-                let file = image.finish(lowers, identity)?;
-                file.sync_data().map_err(|error| Error::io("sync", "image", error))?;
-            }
-        }
-        Ok(self.applied)
+        let Unpacked { applied, made } = self;
+        let diff_id = applied.diff_id.as_str();
+        thread::scope(|scope| {
+            let finish = move || match made {
+                Made::Tree(tree) => {
+                    own_file_system_state(tree.root())?;
+                    confine(Task::Files { root: tree.root(), lowers })?;
+                    tree.finish(lowers)
+                }
+                Made::Image(image) => {
+                    confine(Task::Image { lowers })?;
+                    // Named after what is in it, as the same layer gives the same image.
+                    let mut identity = [0; 16];
+                    identity.copy_from_slice(&Sha256::digest(diff_id)[..16]);
+                    image.finish(lowers, identity).map(drop)
+                }
+            };
+            start("unpack")
+                .spawn_scoped(scope, finish)
+                .context("start", "unpack thread")?
+                .join()
+                .map_err(panicked)?
+        })?;
+        Ok(applied)
     }
+}
+
+/// A thread of a pass, to be.
+fn start(name: &str) -> thread::Builder {
+    thread::Builder::new().name(name.to_owned())
+}
+
+fn panicked<T>(_: T) -> Error {
+    Error::because(Kind::Internal, "unpack", "layer", "a thread panicked")
 }
 
 /// Applies a layer. The stream is read to its end; what it holds is in the target afterwards, though not synced.
@@ -164,23 +189,28 @@ pub fn apply(input: impl Read + Send, target: Target) -> Result<Applied> {
 }
 
 /// Reads a layer to its end and makes what it holds, as [`apply`] does, but for what the layers below tell.
-pub fn unpack(input: impl Read + Send, place: Place) -> Result<Unpacked> {
+pub fn unpack(mut input: impl Read + Send, place: Place) -> Result<Unpacked> {
     let (to_write, written) = mpsc::sync_channel(PIECES);
     let (to_hash, hashed) = mpsc::sync_channel(PIECES);
     let (used, to_fill) = mpsc::channel::<Vec<u8>>();
     let used_too = used.clone();
-    let start = |name: &str| thread::Builder::new().name(name.to_owned());
-    let panicked = |_| Error::because(Kind::Internal, "unpack", "layer", "a thread panicked");
+    let input = &mut input;
     thread::scope(|scope| {
         let hasher = start("hash")
-            .spawn_scoped(scope, move || hash(&hashed, &used_too))
+            .spawn_scoped(scope, move || confine(Task::Compute).map(|()| hash(&hashed, &used_too)))
             .context("start", "hash thread")?;
         let writer = start("unpack")
-            .spawn_scoped(scope, move || write(Pieces::new(written, used), place))
+            .spawn_scoped(scope, move || write(Archive::new(Pieces::new(written, used)), place))
             .context("start", "unpack thread")?;
-        let read = decompress(input, &[to_write, to_hash], &to_fill);
+        let reader = start("decompress")
+            .spawn_scoped(scope, move || {
+                confine(Task::Compute).map_err(Stopped::Stream)?;
+                decompress(input, &[to_write, to_hash], &to_fill)
+            })
+            .context("start", "decompress thread")?;
+        let read = reader.join().map_err(panicked)?;
         let written = writer.join().map_err(panicked)?;
-        let (diff_id, size) = hasher.join().map_err(panicked)?;
+        let (diff_id, size) = hasher.join().map_err(panicked)??;
         match (read, written) {
             (Ok(compression), Ok(made)) => {
                 Ok(Unpacked { applied: Applied { diff_id, size, compression }, made })
@@ -209,7 +239,7 @@ enum Stopped {
 
 /// Sends the decompressed stream to all takers. Without an empty piece at last, it broke off.
 fn decompress(
-    input: impl Read + Send,
+    input: &mut (impl Read + Send),
     takers: &[mpsc::SyncSender<Piece>],
     to_fill: &mpsc::Receiver<Vec<u8>>,
 ) -> Result<Compression, Stopped> {
@@ -262,35 +292,40 @@ fn fill(reader: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// The writing side: a thread of its own, since it has a file mode mask of its own.
-fn write(pieces: Pieces, place: Place) -> Result<Made> {
-    let mut archive = Archive::new(pieces);
-    let (root, whiteouts) = match place {
-        Place::Directory { root, whiteouts } => (root, whiteouts),
+/// The writing side.
+fn write(mut archive: Archive<Pieces>, place: Place) -> Result<Made> {
+    match place {
+        Place::Directory { root, whiteouts } => write_tree(archive, root, whiteouts),
         Place::Image(file) => {
+            confine(Task::Image { lowers: &[] })?;
             let mut image = Image::new(file)?;
             while let Some(entry) = archive.next_entry()? {
                 image.write(&entry, &mut archive)?;
             }
             archive.drain()?;
-            return Ok(Made::Image(Box::new(image)));
+            Ok(Made::Image(Box::new(image)))
         }
-    };
-    // With a mask of 0, the mode given at creation is the mode: one system call less per file. The mask belongs to
-    // the process, so this thread first gets its own, which the threads that it starts share.
-    nix::sched::unshare(CloneFlags::CLONE_FS).context("unshare", "file mode mask")?;
-    rustix::process::umask(Mode::empty());
+    }
+}
+
+fn write_tree(mut archive: Archive<Pieces>, root: OwnedFd, whiteouts: Whiteouts) -> Result<Made> {
+    // The threads that this one starts share what it gets here, and are started before it may start none.
+    own_file_system_state(&root)?;
+    let place = root.try_clone().context("open", "root of the layer")?;
+    let task = Task::Files { root: &place, lowers: &[] };
     let helpers = thread::available_parallelism().map_or(1, usize::from).saturating_sub(1).min(MAX_HELPERS);
     let files = Arc::new(Files::default());
     thread::scope(|scope| {
         // However this ends, the threads do too.
         let _closing = files::Closing(&files);
         for _ in 0..helpers {
-            thread::Builder::new()
-                .name("unpack".to_owned())
-                .spawn_scoped(scope, || files.work())
-                .context("start", "unpack thread")?;
+            let work = || match confine(task) {
+                Ok(()) => files.work(),
+                Err(error) => files.fail(error),
+            };
+            start("unpack").spawn_scoped(scope, work).context("start", "unpack thread")?;
         }
+        confine(task)?;
         let mut tree = Tree::new(root, whiteouts, (helpers > 0).then(|| files.clone()))?;
         while let Some(entry) = archive.next_entry()? {
             tree.write(entry, &mut archive)?;

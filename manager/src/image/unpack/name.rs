@@ -1,5 +1,7 @@
 //! Names within a layer: cleaned, split, and what they ask for.
 
+use super::switches;
+
 /// Prefix of the names that hide what a lower layer has (OCI image layer specification, whiteouts).
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// The name that hides everything that lower layers have in its directory.
@@ -33,6 +35,9 @@ pub enum Purpose<'a> {
 
 /// Removes empty components and `.`, and resolves `..` by text; what would lead above the root stays in the root.
 pub fn clean(name: &[u8]) -> Vec<u8> {
+    if switches::is_off("names") {
+        return name.strip_suffix(b"/").unwrap_or(name).to_vec();
+    }
     let mut clean: Vec<u8> = Vec::with_capacity(name.len());
     for component in name.split(|byte| *byte == b'/') {
         match component {

@@ -98,6 +98,11 @@ impl Tree {
         }
     }
 
+    /// The root.
+    pub fn root(&self) -> &OwnedFd {
+        self.directories.root()
+    }
+
     /// Waits for all files that are made elsewhere.
     pub fn settle(&self) -> Result<()> {
         self.files.as_ref().map_or(Ok(()), |files| files.settle())
