@@ -62,11 +62,10 @@ fn state(outside: &Path) -> Vec<String> {
     lines
 }
 
-/// The part that runs in a process of its own.
+/// The part that runs in a process of its own, which has a place to attack.
 #[test]
-#[ignore = "run by layers_stay_in_the_root_by_the_kernel_alone"]
 fn attacker() {
-    let place = std::env::var_os(ATTACKED).expect("a place to attack");
+    let Some(place) = std::env::var_os(ATTACKED) else { return };
     let place = Path::new(&place);
     let (root, outside) = (place.join("root"), place.join("outside"));
     // The harness begins a line.
@@ -89,7 +88,7 @@ fn attack(off: &str) -> Vec<String> {
     let place = tempfile::tempdir().unwrap();
     let name = concat!(module_path!(), "::attacker").split_once("::").unwrap().1;
     let output = Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env("ORLOP_TEST_OFF", off)
         .env(ATTACKED, place.path())
         .output()
