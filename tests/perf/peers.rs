@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use orlop_tests::{Cmd, binaries, go, has_go};
+use orlop_tests::{Cmd, NEWER_CRUN, binaries, go, has_go, newer_crun};
 
-/// runc's newest release, built here from Go's module proxy, and youki's, from crates.io. crun's are in no such place.
+/// runc's newest release, built here from Go's module proxy, and youki's, from crates.io. crun's are in no such place; a later Debian's is
+/// newer than ours.
 const RUNC: &str = "1.5.2";
 const YOUKI: &str = "0.7.0";
 
@@ -20,6 +21,7 @@ pub fn all() -> Vec<(String, PathBuf)> {
     }
     let directory = binaries::target_dir().join("peers");
     add(format!("runc-{RUNC}"), runc(&directory));
+    add(format!("crun-{NEWER_CRUN}"), newer_crun());
     add(format!("youki-{YOUKI}"), youki(&directory));
     all
 }

@@ -16,6 +16,7 @@
 pub mod binaries;
 mod bundle;
 mod command;
+mod crun;
 pub mod daemon;
 mod front;
 mod go;
@@ -34,6 +35,7 @@ mod terminal;
 
 pub use bundle::{Bundle, busybox_rootfs};
 pub use command::{Cmd, Output, Process};
+pub use crun::{NEWER_CRUN, newer_crun};
 pub use daemon::{Containerd, Daemon, Orlopd, Variant};
 pub use front::{Cutter, Deed, Front, Request};
 pub use go::{go, has_go};

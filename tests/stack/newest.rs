@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use orlop_tests::{
-    Cmd, Containerd, Daemon, Image, Orlopd, Registry, Root, Variant, binaries, go, poll_until,
+    Cmd, Containerd, Daemon, Image, Orlopd, Registry, Root, Variant, binaries, go, newer_crun, poll_until,
 };
 
 use crate::ctr_walk::{Client, walk};
@@ -78,7 +78,12 @@ pub fn build() -> PathBuf {
 }
 
 fn check(daemon: &impl Daemon, root: &Root, runtime: &str) {
-    let program = if runtime == "orlop" { binaries::orlop() } else { binaries::system(runtime) };
+    let program = match runtime {
+        "orlop" => binaries::orlop(),
+        // Debian's refuses the version of the specification that this client writes.
+        "crun" => newer_crun().unwrap_or_else(|why| panic!("{why}")),
+        other => binaries::system(other),
+    };
     let image = import_image(root, daemon);
     exercise(root, daemon, &image, &["--runc-binary", program.to_str().expect("paths here are UTF-8")]);
 }
@@ -92,9 +97,9 @@ fn the_newest_containerd_its_shim_and_its_client() {
     let programs = build();
     let shim = "containerd-shim-runc-v2";
     let [containerd, theirs, client] = PROGRAMS.map(|name| programs.join(name));
-    // Debian's crun refuses the version of the specification that this client writes.
-    for runtime in ["orlop", "runc"] {
-        let variant = Variant { client: Some(client.clone()), ..Variant::default() };
+    for runtime in ["orlop", "runc", "crun"] {
+        let hide_unified = runtime == "crun";
+        let variant = Variant { client: Some(client.clone()), hide_unified, ..Variant::default() };
         for (whose, program) in [("our shim", binaries::shim()), ("its shim", theirs.clone())] {
             println!("{runtime} under {whose} under containerd {VERSION}");
             let root = Root::new();

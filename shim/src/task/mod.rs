@@ -520,9 +520,10 @@ impl Task {
                 self.shares_pids = shares_pids;
                 self.created = true;
                 self.init.pid = pid;
-                effects.push(Effect::Watch(pid));
                 effects.push(Effect::Publish(Event::Create { pid }));
                 answer(call, Ok(Reply::Pid(pid)), effects);
+                // No request and no exit is taken in before that is done, so nobody has to wait for it.
+                effects.push(Effect::Watch(pid));
             }
             (Job::Prepare | Job::Create, result) => {
                 self.failure = Some(result.err().unwrap_or_else(|| no_pid("create")));
