@@ -7,8 +7,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 
 use orlop_proto::containerd::services::content::v1::*;
-use orlop_proto::error::{Context as _, Result};
+use orlop_proto::error::{Context as _, Error, Result};
+use orlop_proto::kind::Kind;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tonic::Code;
 
 use super::Context;
 use crate::blob::{PART, Upload};
