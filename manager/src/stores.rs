@@ -16,10 +16,10 @@ use crate::events::Exchange;
 use crate::external::differ::Differs;
 use crate::fsck::Checker;
 use crate::gc::Collector;
-use crate::image::ImageService;
 use crate::image::processor::Processors;
 use crate::image::registry::{self, Registries};
 use crate::image::verifier::Verifiers;
+use crate::image::{ImageService, Programs};
 use crate::mount::Mounts;
 use crate::snapshot::Snapshots;
 use crate::store::containers::Containers;
@@ -94,9 +94,11 @@ impl Stores {
             images.clone(),
             leases.clone(),
             registries,
-            Verifiers::new(config.image_verifier.clone()),
-            Processors::new(config.stream_processors.clone()),
-            Differs::new(&config.proxy_plugins)?,
+            Programs {
+                verifiers: Verifiers::new(config.image_verifier.clone()),
+                processors: Processors::new(config.stream_processors.clone()),
+                differs: Differs::new(&config.proxy_plugins)?,
+            },
         );
         Ok(Stores {
             namespaces: Namespaces::new(database.clone(), exchange.clone()),

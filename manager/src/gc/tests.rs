@@ -170,7 +170,7 @@ async fn a_lease_keeps_until_it_ends() {
     assert_eq!(place.collector.collect().await.unwrap(), Removed::default());
     place.leases.delete(&leased, "l").await.unwrap();
     let removed = place.collector.collect().await.unwrap();
-    assert_eq!(removed, Removed { content: 1, snapshots: 1, ingests: 1, leases: 0 });
+    assert_eq!(removed, Removed { content: 1, snapshots: 1, mounts: 0, ingests: 1, leases: 0 });
     assert_eq!((place.blobs(), place.layers()), (0, 0));
 }
 

@@ -69,6 +69,16 @@ pub struct ImageService {
     shared: Arc<Shared>,
 }
 
+/// Programs that have a say in what becomes of images.
+pub struct Programs {
+    /// They decide what may be pulled.
+    pub verifiers: Verifiers,
+    /// They turn layers of other types into ones that are unpacked here.
+    pub processors: Processors,
+    /// They apply and make layers.
+    pub differs: Differs,
+}
+
 struct Shared {
     content: ContentStore,
     snapshots: Snapshots,
@@ -144,10 +154,9 @@ impl ImageService {
         images: Images,
         leases: Leases,
         registries: Registries,
-        verifiers: Verifiers,
-        processors: Processors,
-        differs: Differs,
+        programs: Programs,
     ) -> ImageService {
+        let Programs { verifiers, processors, differs } = programs;
         ImageService {
             shared: Arc::new(Shared {
                 content,

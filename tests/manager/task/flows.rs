@@ -152,11 +152,14 @@ fn a_container_that_does_not_run_is_told_apart_from_none() {
 }
 
 #[test]
-fn checkpoint_is_refused_plainly() {
+fn a_checkpoint_without_criu_leaves_the_container_as_it_was() {
     let stage = Stage::new(&foreign());
     stage.start("c");
     let refused = stage.ctr(&["tasks", "checkpoint", "c"]).run().failure();
-    assert!(refused.stderr.contains("checkpointing a task into content: not implemented"), "{refused}");
+    assert!(refused.stderr.contains("CRIU"), "{refused}");
+    assert_eq!(stage.status("c"), "RUNNING");
+    let images = stage.ctr(&["images", "ls", "-q"]).run().success().stdout;
+    assert_eq!(images, "");
     stage.remove("c");
     stage.finish();
 }
