@@ -14,6 +14,8 @@ pub const DEFAULT_TEXT: &str = include_str!("default.toml");
 /// The runtime name that stock clients ask for.
 pub const RUNC_V2: &str = "io.containerd.runc.v2";
 
+/// Docker's own configuration file.
+const DAEMON_JSON: &str = "/etc/docker/daemon.json";
 /// Directory of what a reboot may remove, unless told otherwise.
 const DEFAULT_STATE: &str = "/run/orlopd";
 
@@ -83,6 +85,17 @@ pub struct Docker {
     pub gid: u32,
     /// The cgroup above those of containers that name none.
     pub cgroup_parent: String,
+    /// Docker's own configuration file; by default `/etc/docker/daemon.json` with the default state directory, if it is
+    /// there, and none with another.
+    pub daemon_json: Option<PathBuf>,
+    /// Further places to serve the API: `unix://PATH`, and `tcp://HOST:PORT` to clients with a certificate.
+    pub hosts: Vec<String>,
+    /// Authorities of the certificates of clients on TCP.
+    pub tls_ca_cert: Option<PathBuf>,
+    /// Our certificate on TCP.
+    pub tls_cert: Option<PathBuf>,
+    /// Its key.
+    pub tls_key: Option<PathBuf>,
 }
 
 /// Logging.
@@ -325,7 +338,17 @@ impl Default for Grpc {
 
 impl Default for Docker {
     fn default() -> Self {
-        Docker { address: None, uid: 0, gid: 0, cgroup_parent: "/docker".to_owned() }
+        Docker {
+            address: None,
+            uid: 0,
+            gid: 0,
+            cgroup_parent: "/docker".to_owned(),
+            daemon_json: None,
+            hosts: Vec::new(),
+            tls_ca_cert: None,
+            tls_cert: None,
+            tls_key: None,
+        }
     }
 }
 
@@ -456,6 +479,12 @@ impl Config {
         self.docker.address.clone().or_else(default)
     }
 
+    /// Path of Docker's own configuration file, and whether it must be there.
+    pub fn daemon_json(&self) -> Option<(PathBuf, bool)> {
+        let default = || (self.state == Path::new(DEFAULT_STATE)).then(|| (DAEMON_JSON.into(), false));
+        self.docker.daemon_json.clone().map(|path| (path, true)).or_else(default)
+    }
+
     /// How many threads drive the asynchronous work: it never blocks, so two serve any number of cores at the
     /// price of two stacks.
     pub fn workers(&self) -> usize {
@@ -485,6 +514,10 @@ mod tests {
         assert_eq!(explicit.tracing.endpoint.take().as_deref(), Some("http://127.0.0.1:4318"));
         assert_eq!(explicit.tracing.service_name.take().as_deref(), Some("orlopd"));
         assert_eq!(explicit.docker.address.take(), Some("/run/orlopd/docker.sock".into()));
+        assert_eq!(explicit.docker.daemon_json.take(), Some("/etc/docker/daemon.json".into()));
+        assert_eq!(explicit.docker.tls_ca_cert.take(), Some("/etc/docker/ca.pem".into()));
+        assert_eq!(explicit.docker.tls_cert.take(), Some("/etc/docker/server-cert.pem".into()));
+        assert_eq!(explicit.docker.tls_key.take(), Some("/etc/docker/server-key.pem".into()));
         assert_eq!(explicit, Config::default());
     }
 

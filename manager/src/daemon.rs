@@ -22,6 +22,7 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::grpc::health::v1::health_server::HealthServer;
 use orlop_proto::kind::Kind;
 use orlop_proto::orlop::admin::v1::admin_server::AdminServer;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -47,6 +48,8 @@ use crate::api::transfer::TransferService;
 use crate::api::version::VersionService;
 use crate::config::Config;
 use crate::docker;
+use crate::docker::settings::{File, Settings};
+use crate::docker::sockets::Sockets;
 use crate::external::sandboxer::Sandboxers;
 use crate::listeners::Listeners;
 use crate::reload::Reload;
@@ -111,6 +114,11 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
     let engine = match config.docker_address() {
         None => None,
         Some(address) => {
+            let file = match config.daemon_json() {
+                Some((path, must_be_there)) => File::read(&path, must_be_there)?,
+                None => None,
+            };
+            let sockets = Sockets::of(&config.docker, file.as_ref())?;
             let parts = docker::Parts {
                 database: stores.database.clone(),
                 content: content.clone(),
@@ -119,20 +127,33 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
                 records: containers.clone(),
                 images: transfers.clone(),
                 supervisor: supervisor.clone(),
+                exchange: exchange.clone(),
                 root: config.root.join("docker"),
                 state: config.state.join("docker"),
                 id: uuid.clone(),
                 cgroup_parent: config.docker.cgroup_parent.clone(),
+                settings: file.as_ref().map(Settings::of).transpose()?.unwrap_or_default(),
             };
-            Some((docker::Engine::new(parts)?, address))
+            Some((docker::Engine::new(parts)?, address, sockets))
         }
     };
 
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let shims = listeners.listen(&config.ttrpc_address(), config.grpc.uid, config.grpc.gid)?;
     let engine = match engine {
-        Some((engine, address)) => {
-            Some((engine, listeners.listen(&address, config.docker.uid, config.docker.gid)?))
+        Some((engine, address, sockets)) => {
+            let mut all = vec![listeners.listen(&address, config.docker.uid, config.docker.gid)?];
+            for path in sockets.unix.iter().filter(|path| **path != address) {
+                all.push(listeners.listen(path, config.docker.uid, config.docker.gid)?);
+            }
+            let mut secured = Vec::new();
+            if let Some(acceptor) = sockets.acceptor()? {
+                for address in &sockets.tcp {
+                    let listener = TcpListener::bind(address).await.context("listen on", &**address)?;
+                    secured.push((listener, acceptor.clone()));
+                }
+            }
+            Some((engine, all, secured))
         }
         None => None,
     };
@@ -217,10 +238,20 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         router.serve_with_incoming_shutdown(UnixListenerStream::new(listener), until(stopped.clone())),
     );
     let collecting = tokio::spawn(collector.clone().run());
-    if let Some((engine, listener)) = engine {
-        engine.recover().await?;
-        tokio::spawn(docker::serve(listener, engine, until(stopped.clone())));
-    }
+    let engine = match engine {
+        None => None,
+        Some((engine, all, secured)) => {
+            engine.recover().await?;
+            for listener in all {
+                tokio::spawn(docker::serve(listener, engine.clone(), until(stopped.clone())));
+            }
+            for (listener, acceptor) in secured {
+                let until = until(stopped.clone());
+                tokio::spawn(docker::serve_tls(listener, acceptor, engine.clone(), until));
+            }
+            Some(engine)
+        }
+    };
     let restarting = tokio::spawn(restarts.run());
     if let Some(listener) = watched {
         let supervisor = supervisor.clone();
@@ -240,7 +271,7 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
             signal = signals.next() => match signal {
                 Signalled::Reload => {
                     service_manager::reloading();
-                    reload.apply(&stores, &supervisor);
+                    reload.apply(&stores, &supervisor, engine.as_ref());
                     service_manager::ready();
                 }
                 Signalled::Stop(signal) => {

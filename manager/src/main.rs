@@ -19,7 +19,6 @@ mod listeners;
 mod memory;
 mod metrics;
 mod mount;
-#[allow(dead_code, reason = "the Docker API, which uses it, comes next")]
 mod network;
 mod offline;
 mod plugins;
@@ -36,7 +35,6 @@ mod stores;
 mod task;
 mod traces;
 mod ttrpc;
-#[allow(dead_code, reason = "the Docker API, which uses it, comes next")]
 mod volume;
 
 use std::process::ExitCode;
@@ -77,6 +75,12 @@ impl Options {
         }
         if self.docker_address.is_some() {
             config.docker.address.clone_from(&self.docker_address);
+        }
+        if let Some((path, must_be_there)) = config.daemon_json()
+            && let Some(file) = docker::settings::File::read(&path, must_be_there)?
+            && let Some(level) = file.level()?
+        {
+            config.debug.level = level;
         }
         Ok(config)
     }

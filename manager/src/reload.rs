@@ -7,6 +7,8 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::{Registry, reload};
 
 use crate::config::Config;
+use crate::docker::Engine;
+use crate::docker::settings::{File, Settings};
 use crate::stores::Stores;
 use crate::task::Supervisor;
 
@@ -29,13 +31,25 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Reads the configuration and applies what can change while serving: the log's level, `[gc]`, `[snapshots]` and
-    /// `[runtimes]`. One that cannot be read changes nothing.
-    pub fn apply(&mut self, stores: &Stores, supervisor: &Supervisor) {
-        let new = match (self.read)() {
-            Ok(new) => new,
+    /// Reads the configuration and applies what can change while serving: the log's level, `[gc]`, `[snapshots]`,
+    /// `[runtimes]`, and of Docker's daemon.json what dockerd reads again too. One that cannot be read changes nothing.
+    pub fn apply(&mut self, stores: &Stores, supervisor: &Supervisor, engine: Option<&Engine>) {
+        let read = || {
+            let new = (self.read)()?;
+            let file = match new.daemon_json() {
+                Some((path, must_be_there)) => File::read(&path, must_be_there)?,
+                None => None,
+            };
+            let settings = file.as_ref().map(Settings::of).transpose()?.unwrap_or_default();
+            Ok::<_, orlop_proto::error::Error>((new, settings))
+        };
+        let (new, settings) = match read() {
+            Ok(read) => read,
             Err(error) => return tracing::error!(%error, "the configuration stays as it was"),
         };
+        if let Some(engine) = engine {
+            engine.reload(&settings);
+        }
         if let Some(log) = &self.log {
             // It fails only when there is no log any more.
             let _ = log.modify(|filter| *filter = targets(LevelFilter::from(new.debug.level)));

@@ -68,3 +68,35 @@ fn images_are_pulled_and_pushed() {
     drop(registry);
     side.finish();
 }
+
+#[test]
+fn other_platforms_are_parts_of_an_image() {
+    let side = Side::orlopd();
+    let registry = Registry::start(&side.root);
+    let images = [Image::two_layers(), Image::two_layers().architecture("arm64")];
+    Image::push_index(&images, false, &registry, "many", "1");
+    let name = format!("{}/many:1", registry.address());
+    side.says(&format!("$docker pull --platform linux/arm64 {name}"));
+    let shown = format!("$docker inspect --format '{{{{.Architecture}}}}' {name}");
+    assert_eq!(side.says(&shown), "arm64");
+    assert_eq!(side.says("$docker images --format '{{.Tag}}' --filter reference='*many*'"), "1");
+    let parts = |wanted: &str| {
+        let line = format!(
+            "curl --silent --unix-socket $dir/docker.sock 'http://d/images/{name}/json?manifests=1' | grep -o '\"Available\":{wanted}' | wc -l"
+        );
+        side.says(&line)
+    };
+    assert_eq!((parts("true"), parts("false")), ("1".to_owned(), "1".to_owned()));
+    side.says(&format!("$docker pull {name}"));
+    assert_eq!(side.says(&shown), "amd64", "this machine's comes first");
+    assert_eq!(parts("true"), "2");
+    side.says(&format!("$docker save --output $dir/many.tar {name}"));
+    assert_eq!(side.says("tar -xOf $dir/many.tar manifest.json | grep -o Config | wc -l"), "1");
+    for image in &images {
+        let blob = image.digest().replace(':', "/");
+        side.says(&format!("tar -tf $dir/many.tar blobs/{blob}"));
+    }
+    side.says(&format!("$docker rmi {name}; $docker load --input $dir/many.tar; $run --rm {name} true"));
+    drop(registry);
+    side.finish();
+}

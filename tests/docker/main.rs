@@ -2,12 +2,15 @@
 
 mod build;
 mod containers;
+mod engine;
 mod files;
+mod flags;
 mod images;
 mod kill_points;
 mod networks;
 mod programs;
 mod recovery;
+mod registries;
 mod side;
 mod volumes;
 mod walk;

@@ -1,5 +1,6 @@
 //! Networks, as a person types them: on orlopd and on Debian's dockerd, each on a host of its own.
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use orlop_tests::{binaries, poll_until};
@@ -133,5 +134,65 @@ fn what_is_published_outlives_the_daemon_and_nothing_stays() {
     for trace in ["veth", "br-", "8080"] {
         assert!(!left.contains(trace), "{left}");
     }
+    side.finish();
+}
+
+/// A socket of the network namespace that a process is in. It stays one, whichever thread uses it.
+fn socket_of(pid: &str, address: &'static str) -> UdpSocket {
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net")).expect("a network namespace");
+    let make = move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).expect("entering the namespace");
+        UdpSocket::bind(address).expect("a socket")
+    };
+    std::thread::spawn(make).join().expect("a socket")
+}
+
+#[test]
+fn a_stream_of_datagrams_follows_its_port() {
+    let side = Side::orlopd_alone(binaries::system("docker"));
+    side.says("$docker run --detach --name first bb sleep 1000");
+    let gateway = side.says("$docker network inspect --format '{{(index .IPAM.Config 0).Gateway}}' bridge");
+    let socket = socket_of(&side.says("echo $host"), "0.0.0.0:4444");
+    let send = || drop(socket.send_to(b"ping\n", format!("{gateway}:9000")));
+    // From here on the kernel knows the stream, which leads to nobody.
+    send();
+    side.says("$docker run --detach --name udp --publish 9000:9000/udp bb sleep 1000");
+    let inside = socket_of(&side.says("$docker inspect --format '{{.State.Pid}}' udp"), "0.0.0.0:9000");
+    inside.set_read_timeout(Some(Duration::from_millis(200))).expect("a deadline");
+    let mut buffer = [0; 8];
+    poll_until(Duration::from_secs(20), "a datagram in the container", || {
+        send();
+        inside.recv(&mut buffer).is_ok_and(|length| &buffer[..length] == b"ping\n")
+    });
+    drop(inside);
+    side.finish();
+}
+
+#[test]
+fn a_containers_own_name_server_is_asked_from_its_network() {
+    let side = Side::orlopd_alone(binaries::system("docker"));
+    side.says("$docker network create net");
+    side.says("$docker run --detach --name asks --network net --dns 127.0.0.1 bb sleep 1000");
+    // A server that nobody but the container itself can reach.
+    let server = socket_of(&side.says("$docker inspect --format '{{.State.Pid}}' asks"), "127.0.0.1:53");
+    server.set_read_timeout(Some(Duration::from_millis(100))).expect("a deadline");
+    let mut buffer = [0; 512];
+    let mut client = side.docker(&["exec", "asks", "busybox", "nslookup", "only.here"]).spawn();
+    while client.running() {
+        let Ok((length, from)) = server.recv_from(&mut buffer) else { continue };
+        let name = 12 + buffer[12..length].iter().position(|&byte| byte == 0).expect("a name");
+        // RFC 1035, section 4.1: the header with one answer, the question, and an address for the name at offset 12.
+        let is_v4 = buffer[name + 1..name + 3] == [0, 1];
+        let mut answer = [&buffer[..2], &[0x81, 0x80, 0, 1, 0, u8::from(is_v4), 0, 0, 0, 0]].concat();
+        answer.extend_from_slice(&buffer[12..name + 5]);
+        if is_v4 {
+            answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 9]);
+        }
+        server.send_to(&answer, from).expect("sending");
+    }
+    let out = client.wait(Duration::from_secs(20));
+    assert!(out.stdout.contains("192.0.2.9"), "{out}");
+    drop(server);
+    side.says("$docker rm --force asks; $docker network rm net");
     side.finish();
 }

@@ -35,21 +35,36 @@ impl Side {
 
     /// orlopd, called by this client.
     pub fn orlopd_for(docker: PathBuf) -> Side {
-        Side::orlopd_in(Root::new(), docker, None)
+        Side::orlopd_in(Root::new(), docker, None, "")
     }
 
     /// orlopd on a host of its own as far as the network goes: what it makes there is nobody else's.
     pub fn orlopd_alone(docker: PathBuf) -> Side {
         let root = Root::new();
         let host = own_host(&root);
-        Side::orlopd_in(root, docker, Some(host))
+        Side::orlopd_in(root, docker, Some(host), "")
     }
 
-    fn orlopd_in(root: Root, docker: PathBuf, host: Option<Process>) -> Side {
+    /// orlopd on a host of its own, with a daemon.json of which `$dir` is the root.
+    pub fn orlopd_with(docker: PathBuf, daemon_json: &str) -> Side {
+        let root = Root::new();
+        let host = own_host(&root);
+        let path = root.join("daemon.json");
+        let text = daemon_json.replace("$dir", &root.path().display().to_string());
+        std::fs::write(&path, text).expect("writing daemon.json");
+        Side::orlopd_in(root, docker, Some(host), &format!("daemon_json = {path:?}\n"))
+    }
+
+    /// orlopd with more lines in its configuration, below a root that has something in it already.
+    pub fn orlopd_on_host(root: Root, docker: PathBuf, more: &str) -> Side {
+        Side::orlopd_in(root, docker, None, more)
+    }
+
+    fn orlopd_in(root: Root, docker: PathBuf, host: Option<Process>, more: &str) -> Side {
         let network = host.as_ref().map(|host| format!("/proc/{}/ns/net", host.pid()).into());
         let variant = Variant { network, ..Variant::default() };
         let config = format!(
-            "[docker]\naddress = {:?}\ncgroup_parent = {:?}\n",
+            "[docker]\naddress = {:?}\ncgroup_parent = {:?}\n{more}",
             root.join("docker.sock"),
             format!("/{}", root.tag())
         );

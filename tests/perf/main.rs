@@ -4,11 +4,15 @@
 //! the kernel stays cheap for a while after its first taker, so a tight loop hides what a single start pays. Nothing here
 //! fails on a slow machine; counts and sizes that must hold are tests. `BENCH_ONLY` names the one part to be run.
 
+mod docker;
 mod manager;
 mod peers;
 mod pulls;
 mod runtimes;
 mod shims;
+#[path = "../docker/side.rs"]
+#[allow(dead_code, reason = "the benchmark needs less of it than the tests")]
+mod side;
 mod stack;
 
 use std::os::unix::process::CommandExt;
@@ -130,6 +134,7 @@ fn main() {
         ("stack", stack::bench),
         ("manager", manager::bench),
         ("pulls", pulls::bench),
+        ("docker", docker::bench),
     ] {
         if only.as_deref().is_none_or(|only| only == name) {
             bench(plan);

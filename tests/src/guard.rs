@@ -74,8 +74,8 @@ impl Authority {
         (self.dir.join("client.pem"), self.dir.join("client.key"))
     }
 
-    /// The registry's certificate and key.
-    pub(crate) fn registry(&self) -> (PathBuf, PathBuf) {
+    /// The certificate and key of a server on 127.0.0.1.
+    pub fn registry(&self) -> (PathBuf, PathBuf) {
         (self.dir.join("registry.pem"), self.dir.join("registry.key"))
     }
 

@@ -75,6 +75,13 @@ pub struct MountPoint {
     pub options: String,
 }
 
+/// Bytes of memory that a process has resident (proc_pid_status(5), `VmRSS`).
+pub fn resident(pid: i32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
+
 /// The mounts of this mount namespace, in order of mounting.
 pub fn mounts() -> Vec<MountPoint> {
     mounts_in(Path::new("/proc/self/mountinfo"))

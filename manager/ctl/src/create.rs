@@ -26,7 +26,7 @@ use crate::cli::container::Create;
 use crate::client::Client;
 use crate::image::{self, Image};
 use crate::platform::Platform;
-use crate::{cdi, host, labels, mounts, unpack};
+use crate::{host, labels, mounts, unpack};
 
 /// The label by which `tasks kill` learns how a container wants to be stopped.
 pub const STOP_SIGNAL: &str = "io.containerd.image.config.stop-signal";
@@ -179,7 +179,9 @@ fn check(options: &Create) -> Result<Checked> {
         rlimits: collect(&process.ulimit, arguments::rlimit)?,
         sysctl: labels::pairs("sysctl", &isolation.sysctl)?,
         devices,
-        edits: cdi::edits(&isolation.cdi_spec_dir, &named)?,
+        edits: spec::cdi_files::edits(&isolation.cdi_spec_dir, &named, |error| {
+            eprintln!("orlopctl: {error}")
+        })?,
         profile: isolation.seccomp_profile.as_deref().map(seccomp_profile).transpose()?,
         runtime: runtime_options(options)?,
         platform: Platform::wanted(options.platform.as_deref())?,

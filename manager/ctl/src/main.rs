@@ -1,7 +1,6 @@
 //! `orlopctl`: the manager from the command line, as `ctr` is for containerd.
 
 mod blob;
-mod cdi;
 mod cli;
 mod client;
 mod commands;

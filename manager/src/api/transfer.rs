@@ -173,6 +173,7 @@ impl TransferService {
             hosts: Some(resolver.host_dir).filter(|path| !path.is_empty()).map(PathBuf::from),
             headers: sorted(resolver.headers).into_iter().collect(),
             credentials,
+            ..Access::default()
         })
     }
 }

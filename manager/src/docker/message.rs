@@ -11,8 +11,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::upgrade::{OnUpgrade, Upgraded};
-use hyper_util::rt::TokioIo;
+use hyper::upgrade::OnUpgrade;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -259,9 +258,6 @@ pub fn upgraded(content_type: &'static str) -> Reply {
     headers.insert(UPGRADE, HeaderValue::from_static("tcp"));
     reply
 }
-
-/// A connection that belongs to an end point.
-pub type Connection = TokioIo<Upgraded>;
 
 /// Standard output and standard error in one stream: each piece behind a header of eight bytes with its stream and
 /// length (API reference, "Stream format").

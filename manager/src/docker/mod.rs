@@ -17,22 +17,26 @@ mod message;
 mod names;
 mod networks;
 mod route;
+pub mod settings;
 mod signal;
+pub mod sockets;
 mod spec;
 mod swarm;
 mod system;
+mod usage;
 mod volumes;
 
 use std::ops::Deref;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use orlop_proto::error::Result;
 
-pub use connection::serve;
+pub use connection::{serve, serve_tls};
 
 use crate::content::ContentStore;
 use crate::db::Database;
+use crate::events::Exchange;
 use crate::image::ImageService;
 use crate::network::Networks;
 use crate::request::{Namespace, RequestContext};
@@ -41,6 +45,7 @@ use crate::store::containers::Containers;
 use crate::store::images::Images;
 use crate::task::Supervisor;
 use crate::volume::Volumes;
+use settings::Settings;
 
 /// The namespace of everything that is made through this API.
 pub const NAMESPACE: &str = "moby";
@@ -61,6 +66,8 @@ pub struct Parts {
     pub images: ImageService,
     /// Running containers.
     pub supervisor: Supervisor,
+    /// Where shims tell what happens.
+    pub exchange: Exchange,
     /// Directory of everything that outlives a reboot.
     pub root: PathBuf,
     /// Directory of what a reboot may remove.
@@ -69,6 +76,8 @@ pub struct Parts {
     pub id: String,
     /// The cgroup above those of containers that name none.
     pub cgroup_parent: String,
+    /// What holds for the whole engine.
+    pub settings: Settings,
 }
 
 /// The engine; clones are handles of one.
@@ -89,6 +98,8 @@ pub struct Shared {
     pub networks: Networks,
     /// The volumes.
     pub volumes: Volumes,
+    /// What holds for the whole engine now.
+    settings: RwLock<Arc<Settings>>,
 }
 
 impl Deref for Engine {
@@ -108,8 +119,30 @@ impl Engine {
     pub fn new(parts: Parts) -> Result<Engine> {
         let context = RequestContext { namespace: Namespace::new(NAMESPACE)?, lease: None };
         let (events, containers) = (events::Bus::default(), container::Register::default());
-        let networks = Networks::new(parts.database.clone(), &parts.state, &parts.id)?;
+        let defaults = parts.settings.network.clone();
+        let networks = Networks::new(parts.database.clone(), &parts.state, &parts.id, defaults)?;
         let volumes = Volumes::new(parts.database.clone(), &parts.root)?;
-        Ok(Engine(Arc::new(Shared { parts, context, events, containers, networks, volumes })))
+        let settings = RwLock::new(Arc::new(parts.settings.clone()));
+        Ok(Engine(Arc::new(Shared { parts, context, events, containers, networks, volumes, settings })))
+    }
+
+    /// What holds for the whole engine now.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over what can change while serving.
+    pub fn reload(&self, new: &Settings) {
+        let reloaded = self.settings().reloaded(new);
+        let attributes = [
+            ("default-runtime", reloaded.default_runtime.clone()),
+            ("labels", format!("{:?}", reloaded.labels)),
+            ("registry-mirrors", format!("{:?}", reloaded.mirrors)),
+            ("insecure-registries", format!("{:?}", reloaded.insecure)),
+            ("name", host::name()),
+        ];
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(reloaded);
+        let attributes = attributes.map(|(key, value)| (key.to_owned(), value)).into();
+        self.events.tell("daemon", "reload", &self.parts.id, attributes);
     }
 }

@@ -88,6 +88,7 @@ async fn dispatch(engine: Engine, request: Request) -> Result<Reply> {
         "containers" => container::answer(engine, request).await,
         "exec" => container::answer_exec(engine, request).await,
         "images" => image::answer(engine, request).await,
+        "distribution" => image::distribution(engine, request).await,
         "commit" if request.method == Method::POST => engine.commit_container(request).await,
         "networks" => networks::answer(engine, request).await,
         "volumes" => volumes::answer(engine, request).await,

@@ -45,6 +45,16 @@ pub struct Facts {
     pub capabilities: Vec<String>,
     /// Whether the host has cgroup v2 alone.
     pub unified: bool,
+    /// Whether cgroups are made through systemd.
+    pub systemd_cgroup: bool,
+    /// Limits of setrlimit(2) that hold unless the container has its own.
+    pub ulimits: Vec<Ulimit>,
+    /// Whether programs gain no privileges unless the container says otherwise.
+    pub no_new_privileges: bool,
+    /// Profile of seccomp as JSON, or `unconfined`, unless the container has its own; empty for the engine's.
+    pub seccomp: String,
+    /// Variables from outside: those of links.
+    pub variables: Vec<String>,
     /// The host's init program, for `--init`.
     pub init: Option<String>,
     /// Numbers of block devices that limits name.
@@ -63,7 +73,12 @@ pub fn make(config: &Config, host: &HostConfig, facts: &Facts) -> Result<Spec> {
         "" => &facts.cgroup_parent,
         own => own,
     };
-    spec.linux_mut().cgroups_path = format!("/{}/{}", parent.trim_matches('/'), facts.id);
+    spec.linux_mut().cgroups_path = match facts.systemd_cgroup {
+        // A slice that systemd knows, a prefix, and what is below it.
+        true if parent.ends_with(".slice") => format!("{parent}:docker:{}", facts.id),
+        true => format!("system.slice:docker:{}", facts.id),
+        false => format!("/{}/{}", parent.trim_matches('/'), facts.id),
+    };
     process(&mut spec, config, host, facts)?;
     namespaces(&mut spec, config, host, facts);
     spec.root_mut().readonly = host.readonly_rootfs;
@@ -113,6 +128,7 @@ fn process(spec: &mut Spec, config: &Config, host: &HostConfig, facts: &Facts) -
     if config.tty {
         env.push("TERM=xterm".to_owned());
     }
+    env.extend(facts.variables.iter().cloned());
     let process = spec.process_mut();
     process.env = merge_env(&env, &config.env);
     process.args =
@@ -134,7 +150,7 @@ fn process(spec: &mut Spec, config: &Config, host: &HostConfig, facts: &Facts) -
     process.oom_score_adj = Some(host.oom_score_adj);
     let user = if config.user.is_empty() { "0" } else { &config.user };
     set_user(spec, user, &host.group_add, &facts.accounts)?;
-    for limit in &host.resources.ulimits {
+    for limit in facts.ulimits.iter().chain(&host.resources.ulimits) {
         spec.set_rlimit(rlimit(limit));
     }
     Ok(())
@@ -323,7 +339,16 @@ fn block_io(limits: &Resources, facts: &Facts) -> Result<Value> {
 }
 
 fn security(spec: &mut Spec, host: &HostConfig, facts: &Facts) -> Result<()> {
-    let options = SecurityOptions::parse(&host.security_opt)?;
+    let usual = SecurityOptions {
+        no_new_privileges: facts.no_new_privileges,
+        seccomp: match facts.seccomp.as_str() {
+            "" => Profile::Default,
+            "unconfined" => Profile::Unconfined,
+            text => Profile::Given(text.to_owned()),
+        },
+        ..SecurityOptions::default()
+    };
+    let options = usual.parse(&host.security_opt)?;
     if host.privileged {
         spec.set_privileged(&facts.capabilities, facts.all_devices.clone());
     } else {
@@ -383,8 +408,9 @@ struct SecurityOptions {
 }
 
 impl SecurityOptions {
-    fn parse(options: &[String]) -> Result<SecurityOptions> {
-        let mut parsed = SecurityOptions::default();
+    /// These with what a container says.
+    fn parse(self, options: &[String]) -> Result<SecurityOptions> {
+        let mut parsed = self;
         for option in options {
             if option == "no-new-privileges" {
                 parsed.no_new_privileges = true;

@@ -1,4 +1,4 @@
-//! `/_ping`, `/version`, `/info` and `/events`.
+//! `/_ping`, `/version`, `/info`, `/events` and `/system/df`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,11 +7,13 @@ use http::{HeaderValue, Method, StatusCode};
 use orlop_proto::contract::time::rfc3339_nano;
 use serde_json::{Value, json};
 
+use super::container::state::Status;
 use super::events::{Event, FILTERS};
 use super::failure::{Failure, Result};
 use super::filters::Filters;
 use super::message::{self, Reply, Request};
 use super::route::{NEWEST, OLDEST, page_not_found, reads};
+use super::settings::Settings;
 use super::{Engine, host};
 
 /// The version that clients are told: that of the dockerd whose behaviour is followed, with ours as build metadata.
@@ -25,6 +27,7 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
         (&Method::GET, ["version"]) => Ok(message::ok(&version())),
         (&Method::GET, ["info"]) => Ok(message::ok(&info(&engine).await?)),
         (&Method::GET, ["events"]) => events(&engine, &request),
+        (&Method::GET, ["system", "df"]) => Ok(message::ok(&engine.disk_usage(&request).await?)),
         _ => Err(page_not_found()),
     }
 }
@@ -74,20 +77,42 @@ fn version() -> Value {
 
 async fn info(engine: &Engine) -> Result<Value> {
     let images = engine.parts.names.list(&engine.context, &[]).await?.len();
+    let count = |is_one: fn(Status) -> bool| {
+        let all = engine.containers.all().into_iter();
+        all.filter(|container| is_one(container.with(|record| record.state.status))).count()
+    };
+    let settings = engine.settings();
+    let mut runtimes = json!({ "io.containerd.runc.v2": { "path": "orlop" }, "runc": { "path": "orlop" } });
+    for (name, runtime) in &settings.runtimes {
+        runtimes[name] = match runtime.path.as_str() {
+            "" => json!({ "runtimeType": runtime.runtime_type }),
+            path => json!({ "path": path, "runtimeArgs": runtime.runtime_args }),
+        };
+    }
     let mut all = machine();
     let engine = json!({
         "ID": engine.parts.id,
-        "Containers": 0,
-        "ContainersRunning": 0,
-        "ContainersPaused": 0,
-        "ContainersStopped": 0,
+        "Containers": count(|_| true),
+        "ContainersRunning": count(|status| matches!(status, Status::Running | Status::Restarting)),
+        "ContainersPaused": count(|status| status == Status::Paused),
+        "ContainersStopped": count(|status| {
+            !matches!(status, Status::Running | Status::Restarting | Status::Paused)
+        }),
         "Images": images,
         "DockerRootDir": engine.parts.root.display().to_string(),
         "SystemTime": rfc3339_nano(SystemTime::now()),
         "NFd": host::open_descriptors(),
+        "Labels": settings.labels,
+        "LoggingDriver": settings.log_driver,
+        "DefaultRuntime": settings.default_runtime,
+        "Runtimes": runtimes,
+        "CgroupDriver": if settings.systemd_cgroup { "systemd" } else { "cgroupfs" },
+        "CDISpecDirs": settings.cdi,
+        "InitBinary": if settings.init_path.is_empty() { "docker-init" } else { &settings.init_path },
+        "RegistryConfig": registries(&settings),
         "Debug": tracing::enabled!(tracing::Level::DEBUG),
     });
-    for part in [engine, constant()] {
+    for part in [constant(), engine] {
         if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {
             all.extend(part);
         }
@@ -95,12 +120,25 @@ async fn info(engine: &Engine) -> Result<Value> {
     Ok(all)
 }
 
+/// The registries that are reached in ways of their own.
+fn registries(settings: &Settings) -> Value {
+    let is_range = |text: &&String| text.parse::<ipnet::IpNet>().is_ok();
+    let ranges = settings.insecure.iter().filter(is_range).map(String::as_str);
+    let ranges: Vec<&str> = ranges.chain(["::1/128", "127.0.0.0/8"]).collect();
+    let mut named = json!({
+        "docker.io": { "Name": "docker.io", "Mirrors": settings.mirrors, "Secure": true, "Official": true },
+    });
+    for host in settings.insecure.iter().filter(|text| !is_range(text)) {
+        named[host] = json!({ "Name": host, "Mirrors": [], "Secure": false, "Official": false });
+    }
+    json!({ "InsecureRegistryCIDRs": ranges, "IndexConfigs": named, "Mirrors": settings.mirrors })
+}
+
 /// What is so on this machine.
 fn machine() -> Value {
     let cgroups = host::cgroup_version();
     json!({
         "OomKillDisable": cgroups == "1",
-        "CgroupDriver": "cgroupfs",
         "CgroupVersion": cgroups,
         "KernelVersion": host::kernel(),
         "OperatingSystem": host::operating_system(),
@@ -126,17 +164,7 @@ fn constant() -> Value {
             "Log": ["json-file", "local", "none"],
         },
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": {
-            "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
-            "IndexConfigs": {
-                "docker.io": { "Name": "docker.io", "Mirrors": [], "Secure": true, "Official": true },
-            },
-            "Mirrors": null,
-        },
         "ServerVersion": VERSION,
-        "LoggingDriver": "json-file",
-        "Runtimes": { "io.containerd.runc.v2": { "path": "orlop" }, "runc": { "path": "orlop" } },
-        "DefaultRuntime": "runc",
         "Swarm": {
             "NodeID": "",
             "NodeAddr": "",
@@ -145,7 +173,6 @@ fn constant() -> Value {
             "Error": "",
             "RemoteManagers": null,
         },
-        "InitBinary": "docker-init",
     });
     let commit = json!({ "ID": "" });
     for (value, names) in [
@@ -158,7 +185,7 @@ fn constant() -> Value {
         (json!(false), &["ExperimentalBuild"]),
         (json!(0), &["NGoroutines", "NEventsListener"]),
         (json!(""), &["HttpProxy", "HttpsProxy", "NoProxy", "Isolation"]),
-        (json!([]), &["Labels", "CDISpecDirs", "Warnings"]),
+        (json!([]), &["Warnings"]),
         (json!(null), &["GenericResources"]),
         (commit, &["ContainerdCommit", "RuncCommit", "InitCommit"]),
     ] {

@@ -147,13 +147,33 @@ impl ImageService {
                 }
                 let wanted: HashSet<&Digest> = wanted.iter().map(|child| &child.digest).collect();
                 let mut found = false;
+                let mut parts: Vec<(&Descriptor, Plan)> = Vec::new();
                 for child in index.manifests.iter().filter(|child| wanted.contains(&child.digest)) {
                     // Of an image for many platforms, usually one was pulled: the others need not be here.
                     if request.platforms.is_empty() && !self.is_here(&job.context, &child.digest).await? {
                         continue;
                     }
+                    let mut part = Plan::default();
+                    match Box::pin(self.plan_blobs(job, request, child, name, &mut part)).await {
+                        Ok(()) => {}
+                        // Its manifest alone was fetched.
+                        Err(error) if request.platforms.is_empty() && error.kind() == Kind::NotFound => {
+                            continue;
+                        }
+                        Err(error) => return Err(error),
+                    }
                     found = true;
-                    Box::pin(self.plan_blobs(job, request, child, name, plan)).await?;
+                    parts.push((child, part));
+                }
+                let best = select(&index, &Platform::own())
+                    .into_iter()
+                    .find_map(|best| parts.iter().position(|(child, _)| child.digest == best.digest));
+                for (number, (_, part)) in parts.into_iter().enumerate() {
+                    plan.blobs.extend(part.blobs);
+                    // A name means one image there: this machine's, if it is among them.
+                    if number == best.unwrap_or(0) {
+                        plan.docker.extend(part.docker);
+                    }
                 }
                 match found {
                     true => Ok(()),

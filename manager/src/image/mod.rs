@@ -9,6 +9,7 @@ mod export;
 mod fetch;
 pub mod flights;
 mod import;
+mod lookup;
 pub mod manifest;
 pub mod media;
 pub mod mounts;

@@ -19,6 +19,12 @@ pub struct Platform {
 }
 
 impl Platform {
+    /// This machine's.
+    pub fn own() -> Platform {
+        let architecture = std::env::consts::ARCH.to_owned();
+        Platform { os: "linux".to_owned(), architecture, variant: String::new() }.normalised()
+    }
+
     /// The same platform by its usual names: `x86_64` is `amd64`, `arm64/v8` is `arm64`, `arm` is `arm/v7`.
     pub fn normalised(&self) -> Platform {
         let os = self.os.to_lowercase();

@@ -65,7 +65,7 @@ impl ImageService {
 
         let repository =
             Arc::new(self.shared.registries.repository(&reference, request.access, &job.progress)?);
-        repository.choose_for_push()?;
+        repository.choose_for_push().await?;
         job.progress.note(&format!("Pushing to {reference}"), "").await;
         let mut uploads = JoinSet::new();
         for (descriptor, parent) in tree.blobs {

@@ -3,11 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use orlop_host::netlink::Devices;
 use orlop_host::netlink::link::Veth;
+use orlop_host::netlink::{Devices, conntrack};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
+use super::held::Protocol;
 use super::plan::Operation;
 
 /// The namespaces that a plan is about.
@@ -56,11 +57,13 @@ pub fn with_others(error: Error, others: Vec<Error>) -> Error {
 /// Carries out one step; steps on a container whose namespace is gone have happened already.
 fn run(step: &Operation, place: Option<&Place>) -> Result<()> {
     if let Some(batch) = step.batch() {
-        return match batch.commit() {
+        match batch.commit() {
             // What is not there need not go.
-            Err(error) if matches!(step, Operation::Unpublish(..)) && is_missing(&error) => Ok(()),
-            result => result.context("change", "the firewall"),
-        };
+            Err(error) if matches!(step, Operation::Unpublish(..)) && is_missing(&error) => {}
+            result => result.context("change", "the firewall")?,
+        }
+        forget_streams(step);
+        return Ok(());
     }
     if let Operation::Delete(name) = step {
         let host = Devices::own().context("open", "a netlink socket")?;
@@ -69,6 +72,19 @@ fn run(step: &Operation, place: Option<&Place>) -> Result<()> {
     match place {
         Some(place) => run_at(step, place),
         None => Ok(()),
+    }
+}
+
+/// Has streams of datagrams to ports that lead elsewhere from now on take the new way.
+fn forget_streams(step: &Operation) {
+    let (Operation::Publish(ports, to) | Operation::Unpublish(ports, to)) = step else { return };
+    let udp = ports.iter().filter(|port| port.protocol == Protocol::Udp);
+    let udp: Vec<_> = udp.map(|port| (port.host, port.host_port)).collect();
+    if !udp.is_empty()
+        && let Err(error) = conntrack::forget(to.is_ipv6(), &udp)
+    {
+        // A kernel that cannot do that still leads every new stream the right way.
+        tracing::debug!("forget streams of datagrams: {error}");
     }
 }
 

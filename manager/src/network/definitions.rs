@@ -7,18 +7,16 @@ use orlop_host::netlink::Devices;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
+use super::held::Held;
 use super::ipam::{self, Wanted};
 pub use super::record::Wish;
-use super::record::{
-    ATTACHMENTS, Attachments, BRIDGE_HOST_BINDING, BRIDGE_ICC, BRIDGE_MASQUERADE, BRIDGE_NAME, DEFAULT, MTU,
-    NETWORKS, Network, PREDEFINED,
-};
+use super::record::{ATTACHMENTS, Attachments, DEFAULT, NETWORKS, Network, PREDEFINED};
 use super::{Networks, plan, store};
 use crate::db::{Query, Write, blocking};
 use crate::store::now;
 
 /// The default network's device.
-const DEFAULT_BRIDGE: &str = "docker0";
+pub(super) const DEFAULT_BRIDGE: &str = "docker0";
 /// Longest name of a device.
 const DEVICE_NAME: usize = 15;
 
@@ -91,14 +89,14 @@ impl Networks {
             internal: definition.internal,
             enable_ipv6: definition.enable_ipv6,
             attachable: definition.attachable,
-            options: definition.options.clone(),
+            options: self.options(driver, &definition.options),
             labels: definition.labels.clone(),
             subnets: Vec::new(),
             ipam_options: definition.ipam_options.clone(),
             has_chosen_subnets: definition.wanted.iter().any(|want| !want.subnet.is_empty()),
         };
         check(&network, &definition)?;
-        let installation = self.0.installation.clone();
+        let (installation, pools) = (self.0.installation.clone(), self.0.defaults.pools());
         let network = self
             .0
             .db
@@ -114,7 +112,7 @@ impl Networks {
                     &definition.wanted,
                     network.enable_ipv6,
                     true,
-                    &ipam::default_pools(),
+                    &pools,
                     ipam::unique_local(&installation),
                     (&taken, &routed),
                 )?;
@@ -130,10 +128,46 @@ impl Networks {
         Ok(network)
     }
 
+    /// Options of a new network: the client's, then those that the administrator wants for its driver.
+    fn options(&self, driver: &str, wanted: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut options = self.0.defaults.options.get(driver).cloned().unwrap_or_default();
+        options.extend(wanted.clone());
+        options
+    }
+
+    /// Forgets the default network if it is to be another one now, unless containers that run are on it.
+    async fn renew_default(&self, alive: &[Held]) -> Result<()> {
+        let defaults = &self.0.defaults;
+        let all = self.list().await?;
+        let Some(old) = all.iter().find(|network| network.name == DEFAULT) else { return Ok(()) };
+        let wanted = defaults.bridge_subnets();
+        let is_there = |want: &Wanted| {
+            old.subnets.iter().any(|subnet| {
+                let has_gateway = want.gateway.is_empty() || subnet.gateway == want.gateway;
+                subnet.subnet == want.subnet && subnet.range == want.range && has_gateway
+            })
+        };
+        let is_same = old.options == defaults.bridge_options()
+            && old.enable_ipv6 == defaults.has_v6
+            && old.has_chosen_subnets != wanted.is_empty()
+            && wanted.iter().all(is_there);
+        if is_same {
+            return Ok(());
+        }
+        if alive.iter().flat_map(|held| &held.endpoints).any(|endpoint| endpoint.network == old.id) {
+            tracing::warn!("the default network changes when no container is on it");
+            return Ok(());
+        }
+        self.0.bridges.remove(old).await?;
+        let id = old.id.clone();
+        self.0.db.free(move |tx| tx.remove(&NETWORKS, &id)).await.map(drop)
+    }
+
     /// Makes the three networks that are always there, if they are not.
-    pub(super) async fn predefine(&self) -> Result<()> {
+    pub(super) async fn predefine(&self, alive: &[Held]) -> Result<()> {
+        self.renew_default(alive).await?;
         let routed = routed().await?;
-        let installation = self.0.installation.clone();
+        let (installation, defaults) = (self.0.installation.clone(), self.0.defaults.clone());
         let there = self.0.db.read(all).await?;
         if PREDEFINED.iter().all(|name| there.iter().any(|network| network.name == *name)) {
             return Ok(());
@@ -154,13 +188,16 @@ impl Networks {
                         ..Network::default()
                     };
                     if name == DEFAULT {
-                        network.options = default_options();
+                        let wanted = defaults.bridge_subnets();
+                        network.options = defaults.bridge_options();
+                        network.enable_ipv6 = defaults.has_v6;
+                        network.has_chosen_subnets = !wanted.is_empty();
                         let taken: Vec<IpNet> = all.iter().flat_map(Network::nets).collect();
                         network.subnets = ipam::subnets(
-                            &[],
-                            false,
+                            &wanted,
+                            defaults.has_v6,
                             true,
-                            &ipam::default_pools(),
+                            &defaults.pools(),
                             ipam::unique_local(&installation),
                             (&taken, &routed),
                         )?;
@@ -332,19 +369,6 @@ fn found<'a>(all: &'a [Network], text: &str) -> Result<&'a Network> {
         )),
         (None, _) => Err(refused(Kind::NotFound, format!("network {text} not found"))),
     }
-}
-
-fn default_options() -> BTreeMap<String, String> {
-    [
-        ("com.docker.network.bridge.default_bridge", "true"),
-        (BRIDGE_ICC, "true"),
-        (BRIDGE_MASQUERADE, "true"),
-        (BRIDGE_HOST_BINDING, "0.0.0.0"),
-        (BRIDGE_NAME, DEFAULT_BRIDGE),
-        (MTU, "1500"),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into()
 }
 
 fn check(network: &Network, definition: &Definition) -> Result<()> {

@@ -6,6 +6,7 @@
 
 mod apply;
 mod bridge;
+mod defaults;
 mod definitions;
 mod dns;
 pub mod files;
@@ -35,6 +36,7 @@ use tokio::sync::watch;
 use crate::db::{Database, blocking};
 use apply::{Place, apply, undo, with_others};
 use bridge::Bridges;
+pub use defaults::Defaults;
 pub use definitions::{Definition, Wish, check_wish};
 use dns::{Registry, Server};
 use held::{AllHeld, Endpoint, Held, Resolver};
@@ -51,6 +53,7 @@ struct Shared {
     db: Database,
     /// Identity of this installation, which chooses its addresses of version 6.
     installation: String,
+    defaults: Defaults,
     registry: Registry,
     files: Files,
     bridges: Bridges,
@@ -98,12 +101,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Networks {
     /// The networks in a database, and what containers had when this program last ran.
-    pub fn new(db: Database, state: &std::path::Path, installation: &str) -> Result<Networks> {
+    pub fn new(
+        db: Database,
+        state: &std::path::Path,
+        installation: &str,
+        defaults: Defaults,
+    ) -> Result<Networks> {
         let files = Files::open(&state.join("network"))?;
         let bridges = Bridges::new(files.clone());
         Ok(Networks(Arc::new(Shared {
             db,
             installation: installation.to_owned(),
+            defaults,
             registry: Registry::default(),
             files,
             bridges,
@@ -195,7 +204,7 @@ impl Networks {
         namespace: Arc<OwnedFd>,
         live: &mut Live,
     ) -> Result<Held> {
-        let held_ports = self.hold_ports(&mut held, wanted)?;
+        let held_ports = self.hold_ports(&mut held, wanted, networks)?;
         self.remember(&held)?;
         let mut steps = Vec::new();
         for (endpoint, network) in held.endpoints.iter().zip(networks) {
@@ -222,7 +231,12 @@ impl Networks {
     }
 
     /// Holds the host's ports, and notes which they are.
-    fn hold_ports(&self, held: &mut Held, wanted: Vec<Request>) -> Result<Vec<HeldPort>> {
+    fn hold_ports(
+        &self,
+        held: &mut Held,
+        mut wanted: Vec<Request>,
+        networks: &[Network],
+    ) -> Result<Vec<HeldPort>> {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
@@ -230,11 +244,19 @@ impl Networks {
             // Without a way to the outside there is nothing to publish.
             return Ok(Vec::new());
         };
+        let network = networks.iter().find(|network| network.id == endpoint.network);
+        // Ports that name no address of the host get the network's.
+        let binding =
+            network.and_then(|network| network.options.get(record::BRIDGE_HOST_BINDING)?.parse().ok());
+        let binding = binding.filter(|address: &IpAddr| !address.is_unspecified());
         let context = format!(
             "driver failed programming external connectivity on endpoint {} ({})",
             held.name, endpoint.id
         );
         let to = held.published_address(false);
+        for request in wanted.iter_mut().filter(|request| request.host.is_none()) {
+            request.host = binding;
+        }
         let mut registry = lock(&self.0.registry);
         let mut taken = Taken::of(registry.values());
         let mut all = Vec::new();
@@ -262,7 +284,14 @@ impl Networks {
             let outside = held.endpoints.iter().any(|endpoint| !endpoint.internal);
             let upstream = if outside { files::upstream(held, &files::host_resolver()) } else { Vec::new() };
             let registry = self.0.registry.clone();
-            live.server = Some(Server::start(namespace.as_fd(), &held.container, registry, upstream)?);
+            live.server = Some(Server::start(
+                namespace.as_fd(),
+                &held.container,
+                registry,
+                upstream,
+                // The container's own servers may be known to it alone.
+                !held.resolver.servers.is_empty(),
+            )?);
         }
         Ok(())
     }
@@ -397,9 +426,9 @@ impl Networks {
     ///
     /// The first of what went wrong; the rest is restored all the same.
     pub async fn recover(&self, mut running: BTreeMap<String, OwnedFd>) -> Result<()> {
-        self.predefine().await?;
         let (alive, dead): (Vec<Held>, Vec<Held>) =
             self.0.files.read()?.into_iter().partition(|held| running.contains_key(&held.container));
+        self.predefine(&alive).await?;
         let mut errors = Vec::new();
         for held in dead {
             let steps = teardown(&held);

@@ -29,7 +29,7 @@ fn on_host<F: Future<Output = ()>>(test: impl FnOnce(Host) -> F + Send + 'static
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let db = Database::open(&directory.path().join("db")).unwrap();
-            let networks = Networks::new(db.clone(), directory.path(), "test").unwrap();
+            let networks = Networks::new(db.clone(), directory.path(), "test", Defaults::default()).unwrap();
             networks.recover(BTreeMap::new()).await.unwrap();
             test(Host { networks, db, directory: directory.path().to_owned() }).await;
         });
@@ -504,7 +504,7 @@ fn after_a_kill_the_living_have_what_they_had_and_the_dead_nothing() {
         tokio::task::yield_now().await;
         program("nft", &["add", "element", "ip", "orlop", "published_any", "{ tcp . 9999 : 1.2.3.4 . 1 }"])
             .await;
-        let networks = Networks::new(db.clone(), &directory, "test").unwrap();
+        let networks = Networks::new(db.clone(), &directory, "test", Defaults::default()).unwrap();
         let running = BTreeMap::from([(full("web"), web.namespace()), (full("peer"), peer.namespace())]);
         networks.recover(running).await.unwrap();
         let host = Host { networks, db, directory };

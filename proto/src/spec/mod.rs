@@ -3,6 +3,8 @@
 
 pub mod arguments;
 pub mod cdi;
+#[cfg(feature = "cdi")]
+pub mod cdi_files;
 pub mod image;
 pub mod types;
 

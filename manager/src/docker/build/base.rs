@@ -83,7 +83,7 @@ impl Build {
         let before = engine.parts.names.get(&engine.context, full).await.ok();
         let request = PullRequest {
             reference: full.to_owned(),
-            access: self.wishes.credentials_for(&domain).access(),
+            access: self.wishes.credentials_for(&domain).access(&self.engine),
             name: full.to_owned(),
             platforms: vec![wanted.clone()],
             unpacks: vec![Unpack { platform: None, snapshotter: DEFAULT_SNAPSHOTTER.to_owned() }],

@@ -14,6 +14,7 @@ use super::{Container, fresh_id, place};
 use crate::docker::Engine;
 use crate::docker::failure::{Failure, Result};
 use crate::docker::image::Found;
+use crate::docker::settings::Settings;
 use crate::docker::spec::{self, Facts};
 use crate::image::DEFAULT_SNAPSHOTTER;
 
@@ -95,8 +96,44 @@ fn merge_health(own: &mut Healthcheck, image: &Healthcheck) {
     }
 }
 
+/// Fills in what a client leaves open with what holds for the whole engine.
+fn defaults(host: &mut HostConfig, settings: &Settings) {
+    if host.shm_size == 0 {
+        host.shm_size = settings.shm_size;
+    }
+    let log = &mut host.log_config;
+    if log.kind.is_empty() {
+        log.kind.clone_from(&settings.log_driver);
+    }
+    if log.kind == settings.log_driver {
+        for (name, value) in &settings.log_options {
+            log.options.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    if host.runtime.is_empty() {
+        host.runtime.clone_from(&settings.default_runtime);
+    }
+    // Memory and swap together, as dockerd shows them.
+    if host.resources.memory > 0 && host.resources.memory_swap == 0 {
+        host.resources.memory_swap = host.resources.memory.saturating_mul(2);
+    }
+    if host.ipc_mode.is_empty() {
+        host.ipc_mode.clone_from(&settings.ipc_mode);
+    }
+    if host.init.is_none() && settings.init {
+        host.init = Some(true);
+    }
+    if host.cgroupns_mode.is_empty() {
+        let own = if crate::docker::host::is_unified() { "private" } else { "host" };
+        let mode = if settings.cgroup_mode.is_empty() { own } else { &settings.cgroup_mode };
+        // A privileged container sees all of the host's.
+        let mode = if host.privileged && settings.cgroup_mode.is_empty() { "host" } else { mode };
+        mode.clone_into(&mut host.cgroupns_mode);
+    }
+}
+
 /// Checks what needs nothing but itself.
-fn check(config: &Config, host: &HostConfig) -> Result<()> {
+fn check(config: &Config, host: &HostConfig, settings: &Settings) -> Result<()> {
     let refuse = |text: String| Err(Failure::invalid(text));
     Limits::parse(log_driver(host), &host.log_config.options)?;
     if !config.stop_signal.is_empty() {
@@ -144,6 +181,27 @@ fn check(config: &Config, host: &HostConfig) -> Result<()> {
     if host.shm_size < 0 {
         return refuse("SHM size can not be less than 0".to_owned());
     }
+    if let Some(option) = host.storage_opt.keys().next() {
+        return refuse(match option.as_str() {
+            "size" => {
+                "--storage-opt is supported only for overlay over xfs with 'pquota' mount option".to_owned()
+            }
+            other => format!("Unknown option {other}"),
+        });
+    }
+    for (what, mode, known) in [
+        ("IPC", &host.ipc_mode, &["", "none", "private", "shareable", "host"][..]),
+        ("PID", &host.pid_mode, &["", "host"]),
+        ("UTS", &host.uts_mode, &["", "host"]),
+    ] {
+        let is_shared = what != "UTS" && mode.strip_prefix("container:").is_some_and(|name| !name.is_empty());
+        if !known.contains(&mode.as_str()) && !is_shared {
+            return refuse(format!("invalid {what} mode: {mode}"));
+        }
+    }
+    if !["", "host"].contains(&host.userns_mode.as_str()) {
+        return refuse(format!("invalid user namespace mode: {}", host.userns_mode));
+    }
     let policy = &host.restart_policy;
     if !["", "no", "always", "unless-stopped", "on-failure"].contains(&policy.name.as_str()) {
         return refuse(format!(
@@ -159,9 +217,7 @@ fn check(config: &Config, host: &HostConfig) -> Result<()> {
     if host.auto_remove && !["", "no"].contains(&policy.name.as_str()) {
         return refuse("can't create 'AutoRemove' container with restart policy".to_owned());
     }
-    if !["", "runc", "io.containerd.runc.v2", "io.containerd.orlop.v1"].contains(&host.runtime.as_str())
-        && !host.runtime.contains('.')
-    {
+    if !host.runtime.is_empty() && !settings.has_runtime(&host.runtime) {
         return refuse(format!("unknown or invalid runtime name: {}", host.runtime));
     }
     if let Some(entry) = config.env.iter().find(|entry| entry.starts_with('=') || entry.is_empty()) {
@@ -222,29 +278,15 @@ impl Engine {
     ) -> Result<Created> {
         let CreateBody { mut config, host_config: mut host, networking_config } = body;
         merge(&mut config, &image.config());
-        check(&config, &host)?;
+        let settings = self.settings();
+        defaults(&mut host, &settings);
+        check(&config, &host, &settings)?;
         let id = fresh_id()?;
         if config.hostname.is_empty() {
             config.hostname = match host.network_mode.as_str() {
                 "host" => crate::docker::host::name(),
                 _ => id[..12].to_owned(),
             };
-        }
-        if host.shm_size == 0 {
-            host.shm_size = spec::SHM_SIZE;
-        }
-        if host.log_config.kind.is_empty() {
-            "json-file".clone_into(&mut host.log_config.kind);
-        }
-        if host.runtime.is_empty() {
-            "runc".clone_into(&mut host.runtime);
-        }
-        if host.ipc_mode.is_empty() {
-            "private".clone_into(&mut host.ipc_mode);
-        }
-        if host.cgroupns_mode.is_empty() {
-            let mode = if crate::docker::host::is_unified() { "private" } else { "host" };
-            mode.clone_into(&mut host.cgroupns_mode);
         }
         if host.network_mode.is_empty() || host.network_mode == "default" {
             "bridge".clone_into(&mut host.network_mode);
@@ -256,7 +298,7 @@ impl Engine {
         let facts = Facts {
             id: id.clone(),
             capabilities: super::devices::capabilities(),
-            init: super::devices::init_program(),
+            init: super::devices::init_program(&settings.init_path),
             ..Facts::default()
         };
         let anybody = Config { user: String::new(), ..config.clone() };
@@ -420,7 +462,7 @@ mod tests {
         let with = |change: fn(&mut HostConfig)| {
             let mut host = HostConfig::default();
             change(&mut host);
-            check(&Config::default(), &host)
+            check(&Config::default(), &host, &Settings::default())
         };
         assert!(with(|_| {}).is_ok());
         assert_eq!(

@@ -4,6 +4,8 @@ use std::fs::Metadata;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use orlop_proto::error::{Context, Error};
+use orlop_proto::kind::Kind;
 use orlop_proto::spec::types::Device;
 use rustix::fs::{major, minor};
 
@@ -51,6 +53,17 @@ pub fn mapped(mapping: &DeviceMapping) -> Result<Vec<(Device, String)>> {
         found.push(device);
     }
     Ok(found.into_iter().map(|device| (device, access.to_owned())).collect())
+}
+
+/// The device at a path of the host.
+///
+/// # Errors
+///
+/// `NotFound` for what is not there, `InvalidArgument` for what is no device.
+pub fn node(path: &str) -> orlop_proto::error::Result<Device> {
+    let data = std::fs::metadata(path).context("read device", path)?;
+    device(Path::new(path), &data)
+        .ok_or_else(|| Error::because(Kind::InvalidArgument, "read device", path, "not a device node"))
 }
 
 /// Every device of the host.
@@ -109,12 +122,16 @@ pub fn capabilities() -> Vec<String> {
     orlop_proto::spec::capabilities_of(mask)
 }
 
-/// The init program that `--init` runs, from the daemon's PATH.
-pub fn init_program() -> Option<String> {
+/// The init program that `--init` runs: the given one, or one from the daemon's PATH.
+pub fn init_program(given: &str) -> Option<String> {
+    if given.starts_with('/') {
+        return Some(given.to_owned());
+    }
     let path = std::env::var_os("PATH")?;
     let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let names: &[&str] = if given.is_empty() { &INITS } else { &[given] };
     let candidates =
-        INITS.iter().flat_map(|name| directories.iter().map(move |directory| directory.join(name)));
+        names.iter().flat_map(|name| directories.iter().map(move |directory| directory.join(name)));
     let mut found = candidates.filter(|path| path.is_file());
     found.next().map(|path| path.display().to_string())
 }

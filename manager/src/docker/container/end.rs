@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::JoinHandle;
 
 use super::Container;
+use super::memory::{Told, heard};
 use super::record::Record;
 use super::state::{self, Status, parse, restart_after, starts_with_daemon};
 use super::stream;
@@ -23,7 +24,13 @@ type Waiting = JoinHandle<orlop_proto::error::Result<Exit>>;
 
 impl Engine {
     /// Waits for the end of a container's process, and does what follows.
-    pub(super) async fn until_end(self, container: Arc<Container>, exit: Waiting, copying: JoinHandle<()>) {
+    pub(super) async fn until_end(
+        self,
+        container: Arc<Container>,
+        exit: Waiting,
+        copying: JoinHandle<()>,
+        told: Told,
+    ) {
         let (code, at) = match exit.await {
             Ok(Ok(exit)) => {
                 let at = exit.at.and_then(|at| SystemTime::try_from(at).ok());
@@ -36,6 +43,9 @@ impl Engine {
             // The daemon stops.
             Err(_) => return,
         };
+        if !container.with(|record| record.state.stopped_by_user) {
+            heard(told, code).await;
+        }
         if let Err(error) = self.parts.supervisor.delete(&self.context.namespace, &container.id).await
             && error.kind() != orlop_proto::kind::Kind::NotFound
         {
@@ -171,8 +181,9 @@ impl Engine {
         if let Some(stdin) = pipes.stdin {
             container.output.open_stdin(stdin);
         }
+        let told = container.told.subscribe();
         let exit = tokio::spawn(async move { task.wait("").await });
-        tokio::spawn(self.clone().until_end(container.clone(), exit, copying));
+        tokio::spawn(self.clone().until_end(container.clone(), exit, copying, told));
         self.watch_health(container);
     }
 }

@@ -200,11 +200,7 @@ impl Engine {
             hostname: record.config.hostname.clone(),
             namespace: namespace(pid)?,
             ports: published(record)?,
-            resolver: Resolver {
-                servers: record.host.dns.clone(),
-                search: record.host.dns_search.clone(),
-                options: record.host.dns_options.clone(),
-            },
+            resolver: self.resolver(record),
             hosts,
             hosts_file: directory.join("hosts"),
             resolv_file: directory.join("resolv.conf"),
@@ -213,8 +209,25 @@ impl Engine {
         Ok(())
     }
 
+    /// What a container's resolver configuration is to say, where it is not the host's.
+    pub(super) fn resolver(&self, record: &Record) -> Resolver {
+        let settings = self.settings();
+        let [servers, options, search] = &settings.dns;
+        let or =
+            |own: &[String], usual: &[String]| if own.is_empty() { usual.to_vec() } else { own.to_vec() };
+        Resolver {
+            servers: or(&record.host.dns, servers),
+            search: or(&record.host.dns_search, search),
+            options: or(&record.host.dns_options, options),
+        }
+    }
+
     /// The host's address on the default network.
     async fn host_gateway(&self) -> Result<String> {
+        let given = &self.settings().host_gateway;
+        if !given.is_empty() {
+            return Ok(given.clone());
+        }
         let network = self.networks.find("bridge").await?;
         let gateway = network.subnets.iter().find_map(crate::network::record::Subnet::gateway);
         let gateway =
@@ -413,10 +426,15 @@ fn settings(record: &Record, held: &Held) -> Value {
 
 /// The hosts file of a container that is on no network.
 pub(super) fn plain_hosts(record: &Record) -> String {
-    let extra = record.host.extra_hosts.iter().filter_map(|line| line.split_once(':'));
-    let hosts = extra.map(|(name, address)| (address.to_owned(), name.to_owned())).collect();
-    let held = Held { hosts, ..Held::default() };
+    let held = Held { hosts: extra_hosts(record), ..Held::default() };
     files::hosts(&held, &BTreeMap::new())
+}
+
+/// Lines of `--add-host`: address and name.
+pub(super) fn extra_hosts(record: &Record) -> Vec<(String, String)> {
+    let lines = record.host.extra_hosts.iter();
+    let pairs = lines.filter_map(|line| line.split_once(':').or_else(|| line.split_once('=')));
+    pairs.map(|(name, address)| (address.to_owned(), name.to_owned())).collect()
 }
 
 #[cfg(test)]

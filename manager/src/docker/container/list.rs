@@ -96,7 +96,7 @@ impl Engine {
     /// # Errors
     ///
     /// 400 for filters that cannot be, 404 for a container that one names and that is not.
-    pub(super) async fn list_containers(&self, query: &Query) -> Result<Vec<Value>> {
+    pub async fn list_containers(&self, query: &Query) -> Result<Vec<Value>> {
         let filters = Filters::parse(query.get("filters"), &FILTERS)?;
         let mut ancestors = Vec::new();
         for name in filters.values("ancestor") {

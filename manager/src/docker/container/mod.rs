@@ -6,6 +6,7 @@
 pub mod config;
 pub mod state;
 
+mod attach;
 mod create;
 mod devices;
 mod end;
@@ -14,17 +15,21 @@ mod files;
 mod health;
 mod inspect;
 mod joined;
+mod links;
 mod list;
-mod logs;
+pub mod logs;
+mod memory;
 mod observe;
 mod operate;
 mod place;
 mod record;
+mod requests;
 mod route;
 mod start;
 mod stream;
 mod sweep;
 mod wait;
+mod websocket;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,6 +72,8 @@ pub struct Container {
     record: Mutex<Record>,
     /// For those who wait.
     pub milestones: watch::Sender<Milestones>,
+    /// How many of its exits the events have told.
+    pub told: watch::Sender<u64>,
     /// Its output, for attached clients.
     pub output: Arc<Output>,
     /// Its log.
@@ -85,6 +92,7 @@ impl Container {
             turn: tokio::sync::Mutex::default(),
             record: Mutex::new(record),
             milestones: watch::Sender::default(),
+            told: watch::Sender::default(),
             output: Arc::default(),
             log: Arc::new(log),
             restarts: Mutex::default(),
@@ -254,6 +262,7 @@ impl Engine {
             self.containers.add(Container::new(self, record));
         }
         self.sweep().await?;
+        self.watch_memory()?;
         self.recover_joined().await?;
         self.recover_builds().await;
         for container in self.containers.all() {

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
+use super::attach;
 use super::config::CreateBody;
 use super::exec::{self, content_type};
 use super::logs::Wanted;
 use super::operate::PRUNE_FILTERS;
-use super::stream::{self, Left, Wishes};
 use super::{logs, wait};
 use crate::docker::Engine;
 use crate::docker::failure::{Failure, Result};
@@ -96,7 +95,8 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
         }
         (Method::POST, [_, "wait"]) => wait::wait(container()?, query.get("condition")),
         (Method::POST, [_, "resize"]) => engine.resize(&*container()?, "", &query).await,
-        (Method::POST, [_, "attach"]) => attach(&engine, container()?, request),
+        (Method::POST, [_, "attach"]) => attach::attach(&engine, container()?, request),
+        (Method::GET, [_, "attach", "ws"]) => attach::attach_by_web_socket(&engine, container()?, request),
         (Method::POST, [_, "exec"]) => {
             let container = container()?;
             let body: exec::Request = request.json().await?;
@@ -115,104 +115,27 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     }
 }
 
-fn attach(engine: &Engine, container: std::sync::Arc<super::Container>, request: Request) -> Result<Reply> {
-    let query = &request.query;
-    let (tty, opens_stdin, once) =
-        container.with(|record| (record.config.tty, record.config.open_stdin, record.config.stdin_once));
-    if container.with(|record| record.state.status) == super::state::Status::Paused {
-        return Err(Failure::conflict(format!(
-            "container {} is paused, unpause the container before attach",
-            container.id
-        )));
-    }
-    let is_streamed = query.flag("stream");
-    let wishes = Wishes {
-        stdin: is_streamed && query.flag("stdin") && opens_stdin,
-        stdout: query.flag("stdout"),
-        stderr: query.flag("stderr"),
-        raw: tty,
-        closes_stdin: once && !tty,
-        detach: stream::detach_keys(query.get("detachKeys"))?,
-    };
-    // Without a terminal bytes are bytes.
-    let wishes = Wishes { detach: if tty { wishes.detach } else { Vec::new() }, ..wishes };
-    let kind = content_type(request.version, tty);
-    let heard = container.output.listen();
-    let with_past = query.flag("logs");
-    let past = Wanted { stdout: wishes.stdout, stderr: wishes.stderr, ..Wanted::default() };
-    if !request.wants_upgrade() {
-        let (reply, sender) = message::channel(kind);
-        tokio::spawn(async move {
-            let mut heard = heard;
-            while let Some((channel, data)) = heard.recv().await {
-                let is_wanted = if channel == Channel::Stdout { wishes.stdout } else { wishes.stderr };
-                let data = if wishes.raw { data } else { message::frame(channel, &data) };
-                if is_wanted && sender.send(Ok(data)).await.is_err() {
-                    return;
-                }
-            }
-        });
-        return Ok(reply);
-    }
-    engine.container_event(&container, "attach", &[]);
-    let engine = engine.clone();
-    tokio::spawn(async move {
-        let Ok(connection) = request.upgrade.await else { return };
-        let mut client = TokioIo::new(connection);
-        if with_past && replay(&container, past, wishes.raw, &mut client).await.is_err() {
-            return;
-        }
-        if !is_streamed {
-            return;
-        }
-        let (supervisor, namespace, id) =
-            (engine.parts.supervisor.clone(), engine.context.namespace.clone(), container.id.clone());
-        let output = container.output.clone();
-        let close = async move || {
-            if let Ok(task) = supervisor.get(&namespace, &id).await {
-                // Ignoring: it may have ended.
-                let _ = task.close_stdin("").await;
-            }
-        };
-        let left = stream::connect(client, &output, heard, wishes, close).await;
-        if left == Left::Detached {
-            engine.container_event(&container, "detach", &[]);
-        }
-    });
-    Ok(message::upgraded(kind))
-}
-
-/// Tells an attached client what was logged before.
-async fn replay(
-    container: &super::Container,
-    wanted: Wanted,
-    is_raw: bool,
-    client: &mut message::Connection,
-) -> std::io::Result<()> {
-    use tokio::io::AsyncWriteExt;
-    let mut reader = container.log.reader(None);
-    loop {
-        let Ok((next, entries)) = reader.next().await else { return Ok(()) };
-        if entries.is_empty() {
-            return Ok(());
-        }
-        reader = next;
-        for entry in entries.iter().filter(|entry| wanted.accepts(entry)) {
-            client.write_all(&shown(entry, is_raw, false)).await?;
-        }
-    }
-}
-
 /// An entry as clients get it.
-fn shown(entry: &logs::Entry, is_raw: bool, with_time: bool) -> bytes::Bytes {
+pub(super) fn shown(entry: &logs::Entry, is_raw: bool, with_time: bool, with_details: bool) -> bytes::Bytes {
     let mut text = String::new();
     if with_time {
         text.push_str(&padded(&entry.time));
         text.push(' ');
     }
+    if with_details {
+        text.push_str(&details(&entry.attributes));
+        text.push(' ');
+    }
     text.push_str(&entry.log);
     let channel = if entry.stream == "stderr" { Channel::Stderr } else { Channel::Stdout };
     if is_raw { text.into() } else { message::frame(channel, text.as_bytes()) }
+}
+
+/// What options add to an entry: `name=value,…`, each as in a query.
+fn details(attributes: &std::collections::BTreeMap<String, String>) -> String {
+    let escape = |text: &String| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let pairs = attributes.iter().map(|(name, value)| format!("{}={}", escape(name), escape(value)));
+    pairs.collect::<Vec<_>>().join(",")
 }
 
 /// A time with all nine digits, so that columns align.
@@ -243,7 +166,8 @@ fn logs(container: std::sync::Arc<super::Container>, request: &Request) -> Resul
     let since = query.filled("since").filter(not_zero).map(moment).transpose()?;
     let until = query.filled("until").filter(not_zero).map(moment).transpose()?;
     let wanted = Wanted { stdout, stderr, since, until };
-    let (follow, with_time) = (query.flag("follow"), query.flag("timestamps"));
+    let (follow, with_time, with_details) =
+        (query.flag("follow"), query.flag("timestamps"), query.flag("details"));
     let tty = container.with(|record| record.config.tty);
     let (reply, client) = message::channel(content_type(request.version, tty));
     let mut milestones = container.milestones.subscribe();
@@ -266,7 +190,8 @@ fn logs(container: std::sync::Arc<super::Container>, request: &Request) -> Resul
                 if wanted.is_past(&entry) {
                     return;
                 }
-                if wanted.accepts(&entry) && client.send(Ok(shown(&entry, tty, with_time))).await.is_err() {
+                let text = || shown(&entry, tty, with_time, with_details);
+                if wanted.accepts(&entry) && client.send(Ok(text())).await.is_err() {
                     return;
                 }
             }
@@ -303,6 +228,12 @@ mod tests {
     fn times_align() {
         assert_eq!(padded("2026-01-01T00:00:00Z"), "2026-01-01T00:00:00.000000000Z");
         assert_eq!(padded("2026-01-01T00:00:00.12Z"), "2026-01-01T00:00:00.120000000Z");
+    }
+
+    #[test]
+    fn details_are_escaped() {
+        let attributes = [("a b", "1"), ("c", "x,y")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        assert_eq!(details(&attributes), "a+b=1,c=x%2Cy");
     }
 
     #[test]

@@ -5,13 +5,16 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::StatusCode;
 use orlop_proto::any;
+use orlop_proto::containerd::runc::v1::Options;
 use orlop_proto::error::Context;
+use orlop_proto::spec::cdi::is_qualified;
 use orlop_proto::spec::types::Mount;
 use orlop_proto::spec::{Accounts, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -24,8 +27,10 @@ use crate::api::convert;
 use crate::db::blocking;
 use crate::docker::Engine;
 use crate::docker::failure::{Failure, Result};
+use crate::docker::settings::RUNC;
 use crate::docker::spec::{self, Facts};
 use crate::image::{DEFAULT_SNAPSHOTTER, mounts};
+use crate::network::files;
 use crate::store::containers::{Container as Registered, Runtime};
 use crate::task::{Create, Images, Task};
 
@@ -103,7 +108,10 @@ impl Engine {
         let accounts = accounts_of(root.clone()).await?;
         self.prepare_places(&mut record, &root).await?;
         let facts = self.facts(&record, accounts)?;
-        let spec = spec::make(&record.config, &record.host, &facts)?;
+        let mut spec = spec::make(&record.config, &record.host, &facts)?;
+        for edits in self.device_edits(&record.host.resources)? {
+            edits.apply(&mut spec, devices::node)?;
+        }
         self.register(&record, &spec).await?;
         let pipes = self.pipes(&record);
         let begun = self.begin(container, &record, &pipes, root).await;
@@ -143,7 +151,10 @@ impl Engine {
             id: id.clone(),
             spec: registered.spec.map(|spec| spec.value).unwrap_or_default(),
             runtime: registered.runtime.name,
-            options: None,
+            options: registered
+                .runtime
+                .options
+                .map(|any| prost_types::Any { type_url: any.type_url, value: any.value }),
             rootfs: convert::mounts(root),
             stdio: pipes.stdio(record.config.tty),
             images: Images::None,
@@ -165,10 +176,11 @@ impl Engine {
             }
             let waiting = task.clone();
             // From before the start, so that no exit is missed.
+            let told = container.told.subscribe();
             let exit = tokio::spawn(async move { waiting.wait("").await });
             match task.start("").await {
                 Ok(pid) => {
-                    tokio::spawn(self.clone().until_end(container.clone(), exit, copying));
+                    tokio::spawn(self.clone().until_end(container.clone(), exit, copying, told));
                     Ok((task, pid))
                 }
                 Err(error) => {
@@ -202,14 +214,11 @@ impl Engine {
     async fn register(&self, record: &Record, spec: &Spec) -> Result<()> {
         let value =
             serde_json::to_vec(spec).map_err(|error| Failure::internal(format!("encode: {error}")))?;
-        let runtime = match record.host.runtime.as_str() {
-            "" | "runc" => RUNTIME,
-            other => other,
-        };
+        let runtime = self.runtime(&record.host.runtime)?;
         let registered = Registered {
             id: record.id.clone(),
             image: record.config.image.clone(),
-            runtime: Runtime { name: runtime.to_owned(), options: None },
+            runtime,
             spec: Some(crate::store::Any { type_url: any::SPEC_URL.to_owned(), value }),
             snapshotter: DEFAULT_SNAPSHOTTER.to_owned(),
             snapshot_key: record.id.clone(),
@@ -225,6 +234,42 @@ impl Engine {
             result => drop(result?),
         }
         Ok(())
+    }
+
+    /// The runtime of the containerd API that a name of this one means.
+    fn runtime(&self, name: &str) -> Result<Runtime> {
+        let settings = self.settings();
+        let mut options = Options { systemd_cgroup: settings.systemd_cgroup, ..Options::default() };
+        let shim = match settings.runtimes.get(name) {
+            Some(runtime) if runtime.runtime_type.is_empty() => {
+                options.binary_name = self.program(name, &runtime.path, &runtime.runtime_args)?;
+                RUNTIME
+            }
+            Some(runtime) => &runtime.runtime_type,
+            None if ["", RUNC].contains(&name) => RUNTIME,
+            None => name,
+        };
+        let is_plain = shim != RUNTIME || options == Options::default();
+        let options = (!is_plain).then(|| any::pack(&options));
+        let options = options.map(|any| crate::store::Any { type_url: any.type_url, value: any.value });
+        Ok(Runtime { name: shim.to_owned(), options })
+    }
+
+    /// The program of a runtime; one with arguments gets a script that adds them.
+    fn program(&self, name: &str, path: &str, arguments: &[String]) -> Result<String> {
+        if arguments.is_empty() {
+            return Ok(path.to_owned());
+        }
+        let quoted = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
+        let words: Vec<String> = std::iter::once(&path.to_owned()).chain(arguments).map(quoted).collect();
+        let script = self.parts.state.join("runtimes").join(name);
+        let written = script
+            .parent()
+            .map_or(Ok(()), std::fs::create_dir_all)
+            .and_then(|()| std::fs::write(&script, format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" "))))
+            .and_then(|()| std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)));
+        written.context("write", script.display().to_string())?;
+        Ok(script.display().to_string())
     }
 
     /// Takes it back.
@@ -247,8 +292,10 @@ impl Engine {
         write("hostname", &format!("{}\n", record.config.hostname))?;
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         if record.host.network_mode == "host" {
-            write("hosts", &read("/etc/hosts"))?;
-            write("resolv.conf", &read("/etc/resolv.conf"))?;
+            let (hosts, resolver) =
+                files::of_host(&super::joined::extra_hosts(record), &self.resolver(record));
+            write("hosts", &hosts)?;
+            write("resolv.conf", &resolver)?;
         } else if !record.host.network_mode.starts_with("container:") {
             let hosts = super::joined::plain_hosts(record);
             write("hosts", &hosts)?;
@@ -282,7 +329,8 @@ impl Engine {
         mounted.extend(places);
         let mut found = Vec::new();
         if !host.privileged {
-            for mapping in &host.resources.devices {
+            for mapping in host.resources.devices.iter().filter(|device| !is_qualified(&device.path_on_host))
+            {
                 found.extend(devices::mapped(mapping)?);
             }
         }
@@ -294,10 +342,19 @@ impl Engine {
             &limits.blkio_device_read_iops,
             &limits.blkio_device_write_iops,
         ];
+        let settings = self.settings();
+        let parent = match settings.cgroup_parent.as_str() {
+            "" => &self.parts.cgroup_parent,
+            own => own,
+        };
         let paths = named.into_iter().flatten().map(|device| device.path.clone());
         Ok(Facts {
             id: record.id.clone(),
-            cgroup_parent: self.parts.cgroup_parent.clone(),
+            cgroup_parent: parent.to_owned(),
+            systemd_cgroup: settings.systemd_cgroup,
+            ulimits: settings.ulimits.clone(),
+            no_new_privileges: settings.no_new_privileges,
+            seccomp: settings.seccomp.clone(),
             accounts,
             mounts: mounted,
             namespaces: self.namespaces(record)?,
@@ -305,7 +362,8 @@ impl Engine {
             all_devices: if host.privileged { devices::all() } else { Vec::new() },
             capabilities: devices::capabilities(),
             unified: crate::docker::host::is_unified(),
-            init: devices::init_program(),
+            variables: self.link_variables(record),
+            init: devices::init_program(&settings.init_path),
             block_devices: paths
                 .filter_map(|path| Some((path.clone(), devices::block_numbers(&path)?)))
                 .collect(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::future::BoxFuture;
 use http::StatusCode;
 use serde_json::Value;
 
@@ -9,9 +10,8 @@ use crate::content::digest::Digest;
 use crate::docker::Engine;
 use crate::docker::container::config::Config;
 use crate::docker::failure::{Failure, Result};
-use crate::docker::host;
 use crate::image::DEFAULT_SNAPSHOTTER;
-use crate::image::manifest::{Document, MAX_DOCUMENT, Manifest, chain_ids, select};
+use crate::image::manifest::{Descriptor, Document, MAX_DOCUMENT, Manifest, chain_ids, select};
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::store::images::Image;
@@ -122,10 +122,14 @@ pub fn normal(name: &str) -> Result<String> {
     Ok(text)
 }
 
+/// Whether an entry of an index says something about another entry rather than being an image.
+pub fn is_attestation(descriptor: &Descriptor) -> bool {
+    descriptor.annotations.contains_key("vnd.docker.reference.type")
+}
+
 /// This machine's platform.
 pub fn platform() -> Platform {
-    Platform { os: "linux".to_owned(), architecture: host::architecture().to_owned(), variant: String::new() }
-        .normalised()
+    Platform::own()
 }
 
 /// The failure of an image that is not there, in dockerd's words.
@@ -199,40 +203,62 @@ impl Engine {
         Ok(images)
     }
 
-    /// What a stored name stands for on this machine; its other names are left out.
+    /// What a stored name stands for on this machine; its other names are left out. Where nothing of it is for this
+    /// machine's platform, the first part that is here counts.
     pub async fn resolve(&self, image: &Image) -> Result<Found> {
-        self.resolve_for(image, &platform()).await
+        self.resolve_part(image, &platform(), true).await
     }
 
-    /// The same for another platform.
+    /// What a stored name stands for on another platform, and on no other than that.
     pub async fn resolve_for(&self, image: &Image, wanted: &Platform) -> Result<Found> {
-        let content = &self.parts.content;
-        let mut digest = Digest::parse(&image.target.digest)?;
-        let mut media_type = image.target.media_type.clone();
-        for _ in 0..MAX_DEPTH {
+        self.resolve_part(image, wanted, false).await
+    }
+
+    async fn resolve_part(&self, image: &Image, wanted: &Platform, takes_others: bool) -> Result<Found> {
+        let digest = Digest::parse(&image.target.digest)?;
+        let media_type = &image.target.media_type;
+        let (manifest, document) = self.part(digest, media_type, wanted, takes_others, MAX_DEPTH).await?;
+        Ok(Found { id: manifest.config.digest.to_string(), names: vec![image.clone()], manifest, document })
+    }
+
+    /// The manifest and the configuration that a document leads to.
+    fn part<'a>(
+        &'a self,
+        digest: Digest,
+        media_type: &'a str,
+        wanted: &'a Platform,
+        takes_others: bool,
+        depth: u32,
+    ) -> BoxFuture<'a, Result<(Manifest, Value)>> {
+        Box::pin(async move {
+            let content = &self.parts.content;
+            if depth == 0 {
+                return Err(Failure::internal(format!("image {digest}: indexes are nested too deep")));
+            }
             let bytes = content.read_all(&self.context, &digest, MAX_DOCUMENT).await?;
-            match Document::parse(&media_type, &digest, &bytes)? {
+            let index = match Document::parse(media_type, &digest, &bytes)? {
                 Document::Manifest(manifest) => {
                     let config =
                         content.read_all(&self.context, &manifest.config.digest, MAX_DOCUMENT).await?;
                     let document = serde_json::from_slice(&config)
                         .map_err(|error| Failure::internal(format!("read image configuration: {error}")))?;
-                    return Ok(Found {
-                        id: manifest.config.digest.to_string(),
-                        names: vec![image.clone()],
-                        manifest,
-                        document,
-                    });
+                    return Ok((manifest, document));
                 }
-                Document::Index(index) => {
-                    let best = select(&index, wanted).into_iter().next();
-                    let best = best.ok_or_else(|| no_such_image(&image.name))?;
-                    digest = best.digest.clone();
-                    media_type.clone_from(&best.media_type);
+                Document::Index(index) => index,
+            };
+            let mut children = select(&index, wanted);
+            if takes_others {
+                children.extend(index.manifests.iter().filter(|child| !is_attestation(child)));
+            }
+            for child in children {
+                let part =
+                    self.part(child.digest.clone(), &child.media_type, wanted, takes_others, depth - 1);
+                if let Ok(found) = part.await {
+                    return Ok(found);
                 }
             }
-        }
-        Err(Failure::internal(format!("image {}: indexes are nested too deep", image.name)))
+            Err(Failure::not_found(format!("image {digest}: no part of it is here")))
+        })
     }
 
     /// Bytes of an image's files.

@@ -60,6 +60,7 @@ impl Engine {
         filters: &Filters,
         used: &BTreeMap<String, i64>,
         all: bool,
+        with_parts: bool,
     ) -> Result<Vec<Value>> {
         let images = self.images().await?;
         let parents = if all { HashSet::new() } else { self.parents().await? };
@@ -100,7 +101,7 @@ impl Engine {
                 }
             }
             let size = self.image_size(&found).await;
-            listed.push(json!({
+            let mut document = json!({
                 "Containers": used.get(&found.id).copied().unwrap_or(0),
                 "Created": created,
                 "Id": found.id,
@@ -111,13 +112,18 @@ impl Engine {
                 "SharedSize": -1,
                 "Size": size,
                 "VirtualSize": size,
-            }));
+                "Descriptor": found.root(),
+            });
+            if with_parts && let Some(image) = found.names.first() {
+                document["Manifests"] = json!(self.parts_of(image).await);
+            }
+            listed.push(document);
         }
         Ok(listed)
     }
 
     /// An image in all detail.
-    pub async fn inspect_image(&self, found: &Found) -> Value {
+    pub async fn inspect_image(&self, found: &Found, with_parts: bool) -> Value {
         let size = self.image_size(found).await;
         let text = |name: &str| found.document[name].as_str().unwrap_or_default().to_owned();
         let mut config = json!(found.config());
@@ -143,6 +149,10 @@ impl Engine {
             "RootFS": { "Type": "layers", "Layers": found.diff_ids() },
             "Metadata": { "LastTagTime": "0001-01-01T00:00:00Z" },
         });
+        details["Descriptor"] = found.root();
+        if with_parts && let Some(image) = found.names.first() {
+            details["Manifests"] = json!(self.parts_of(image).await);
+        }
         if let Some(variant) = found.document["variant"].as_str().filter(|variant| !variant.is_empty()) {
             details["Variant"] = json!(variant);
         }

@@ -3,10 +3,13 @@
 mod found;
 mod import;
 mod list;
+mod platforms;
+mod remote;
 mod remove;
 mod route;
 mod transfer;
 
 pub use found::{Found, dangling, familiar, normal, platform};
+pub use remote::distribution;
 pub use route::answer;
 pub use transfer::{AuthConfig, ToClient, pull_failure, pull_step, wanted_platform};

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::list::FILTERS;
 use super::remove::PRUNE_FILTERS;
 use crate::docker::Engine;
-use crate::docker::failure::{Failure, Result};
+use crate::docker::failure::Result;
 use crate::docker::filters::Filters;
 use crate::docker::message::{self, Reply, Request};
 use crate::docker::route::page_not_found;
@@ -22,7 +22,9 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
         (Method::GET, ["json"]) => {
             let filters = Filters::parse(query.get("filters"), &FILTERS)?;
             let used: BTreeMap<String, i64> = engine.images_in_use();
-            Ok(message::ok(&engine.list_images(&filters, &used, query.flag("all")).await?))
+            Ok(message::ok(
+                &engine.list_images(&filters, &used, query.flag("all"), query.flag("manifests")).await?,
+            ))
         }
         (Method::POST, ["create"]) if query.filled("fromSrc").is_some() => engine.import_image(request).await,
         (Method::POST, ["create"]) => engine.pull_image(&request).await,
@@ -34,15 +36,15 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
         (Method::GET, ["get"]) => {
             let names: Vec<String> =
                 query.all("names").flat_map(|all| all.split(',')).map(str::to_owned).collect();
-            engine.save_images(&names).await
+            engine.save_images(&names, query.get("platform")).await
         }
-        (Method::GET, ["search"]) => {
-            Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "there is no index to search"))
+        (Method::GET, ["search"]) => engine.search_images(&request).await,
+        (Method::GET, [name @ .., "get"]) => {
+            engine.save_images(&[name.join("/")], query.get("platform")).await
         }
-        (Method::GET, [name @ .., "get"]) => engine.save_images(&[name.join("/")]).await,
         (Method::GET, [name @ .., "json"]) => {
             let found = engine.image(&name.join("/")).await?;
-            Ok(message::ok(&engine.inspect_image(&found).await))
+            Ok(message::ok(&engine.inspect_image(&found, query.flag("manifests")).await))
         }
         (Method::GET, [name @ .., "history"]) => {
             let found = engine.image(&name.join("/")).await?;

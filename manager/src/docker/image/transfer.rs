@@ -25,12 +25,14 @@ use crate::image::media::Role;
 use crate::image::platform::Platform;
 use crate::image::progress::{Event, Progress};
 use crate::image::reference::Reference;
-use crate::image::registry::Access;
 use crate::image::registry::auth::{Credential, Credentials};
+use crate::image::registry::{Access, Trust};
 use crate::image::{
     DEFAULT_SNAPSHOTTER, ExportRequest, ExtraName, ImportRequest, Job, PullRequest, PushRequest, Unpack,
 };
 
+/// Addresses of this machine.
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 /// How many steps may wait for a client.
 const STEPS: usize = 64;
 
@@ -80,7 +82,16 @@ impl AuthConfig {
     }
 
     /// How to reach a registry with these.
-    pub fn access(&self) -> Access {
+    pub fn access(&self, engine: &Engine) -> Access {
+        let settings = engine.settings();
+        // As under dockerd, this machine is trusted.
+        let own = LOOPBACK.iter().map(|&range| range.to_owned());
+        let insecure = settings.insecure.iter().cloned().chain(own).collect();
+        let trust = Trust { mirrors: settings.mirrors.clone(), insecure };
+        Access { credentials: self.credentials(), trust: Arc::new(trust), ..Access::default() }
+    }
+
+    fn credentials(&self) -> Option<Arc<dyn Credentials>> {
         let (mut user, mut secret) = (self.username.clone(), self.password.clone());
         if let Some((name, word)) = STANDARD
             .decode(&self.auth)
@@ -97,9 +108,9 @@ impl AuthConfig {
         } else if !user.is_empty() {
             Credential::Password { user, secret }
         } else {
-            return Access::default();
+            return None;
         };
-        Access { credentials: Some(Arc::new(Given(credential))), ..Access::default() }
+        Some(Arc::new(Given(credential)))
     }
 }
 
@@ -226,7 +237,7 @@ impl Engine {
         let (job, cancel) = self.job(Progress::to(sender));
         let pull = PullRequest {
             reference: name.clone(),
-            access: AuthConfig::of(request).access(),
+            access: AuthConfig::of(request).access(self),
             name: String::new(),
             platforms: vec![wanted],
             unpacks: vec![Unpack { platform: None, snapshotter: DEFAULT_SNAPSHOTTER.to_owned() }],
@@ -340,7 +351,7 @@ impl Engine {
                 repository(&familiar(&full))
             ))
         })?;
-        let access = AuthConfig::of(request).access();
+        let access = AuthConfig::of(request).access(self);
         let (sender, mut steps) = mpsc::channel(STEPS);
         let (job, cancel) = self.job(Progress::to(sender));
         let push = PushRequest { name: full.clone(), reference: full.clone(), access, platforms: Vec::new() };
@@ -396,8 +407,10 @@ impl Engine {
         Ok(reply)
     }
 
-    /// `docker save`.
-    pub async fn save_images(&self, names: &[String]) -> Result<Reply> {
+    /// `docker save`: for one platform where a client names it, and otherwise for all that are here.
+    pub async fn save_images(&self, names: &[String], wanted: Option<&str>) -> Result<Reply> {
+        let named = wanted.filter(|text| !text.is_empty());
+        let platforms = named.map(|text| wanted_platform(Some(text))).transpose()?.into_iter().collect();
         let mut full = Vec::new();
         for name in names {
             let found = self.image(name).await?;
@@ -406,7 +419,7 @@ impl Engine {
             full.extend(named.or_else(|| found.names.first().map(|image| image.name.clone())));
         }
         let (job, cancel) = self.job(Progress::default());
-        let export = ExportRequest { names: full, platforms: vec![platform()], ..ExportRequest::default() };
+        let export = ExportRequest { names: full, platforms, ..ExportRequest::default() };
         let (reply, client) = message::channel("application/x-tar");
         let images = self.parts.images.clone();
         let output = ToClient(client.clone());
@@ -426,6 +439,7 @@ impl Engine {
     /// `docker load`.
     pub async fn load_images(&self, request: Request) -> Result<Reply> {
         let (job, cancel) = self.job(Progress::default());
+        let wanted = wanted_platform(request.query.get("platform"))?;
         let import = ImportRequest {
             extra_names: vec![ExtraName {
                 // An image without a name is kept under its digest.
@@ -435,7 +449,7 @@ impl Engine {
                 add_digest: true,
                 skip_named_digest: true,
             }],
-            platforms: vec![platform()],
+            platforms: vec![wanted],
             unpacks: vec![Unpack { platform: None, snapshotter: DEFAULT_SNAPSHOTTER.to_owned() }],
             ..ImportRequest::default()
         };

@@ -85,7 +85,7 @@ fn privileged_and_unconfined_lift_the_filter() {
     assert!(spec.process.unwrap().no_new_privileges);
     let linux = spec.linux.unwrap();
     assert!(linux.seccomp.is_none() && linux.readonly_paths.is_empty());
-    assert!(SecurityOptions::parse(&words(&["nope"])).is_err());
+    assert!(SecurityOptions::default().parse(&words(&["nope"])).is_err());
 }
 
 #[test]

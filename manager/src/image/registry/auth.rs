@@ -62,6 +62,11 @@ impl Scope {
         Scope { actions: "pull", from: None }
     }
 
+    /// What lets one in and no further.
+    pub(super) fn nothing() -> Scope {
+        Scope { actions: "", from: None }
+    }
+
     pub(super) fn push() -> Scope {
         Scope { actions: "pull,push", from: None }
     }
@@ -72,9 +77,9 @@ impl Scope {
 
     /// In the words of the distribution project's token scope specification.
     fn words(&self, repository: &str) -> Vec<String> {
-        let own = format!("repository:{repository}:{}", self.actions);
+        let own = (!self.actions.is_empty()).then(|| format!("repository:{repository}:{}", self.actions));
         let from = self.from.iter().map(|from| format!("repository:{from}:pull"));
-        std::iter::once(own).chain(from).collect()
+        own.into_iter().chain(from).collect()
     }
 }
 

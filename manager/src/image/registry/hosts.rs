@@ -47,7 +47,7 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    const ALL: Capabilities = Capabilities { pull: true, resolve: true, push: true };
+    pub(super) const ALL: Capabilities = Capabilities { pull: true, resolve: true, push: true };
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -202,7 +202,7 @@ fn named(url: &str, entry: &HostEntry, base: &Path) -> Result<Endpoint, String> 
 }
 
 impl Endpoint {
-    fn new(scheme: &str, host: &str, path: String) -> Endpoint {
+    pub(super) fn new(scheme: &str, host: &str, path: String) -> Endpoint {
         Endpoint {
             scheme: scheme.to_owned(),
             host: host.to_owned(),

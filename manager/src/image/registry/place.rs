@@ -79,7 +79,7 @@ impl Place {
         progress: Arc<Progress>,
     ) -> Result<Place> {
         let text = format!("{}://{}{}/{path}", endpoint.scheme, endpoint.host, endpoint.path);
-        let base = Url::parse(&text)
+        let base = Url::parse(text.trim_end_matches('/'))
             .map_err(|error| Error::because(Kind::InvalidArgument, "use registry", text, error))?;
         // The host's own headers replace the client's.
         headers.extend(endpoint.headers.clone());
@@ -117,6 +117,14 @@ impl Place {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
         url
+    }
+
+    /// Whether a registry answers there, to whomever.
+    pub(super) async fn answers(&self) -> bool {
+        let Endpoint { scheme, host, path, .. } = &self.endpoint;
+        let Ok(url) = Url::parse(&format!("{scheme}://{host}{path}/")) else { return false };
+        let answer = self.request(&Ask::get("look for", host, String::new()), url, None).await;
+        answer.is_ok_and(|answer| answer.status().is_success() || answer.status() == StatusCode::UNAUTHORIZED)
     }
 
     /// Asks until the place grants it, refuses for good or has failed too often; answers other than success are errors.

@@ -37,17 +37,23 @@ pub trait Source: Send + Sync {
 }
 
 impl Repository {
-    /// Chooses the place that takes uploads.
-    pub fn choose_for_push(&self) -> Result<()> {
-        let index =
-            self.places.iter().position(|place| place.endpoint.capabilities.push).ok_or_else(|| {
-                Error::because(
-                    Kind::FailedPrecondition,
-                    "push",
-                    self.reference.to_string(),
-                    "no host takes uploads",
-                )
-            })?;
+    /// Chooses the place that takes uploads: of several, the first that serves a registry at all (a host may be known by
+    /// plain HTTP and by HTTPS, and speak one of them).
+    pub async fn choose_for_push(&self) -> Result<()> {
+        let takes = |index: &usize| self.places[*index].endpoint.capabilities.push;
+        let candidates: Vec<usize> = (0..self.places.len()).filter(takes).collect();
+        let Some(mut index) = candidates.first().copied() else {
+            let why = "no host takes uploads";
+            return Err(Error::because(Kind::FailedPrecondition, "push", self.reference.to_string(), why));
+        };
+        if candidates.len() > 1 {
+            for candidate in candidates {
+                if self.places[candidate].answers().await {
+                    index = candidate;
+                    break;
+                }
+            }
+        }
         self.chosen.store(index, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use orlop_proto::error::{Context, Result};
 use simple_dns::rdata::{A, AAAA, PTR, RData};
 use simple_dns::{CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, RCODE, ResourceRecord, TYPE};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -46,6 +46,8 @@ struct Service {
     container: String,
     /// Servers that are asked for what is not known here; none for containers that may not speak to the outside.
     upstream: Vec<IpAddr>,
+    /// The container's network namespace, where these are servers that it named: they are asked from there.
+    from: Option<OwnedFd>,
     questions: Arc<Semaphore>,
 }
 
@@ -56,7 +58,10 @@ impl Server {
         container: &str,
         registry: Registry,
         upstream: Vec<IpAddr>,
+        asks_from_inside: bool,
     ) -> Result<Server> {
+        let own = || namespace.try_clone_to_owned().context("keep", "the network namespace");
+        let from = asks_from_inside.then(own).transpose()?;
         let (udp, tcp) = namespace::within(namespace, || {
             let address = SocketAddr::new(NAME_SERVER, 0);
             let udp = std::net::UdpSocket::bind(address).context("listen on", address.to_string())?;
@@ -76,6 +81,7 @@ impl Server {
             registry,
             container: container.to_owned(),
             upstream,
+            from,
             questions: Arc::new(Semaphore::new(CONCURRENT)),
         });
         Ok(Server {
@@ -149,7 +155,10 @@ impl Service {
         for server in &self.upstream {
             let server = SocketAddr::new(*server, 53);
             let asked = async {
-                if by_tcp { ask_by_tcp(server, question).await } else { ask(server, question).await }
+                match by_tcp {
+                    true => ask_by_tcp(self.from.as_ref(), server, question).await,
+                    false => ask(self.from.as_ref(), server, question).await,
+                }
             };
             if let Ok(Ok(answer)) = tokio::time::timeout(TIMEOUT, asked).await {
                 return Some(answer);
@@ -227,9 +236,27 @@ fn reply(packet: &Packet, code: RCODE, mut data: Vec<RData<'static>>) -> Option<
     reply.build_bytes_vec_compressed().ok()
 }
 
-async fn ask(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+/// Makes a socket, in another network namespace where there is one.
+async fn socket_in<T: Send + 'static>(
+    from: Option<&OwnedFd>,
+    make: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let Some(from) = from else { return make() };
+    let from = from.try_clone()?;
+    let made = tokio::task::spawn_blocking(move || {
+        namespace::within(from.as_fd(), || make().context("open", "a socket in the container"))
+    });
+    made.await?.map_err(io::Error::other)
+}
+
+async fn ask(from: Option<&OwnedFd>, server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     let any: SocketAddr = if server.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any).await?;
+    let socket = socket_in(from, move || {
+        let socket = std::net::UdpSocket::bind(any)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    });
+    let socket = UdpSocket::from_std(socket.await?)?;
     socket.connect(server).await?;
     socket.send(question).await?;
     let mut buffer = vec![0; 64 << 10];
@@ -243,8 +270,9 @@ async fn ask(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
     }
 }
 
-async fn ask_by_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(server).await?;
+async fn ask_by_tcp(from: Option<&OwnedFd>, server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let new = move || if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let mut stream = socket_in(from, new).await?.connect(server).await?;
     write_framed(&mut stream, question).await?;
     read_framed(&mut stream).await
 }
@@ -277,7 +305,7 @@ mod tests {
         let held = Held { name: "web".into(), endpoints: vec![endpoint], ..Held::default() };
         let registry = Arc::new(Mutex::new(AllHeld::from([("c".to_owned(), held)])));
         let questions = Arc::new(Semaphore::new(1));
-        Service { registry, container: "c".into(), upstream, questions }
+        Service { registry, container: "c".into(), upstream, from: None, questions }
     }
 
     fn question(name: &str, kind: TYPE) -> Vec<u8> {

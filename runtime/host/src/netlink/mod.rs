@@ -4,6 +4,7 @@
 //! and many times this code (docs/decisions/0102-network-devices.md), or a C library or licence that we cannot link
 //! (docs/decisions/0940-networks.md).
 
+pub mod conntrack;
 pub mod link;
 pub mod message;
 pub mod nftables;
@@ -108,25 +109,30 @@ impl Devices {
 
     /// Sends a request and collects the answers until the kernel says that it is done.
     fn ask(&self, request: Message) -> io::Result<Vec<Vec<u8>>> {
-        send(self.0.as_raw_fd(), &request.finish(), MsgFlags::empty())?;
-        let mut answers = Vec::new();
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            let mut rest = &buffer[..length];
-            while let Some((kind, message, after)) = next_message(rest) {
-                match i32::from(kind) {
-                    libc::NLMSG_DONE => return Ok(answers),
-                    libc::NLMSG_ERROR => {
-                        return match number_at(message, MESSAGE_HEADER) {
-                            0 => Ok(answers),
-                            error => Err(io::Error::from_raw_os_error(-error)),
-                        };
-                    }
-                    _ => answers.push(message.to_vec()),
+        ask(self.0.as_fd(), request)
+    }
+}
+
+/// Sends a request and collects the answers until the kernel says that it is done.
+fn ask(socket: BorrowedFd, request: Message) -> io::Result<Vec<Vec<u8>>> {
+    send(socket.as_raw_fd(), &request.finish(), MsgFlags::empty())?;
+    let mut answers = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        let mut rest = &buffer[..length];
+        while let Some((kind, message, after)) = next_message(rest) {
+            match i32::from(kind) {
+                libc::NLMSG_DONE => return Ok(answers),
+                libc::NLMSG_ERROR => {
+                    return match number_at(message, MESSAGE_HEADER) {
+                        0 => Ok(answers),
+                        error => Err(io::Error::from_raw_os_error(-error)),
+                    };
                 }
-                rest = after;
+                _ => answers.push(message.to_vec()),
             }
+            rest = after;
         }
     }
 }
