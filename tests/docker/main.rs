@@ -10,6 +10,7 @@ mod kill_points;
 mod networks;
 mod programs;
 mod recovery;
+mod refusals;
 mod registries;
 mod side;
 mod volumes;

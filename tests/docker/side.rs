@@ -1,6 +1,6 @@
 //! An engine for the real `docker`: orlopd, or Debian's dockerd, each with everything that it writes below a root of its own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -60,9 +60,18 @@ impl Side {
         Side::orlopd_in(root, docker, None, more)
     }
 
+    /// orlopd that keeps what outlives a reboot in a directory of its own.
+    pub fn orlopd_on_disk(root: Root, docker: PathBuf, data: &Path) -> Side {
+        let variant = Variant { data: Some(data.to_owned()), ..Variant::default() };
+        Side::orlopd_as(root, docker, None, "", variant)
+    }
+
     fn orlopd_in(root: Root, docker: PathBuf, host: Option<Process>, more: &str) -> Side {
         let network = host.as_ref().map(|host| format!("/proc/{}/ns/net", host.pid()).into());
-        let variant = Variant { network, ..Variant::default() };
+        Side::orlopd_as(root, docker, host, more, Variant { network, ..Variant::default() })
+    }
+
+    fn orlopd_as(root: Root, docker: PathBuf, host: Option<Process>, more: &str, variant: Variant) -> Side {
         let config = format!(
             "[docker]\naddress = {:?}\ncgroup_parent = {:?}\n{more}",
             root.join("docker.sock"),
@@ -172,6 +181,19 @@ impl Side {
     /// Removes all containers, stops the engine, and sees that nothing is left.
     #[track_caller]
     pub fn finish(mut self) {
+        self.stop();
+        self.root.assert_clean();
+    }
+
+    /// The same for an engine on a disk of its own, which goes when the engine has stopped.
+    #[track_caller]
+    pub fn finish_on_disk(mut self, disk: &Path) {
+        self.stop();
+        nix::mount::umount2(disk, nix::mount::MntFlags::MNT_DETACH).expect("taking the disk away");
+        self.root.assert_clean();
+    }
+
+    fn stop(&mut self) {
         self.run("$docker rm --force --volumes $($docker ps --all --quiet)");
         match &mut self.daemon {
             Daemon::Orlopd(orlopd) => drop(orlopd.stop()),
@@ -188,7 +210,6 @@ impl Side {
             host.signal(Signal::SIGKILL);
             host.wait(Duration::from_secs(30));
         }
-        self.root.assert_clean();
     }
 }
 

@@ -77,8 +77,17 @@ pub struct MountPoint {
 
 /// Bytes of memory that a process has resident (proc_pid_status(5), `VmRSS`).
 pub fn resident(pid: i32) -> Option<u64> {
+    status(pid, "VmRSS:")
+}
+
+/// Bytes of memory that are a process's own: no other has them, and no file (`RssAnon`).
+pub fn anonymous(pid: i32) -> Option<u64> {
+    status(pid, "RssAnon:")
+}
+
+fn status(pid: i32, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 

@@ -57,7 +57,7 @@ impl Defaults {
         let one = |address: &str, range: &str| -> Option<Wanted> {
             let subnet = if address.is_empty() { range } else { address };
             let net: ipnet::IpNet = subnet.parse().ok()?;
-            let gateway = (!address.is_empty()).then(|| net.addr().to_string()).unwrap_or_default();
+            let gateway = if address.is_empty() { String::new() } else { net.addr().to_string() };
             Some(Wanted {
                 subnet: net.trunc().to_string(),
                 range: range.to_owned(),

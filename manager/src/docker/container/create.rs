@@ -370,11 +370,17 @@ impl Engine {
         Ok(id[..12].to_owned())
     }
 
+    /// Another container that one refers to. Its absence is the request's fault and no 404: clients would take that for the
+    /// image's, and pull.
+    fn other(&self, name: &str) -> Result<std::sync::Arc<Container>> {
+        self.containers.get(name).map_err(|failure| Failure::invalid(failure.message))
+    }
+
     /// Replaces names of other containers by their IDs, which stay.
     fn share_with(&self, host: &mut HostConfig) -> Result<()> {
         for mode in [&mut host.network_mode, &mut host.ipc_mode, &mut host.pid_mode] {
             if let Some(name) = mode.strip_prefix("container:") {
-                let other = self.containers.get(name)?;
+                let other = self.other(name)?;
                 *mode = format!("container:{}", other.id);
             }
         }
@@ -393,7 +399,7 @@ impl Engine {
                     "rw" => Some(true),
                     _ => return Err(Failure::invalid(format!("invalid volumes-from spec: {text}"))),
                 };
-                Ok((self.containers.get(name)?.record().mounts, writable))
+                Ok((self.other(name)?.record().mounts, writable))
             })
             .collect()
     }
