@@ -100,6 +100,15 @@ const LINES: &[Line] = &[
     ),
     (
         0,
+        "printf 'FROM bb\nCOPY no.txt /n\n' > D; tar c D no.txt .dockerignore | $build -q -f D - | cut -c1-7",
+    ),
+    (
+        0,
+        "printf 'FROM bb\nENV C=1\nRUN echo c > /c\n' > D; $build -t source -f D . >/dev/null; $build --cache-from source -f D . | \
+         grep -c 'Using cache'",
+    ),
+    (
+        0,
         "printf 'FROM bb\nCMD q\n' | $build -q -t quiet - | cut -c1-7; $docker run --rm --network none quiet true",
     ),
     (
