@@ -145,6 +145,8 @@ impl Monitor {
             tracing::warn!("restart monitor: {error}");
         }
         let mut ends = None;
+        // The count of changes at which nobody was to be watched: until the next one there is nothing to look at.
+        let mut unwatched = None;
         loop {
             let mut heard = match ends.take() {
                 Some(ends) => ends,
@@ -153,8 +155,15 @@ impl Monitor {
                     Err(error) => return tracing::error!("restart monitor: {error}"),
                 },
             };
-            if let Err(error) = self.look().await {
-                tracing::warn!("restart monitor: {error}");
+            let changes = self.containers.changes();
+            if unwatched != Some(changes) {
+                unwatched = match self.look().await {
+                    Ok(watched) => (watched == 0).then_some(changes),
+                    Err(error) => {
+                        tracing::warn!("restart monitor: {error}");
+                        None
+                    }
+                };
             }
             tokio::time::sleep(PAUSE).await;
             let rest = self.interval.saturating_sub(PAUSE);
@@ -196,9 +205,12 @@ impl Monitor {
         self.containers.update(context, container, vec![format!("labels.{key}")]).await.map(drop)
     }
 
-    async fn look(&self) -> Result<()> {
+    /// Looks at all that are watched; returns how many there are.
+    async fn look(&self) -> Result<usize> {
         let mut changes = tokio::task::JoinSet::new();
-        for (context, container) in self.watched().await? {
+        let watched = self.watched().await?;
+        let count = watched.len();
+        for (context, container) in watched {
             let task = self.supervisor.get(&context.namespace, &container.id).await.ok();
             let state = state(task.as_deref()).await;
             // Whoever changes a container now is about to start it, or has just failed to.
@@ -217,7 +229,7 @@ impl Monitor {
             }
         }
         while changes.join_next().await.is_some() {}
-        Ok(())
+        Ok(count)
     }
 
     async fn apply(
