@@ -64,7 +64,10 @@ fn a_snapshots_difference_is_a_layer() {
         let path = root.join(client);
         let command = if client == "ctr" { daemon.ctr(words) } else { daemon.orlopctl(words) };
         let output = fs::File::create(&path).unwrap();
-        command.with(|command| drop(command.stdout(output))).keep_stdio().run().success();
+        let into_file = |command: &mut std::process::Command| {
+            command.stdout(output);
+        };
+        command.with(into_file).keep_stdio().run().success();
         let mut archive = tar::Archive::new(fs::File::open(path).unwrap());
         let mut names = Vec::new();
         for entry in archive.entries().unwrap() {

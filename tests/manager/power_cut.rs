@@ -40,8 +40,8 @@ struct Deed<'a> {
 
 /// Whether something must be there after a cut, or must not; nothing where the cut came while it changed.
 fn expected(deeds: &[Deed<'_>], fact: Fact<'_>, cut: usize) -> Option<bool> {
-    let begun = deeds.iter().filter(|deed| deed.fact == fact && deed.began <= cut);
-    match begun.last() {
+    let begun = deeds.iter().rfind(|deed| deed.fact == fact && deed.began <= cut);
+    match begun {
         None => Some(false),
         Some(deed) => (deed.ended <= cut).then_some(deed.is_there),
     }
@@ -127,7 +127,7 @@ fn what_was_acknowledged_is_there_after_a_power_cut() {
     let file = root.join("image");
     for (index, (cut, is_flushed)) in moments.into_iter().enumerate() {
         println!("cut {index} after {cut} writes");
-        recorder.image(cut, || !is_flushed && numbers.next() % 2 == 0, &file);
+        recorder.image(cut, || !is_flushed && numbers.next().is_multiple_of(2), &file);
         let place = root.join(format!("cut{index}"));
         fs::create_dir(&place).unwrap();
         Cmd::new("mount").args(["-o", "loop"]).args([&file, &place]).run().success();

@@ -25,9 +25,7 @@ pub async fn execute(context: &Context<'_>, group: Snapshots) -> Result<()> {
     match group.verb {
         Verb::Commit { name, key } => {
             let labels = rooted();
-            service
-                .commit(CommitSnapshotRequest { snapshotter, name, key, labels, ..Default::default() })
-                .await?;
+            service.commit(CommitSnapshotRequest { snapshotter, name, key, labels }).await?;
             Ok(())
         }
         Verb::Diff { media_type, reference, keep, label, key, other } => {
@@ -61,7 +59,7 @@ pub async fn execute(context: &Context<'_>, group: Snapshots) -> Result<()> {
         Verb::Prepare(new) => {
             let (key, parent) = (new.key.clone(), new.parent.clone().unwrap_or_default());
             let labels = rooted();
-            let request = PrepareSnapshotRequest { snapshotter, key, parent, labels, ..Default::default() };
+            let request = PrepareSnapshotRequest { snapshotter, key, parent, labels };
             print_new(context, &new, service.prepare(request).await?.into_inner().mounts)
         }
         Verb::View(new) => {
