@@ -1,5 +1,7 @@
 //! What the state machine of a container wants done: jobs begun and ended, answers, events, streams.
 
+mod cgroup;
+
 use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -9,18 +11,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_host::cgroup::{Cgroup, OomWatch};
-use orlop_host::live;
 use orlop_host::mounting;
 use orlop_host::sys::fd::memory_file;
 use orlop_host::sys::pid::{pidfd_open, pidfd_send_signal};
-use orlop_proto::any;
-use orlop_proto::containerd::runc::v1::{Options, ProcessDetails};
+use orlop_proto::containerd::runc::v1::Options;
 use orlop_proto::containerd::task::v2 as api;
 use orlop_proto::containerd::types::Mount;
-use orlop_proto::containerd::v1::types::ProcessInfo;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
-use prost::Message;
 
 use crate::boot::record;
 use crate::events::{self, Subject};
@@ -548,62 +546,6 @@ impl Shim {
             let _ = fs::remove_file(container.pid_file(exec));
         }
     }
-
-    fn watch_memory(&mut self, id: &str, pid: i32) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        // A container that ended already has none.
-        container.cgroup = match container.runtime.state_of(id) {
-            // A container may have no cgroup of its own; whatever is done to its processes must not meet others.
-            Some(state) => state
-                .and_then(|state| state.load())
-                .and_then(|state| Cgroup::open(&live::cgroup_paths(&state)))
-                .ok(),
-            None => Cgroup::of_process(pid).ok(),
-        };
-        let Some(cgroup) = &container.cgroup else { return };
-        let watched = cgroup.oom_events().and_then(|watch| {
-            self.poller.add(&watch, Token::OutOfMemory(container.number), Interest::Read)?;
-            Ok(watch)
-        });
-        match watched {
-            Ok(watch) => container.out_of_memory = Some(watch),
-            Err(error) => log::debug(format_args!("lack of memory is not noticed: {error}")),
-        }
-    }
-
-    /// Memory ran out in a container's cgroup, or the cgroup is gone.
-    pub fn out_of_memory(&mut self, number: u64) {
-        let found = self.containers.iter_mut().find(|(_, container)| container.number == number);
-        let Some((id, container)) = found else { return };
-        let Some(watch) = &mut container.out_of_memory else { return };
-        match watch.take() {
-            Ok(true) => self.inputs.push_back((id.clone(), Input::OutOfMemory)),
-            Ok(false) => {}
-            Err(_) => {
-                self.poller.remove(&*watch);
-                container.out_of_memory = None;
-            }
-        }
-    }
-
-    fn pids(&self, id: &str) -> Result<Vec<u8>> {
-        let container = self.containers.get(id).ok_or_else(no_cgroup)?;
-        let pids = container.cgroup.as_ref().ok_or_else(no_cgroup)?.pids()?;
-        let processes = pids.into_iter().map(|pid| ProcessInfo {
-            pid: pid as u32,
-            info: container
-                .task
-                .exec_of(pid)
-                .map(|exec| any::pack(&ProcessDetails { exec_id: exec.to_owned() })),
-        });
-        Ok(api::PidsResponse { processes: processes.collect() }.encode_to_vec())
-    }
-
-    fn stats(&self, id: &str) -> Result<Vec<u8>> {
-        let container = self.containers.get(id).ok_or_else(no_cgroup)?;
-        let stats = container.cgroup.as_ref().ok_or_else(no_cgroup)?.stats()?;
-        Ok(api::StatsResponse { stats: Some(crate::stats::pack(&stats)) }.encode_to_vec())
-    }
 }
 
 /// The mounts of a message.
@@ -636,10 +578,6 @@ fn preparation(container: &Container) -> impl Fn() -> Result<String> + use<> {
 fn owner<'a>(container: &Container, id: &'a str, namespace: &'a str) -> Owner<'a> {
     let Options { io_uid, io_gid, .. } = container.options;
     Owner { uid: io_uid, gid: io_gid, container: id, namespace }
-}
-
-fn no_cgroup() -> Error {
-    Error::new(Kind::NotFound, "cgroup does not exist", "")
 }
 
 /// A file in memory that holds these bytes, to be read from its start.
