@@ -150,7 +150,7 @@ fn together(plan: Plan, samples: &mut Samples, daemon: &impl Daemon, round: usiz
         (0..CLIENTS).map(|_| Client::connect(socket, namespace).expect("it serves")).collect();
     plan.sample(samples, || {
         std::thread::scope(|scope| {
-            for (number, client) in clients.iter().enumerate() {
+            for (number, client) in clients.into_iter().enumerate() {
                 scope.spawn(move || {
                     (0..TURNS)
                         .for_each(|turn| client.create_and_delete(&format!("t{round}-{number}-{turn}")));
