@@ -86,7 +86,7 @@ const WORDS: &[(&str, &str)] = &[
     ("$docker network create -d nope x", "plugin \"nope\" not found"),
     ("$docker run --rm --network nosuch bb true", "network nosuch not found"),
     (
-        "$docker run -d --name p1 -p 8080:80 bb sleep 9; $docker run --rm --name q2 -p 8080:80 bb true",
+        "$docker run -d --name p1 -p 8080:80 bb sleep 1000; $docker run --rm --name q2 -p 8080:80 bb true",
         "Bind for 0.0.0.0:8080 failed: port is already allocated",
     ),
     (
