@@ -82,11 +82,13 @@ struct Shared {
     changes: Changes,
 }
 
-/// What happened since the last garbage collection.
+/// What was changed; most of it since the last garbage collection.
 #[derive(Default)]
 pub struct Changes {
     /// Number of committed changes.
     pub mutations: AtomicU64,
+    /// The same since the database was opened: never reset, so that two looks at it tell whether anything came between.
+    pub commits: AtomicU64,
     /// Number of changes that may have freed something.
     pub deletions: AtomicU64,
     /// Woken by each commit.
@@ -185,6 +187,7 @@ impl Database {
         })?;
         if counted {
             let changes = &self.shared.changes;
+            changes.commits.fetch_add(1, Ordering::Relaxed);
             changes.mutations.fetch_add(1, Ordering::Relaxed);
             changes.deletions.fetch_add(u64::from(deleted), Ordering::Relaxed);
             changes.committed.notify_one();
@@ -204,7 +207,7 @@ impl Database {
         })
     }
 
-    /// What happened since the last garbage collection.
+    /// What was changed.
     pub fn changes(&self) -> &Changes {
         &self.shared.changes
     }

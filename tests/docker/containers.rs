@@ -101,7 +101,7 @@ const LINES: &[Line] = &[
     ),
     (
         0,
-        "$run --detach --interactive --name waits bb sh -c 'read line; echo end; exit 5' >/dev/null; echo go | $docker attach waits; \
+        "$run --detach --interactive --name waits bb sh -c 'read line; echo end; exit 5' >/dev/null; { echo go; $docker wait waits >/dev/null; } | $docker attach waits; \
          $docker wait waits; $docker rm waits",
     ),
     (

@@ -159,6 +159,18 @@ impl Client {
         Ok(answer.into_inner().status.unwrap())
     }
 
+    /// Gives up all unfinished writes; returns how many there were.
+    pub fn abort_all(&self) -> Result<usize, Status> {
+        let mut client = content::content_client::ContentClient::new(self.channel.clone());
+        let request = self.request(content::ListStatusesRequest { filters: Vec::new() });
+        let statuses = self.runtime.block_on(client.list_statuses(request))?.into_inner().statuses;
+        for status in &statuses {
+            let request = self.request(content::AbortRequest { r#ref: status.r#ref.clone() });
+            self.runtime.block_on(client.abort(request))?;
+        }
+        Ok(statuses.len())
+    }
+
     pub fn create_image(&self, name: &str, digest: &str, size: i64) -> Result<(), Status> {
         let mut client = images::images_client::ImagesClient::new(self.channel.clone());
         let target =

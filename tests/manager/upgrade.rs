@@ -14,10 +14,11 @@ fn older() -> PathBuf {
     std::env::var_os("ORLOP_OLDER").map_or_else(binaries::orlopd, PathBuf::from)
 }
 
-/// Puts a program where another one is, as installing does: who runs the old file keeps it.
+/// Puts a program where another one is, as installing does: who runs the old file keeps it. A process of its own writes it: what this
+/// one has open for writing, the children of other tests may have too, and nothing that is being written can be executed.
 fn install(program: &Path, at: &Path) {
     let next = at.with_extension("next");
-    fs::copy(program, &next).unwrap();
+    Cmd::new("cp").args([program, &next]).run().success();
     fs::rename(next, at).unwrap();
 }
 

@@ -133,7 +133,7 @@ pub struct Containers {
 impl Containers {
     /// How many changes have been committed, of whatever kind: with none, all containers are what they were.
     pub fn changes(&self) -> u64 {
-        self.db.changes().mutations.load(std::sync::atomic::Ordering::Relaxed)
+        self.db.changes().commits.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// A handle on the stored containers.

@@ -370,7 +370,8 @@ impl Supervisor {
             let mut retired = task.retired.lock().await;
             if !std::mem::replace(&mut *retired, true) {
                 let name = this.registry.withdraw(&task.launcher.bundle.namespace, task.id());
-                this.clean_up(&task.launcher, &task.exit, name).await;
+                // In a box: each container that runs would have room for it from the start.
+                Box::pin(this.clean_up(&task.launcher, &task.exit, name)).await;
             }
         });
     }

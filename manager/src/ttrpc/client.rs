@@ -28,7 +28,8 @@ pub struct Client {
 struct Shared {
     namespace: String,
     calls: Mutex<Calls>,
-    requests: mpsc::Sender<(u32, Request)>,
+    /// Frames, so that a connection's queue, which has room for 32 from the start, is small.
+    requests: mpsc::Sender<Vec<u8>>,
     /// Becomes true when the connection has ended.
     ended: watch::Receiver<bool>,
 }
@@ -141,7 +142,7 @@ impl Shared {
         &self,
         answer: oneshot::Sender<Response>,
         request: Request,
-        place: mpsc::Permit<'_, (u32, Request)>,
+        place: mpsc::Permit<'_, Vec<u8>>,
     ) -> Result<u32> {
         let mut calls = self.calls();
         if calls.ended {
@@ -150,7 +151,7 @@ impl Shared {
         let stream = calls.made.wrapping_mul(2) | 1;
         calls.made = calls.made.wrapping_add(1);
         calls.waiting.insert(stream, answer);
-        place.send((stream, request));
+        place.send(frame(stream, FrameType::Request, &request));
         Ok(stream)
     }
 }
@@ -188,9 +189,8 @@ async fn read_answers(reader: OwnedReadHalf, shared: std::sync::Weak<Shared>, en
 }
 
 /// Writes whole requests one after the other, so that a caller that gives up leaves no torn frame.
-async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<(u32, Request)>) {
-    while let Some((stream, request)) = queue.recv().await {
-        let bytes = frame(stream, FrameType::Request, &request);
+async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
+    while let Some(bytes) = queue.recv().await {
         if writer.write_all(&bytes).await.is_err() {
             // The reader sees the end of the connection and tells the callers.
             return;
