@@ -101,8 +101,9 @@ const LINES: &[Line] = &[
     ),
     (
         0,
-        "$run --detach --interactive --name waits bb sh -c 'read line; echo end; exit 5' >/dev/null; { echo go; $docker wait waits >/dev/null; } | $docker attach waits; \
-         $docker wait waits; $docker rm waits",
+        "$run --detach --name waits bb sh -c 'until test -f /go; do echo waiting; sleep 0.1; done; echo end; exit 5' >/dev/null; mkdir -p $dir; \
+         $docker attach --no-stdin waits >$dir/attached & until grep -q . $dir/attached; do sleep 0.1; done; \
+         $docker exec waits touch /go; wait; tail -1 $dir/attached; $docker wait waits; $docker rm waits",
     ),
     (
         0,
