@@ -49,6 +49,13 @@ fn image() -> Image {
     Image::busybox().layer(upper)
 }
 
+/// Where a file lies that one layer has; layers are unpacked side by side, so that their numbers say nothing.
+fn in_a_layer(daemon: &Orlopd, name: &str) -> PathBuf {
+    let layers = fs::read_dir(daemon.root().join("overlayfs")).unwrap();
+    let paths = layers.map(|layer| layer.unwrap().path().join("fs").join(name));
+    paths.into_iter().find(|path| path.exists()).unwrap()
+}
+
 struct Pulled {
     root: Root,
     registry: Registry,
@@ -94,8 +101,8 @@ fn damage_is_found_and_healed_from_registry_and_blobs() {
     let (layer, manifest) = (this.image.layers()[1].digest.clone(), this.image.digest());
     this.damage(&layer);
     fs::remove_file(this.blob(&manifest)).unwrap();
-    fs::write(this.layer(2).join("fs/opt/small"), b"large").unwrap();
-    fs::remove_file(this.layer(1).join("fs/bin/busybox")).unwrap();
+    fs::write(in_a_layer(&this.daemon, "opt/small"), b"large").unwrap();
+    fs::remove_file(in_a_layer(&this.daemon, "bin/busybox")).unwrap();
     let strays = [this.blob(&format!("sha256:{}", "0".repeat(64))), this.layer(77)];
     fs::write(&strays[0], b"x").unwrap();
     fs::create_dir_all(strays[1].join("fs")).unwrap();
@@ -122,7 +129,8 @@ fn damage_is_found_and_healed_from_registry_and_blobs() {
     assert_eq!(evidence::layers(&this.daemon), before);
 
     // A layer without any files, and a registry that is gone: the blob goes, and the next pull brings it back.
-    fs::remove_dir_all(this.layer(2)).unwrap();
+    let small = in_a_layer(&this.daemon, "opt/small");
+    fs::remove_dir_all(small.ancestors().nth(3).unwrap()).unwrap();
     fsck(&this.daemon, &["--repair"]);
     assert_eq!(evidence::layers(&this.daemon), before);
     this.damage(&layer);
@@ -139,7 +147,7 @@ fn damage_is_found_and_healed_from_registry_and_blobs() {
 fn a_layer_in_use_is_not_replaced() {
     let this = pulled();
     this.daemon.ctr(["run", "-d", &this.name, "c", "sleep", "1000"]).run().success();
-    fs::write(this.layer(2).join("fs/opt/small"), b"large").unwrap();
+    fs::write(in_a_layer(&this.daemon, "opt/small"), b"large").unwrap();
     let report = fsck(&this.daemon, &["--repair"]);
     assert_eq!(report["damaged"], 1, "{report:#}");
     assert!(problems(&report)[0].contains("it is mounted, seen by process"), "{report:#}");
@@ -168,7 +176,7 @@ fn a_stopped_daemon_is_checked_by_orlopd_itself() {
         Cmd::new(binaries::orlopd()).args(["--config", "/dev/null", "--root"]).arg(&root).args(verb).run()
     };
     offline(&["fsck"]).success();
-    fs::remove_file(this.layer(2).join("fs/opt/small")).unwrap();
+    fs::remove_file(in_a_layer(&this.daemon, "opt/small")).unwrap();
     let found = offline(&["fsck"]).failure();
     assert!(found.stdout.contains("damage: snapshot"), "{found}");
     offline(&["fsck", "--repair"]).success();
@@ -286,7 +294,7 @@ fn layers_that_a_power_cut_may_have_cut_short_are_unpacked_again() {
     poll_until(DEADLINE, "all layers are on the disk", || unsynced(&daemon) == 0);
 
     // A restart of the machine changes nothing that is known to be on the disk.
-    let small = daemon.root().join("overlayfs/2/fs/opt/small");
+    let small = in_a_layer(&daemon, "opt/small");
     let inode = |path: &PathBuf| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
     let first = inode(&small);
     daemon.kill();
@@ -306,8 +314,8 @@ fn layers_that_a_power_cut_may_have_cut_short_are_unpacked_again() {
     daemon.kill();
     fs::write(&boot, "33333333-0000-0000-0000-000000000000\n").unwrap();
     // As a power cut leaves them.
-    fs::write(daemon.root().join("overlayfs/2/fs/opt/small"), b"").unwrap();
-    fs::remove_file(daemon.root().join("overlayfs/1/fs/bin/busybox")).unwrap();
+    fs::write(in_a_layer(&daemon, "opt/small"), b"").unwrap();
+    fs::remove_file(in_a_layer(&daemon, "bin/busybox")).unwrap();
     daemon.restart();
     assert_eq!(daemon.log().matches("unpacked again").count(), 2, "{}", daemon.log());
     assert_eq!(evidence::layers(&daemon), before);
@@ -323,18 +331,21 @@ fn an_image_of_a_layer_is_compared_with_its_blob_and_made_again() {
     let name = image().push(&registry, "image", "1");
     daemon.orlopctl(["images", "pull", "--snapshotter", "erofs", &name]).run().success();
     assert_clean(&daemon);
-    let image = daemon.root().join("erofs/2/layer.erofs");
-    if !image.exists() {
+    let position = |bytes: &[u8]| bytes.windows(5).position(|window| window == b"small");
+    let layers = fs::read_dir(daemon.root().join("erofs")).unwrap();
+    let mut images = layers.map(|layer| layer.unwrap().path().join("layer.erofs"));
+    let has_it = |image: &PathBuf| fs::read(image).is_ok_and(|bytes| position(&bytes).is_some());
+    let Some(image) = images.find(has_it) else {
         // Without EROFS in the kernel layers are directories, which other tests damage.
         return;
-    }
+    };
     let before = fs::read(&image).unwrap();
     let run = |id: &str| {
         daemon.ctr(["run", "-d", "--snapshotter", "erofs", &name, id, "sleep", "1000"]).run().success();
     };
     run("c");
     let mut bytes = before.clone();
-    let at = before.windows(5).position(|window| window == b"small").unwrap();
+    let at = position(&before).unwrap();
     bytes[at] ^= 1;
     fs::write(&image, &bytes).unwrap();
     let said = problems(&fsck(&daemon, &["--repair"])).join("\n");
