@@ -22,6 +22,13 @@ fn init_runs_out(name: &str) {
     assert_eq!(shim.wait(""), 137);
     let mut events = shim.events.until(&id, "exit init 137");
     events.dedup();
+    // A start is told when the runtime says so, which may be after its process has already asked for too much.
+    if let Some(at) = events.iter().position(|event| event == "oom") {
+        events.remove(at);
+        events.insert(events.len() - 1, "oom".to_owned());
+        events.dedup();
+        assert!(at < 3, "want of memory is told before the end");
+    }
     assert_eq!(events, ["create", "start", "oom", "exit init 137"]);
     shim.finish();
     root.assert_clean();
