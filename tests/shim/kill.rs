@@ -12,24 +12,12 @@ use nix::unistd::Pid;
 use orlop_proto::containerd::task::v2::*;
 use orlop_proto::containerd::types::Mount;
 use orlop_tests::shim::{Client, DEADLINE, Events, Fifos, Manner, Prepared, runtime};
-use orlop_tests::{Bundle, Root, binaries, host, poll_until};
+use orlop_tests::{Bundle, Numbers, Root, binaries, host, number, poll_until};
 
 /// Kills of a run that was asked for no number.
 const KILLS: u64 = 30;
 /// The longest life of a shim, in microseconds: a little more than all steps take.
 const LIFE: u64 = 90_000;
-
-/// A number that looks random and is the same for the same seed (splitmix64).
-fn random(seed: u64) -> u64 {
-    let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// Leads a container through its life until the shim is gone.
 fn live(mut client: Client, create: &CreateTaskRequest, exec: &ExecProcessRequest) {
@@ -71,7 +59,7 @@ fn kill_at_random(program: &str, share: u64) {
     let base = Bundle::new(&root, "base");
     let (first, kills) = (number("ORLOP_SHIM_SEED", 1), number("ORLOP_SHIM_KILLS", KILLS) / share);
     for seed in first..first + kills {
-        let after = random(seed) % LIFE;
+        let after = Numbers::of(seed).draw() % LIFE;
         println!("{program}, seed {seed}: killed after {after} us");
         let name = format!("k{seed}");
         let script = if seed % 3 == 0 { "exit 7" } else { "sleep 1000" };

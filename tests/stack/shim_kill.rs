@@ -3,13 +3,14 @@
 //!
 //! `ORLOP_SHIM_KILLS` says how often, as `make soak` does; each kill prints its seed, and `ORLOP_SHIM_SEED` is the first.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use orlop_tests::{Containerd, Daemon, Orlopd, Process, Root, host, poll_for, poll_until};
+use orlop_tests::{Containerd, Daemon, Numbers, Orlopd, Process, Root, host, number, poll_for, poll_until};
 
 use crate::workload::{DEADLINE, import_image};
 
@@ -17,18 +18,6 @@ use crate::workload::{DEADLINE, import_image};
 const KILLS: u64 = 6;
 /// The longest life of a shim, in microseconds: a little more than all steps take.
 const LIFE: u64 = 500_000;
-
-/// A number that looks random and is the same for the same seed (splitmix64).
-fn random(seed: u64) -> u64 {
-    let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// Leads a container through its life until its shim is gone; whether its client was told that it runs.
 fn live(daemon: &impl Daemon, image: &str, name: &str, script: &str) -> bool {
@@ -61,6 +50,13 @@ fn shim(root: &Root, name: &str) -> Option<i32> {
     host::processes().into_iter().find(serves).map(|task| task.pid)
 }
 
+/// Where a shim listens, as its bundle says from before the shim is there.
+fn socket(shim: i32) -> Option<PathBuf> {
+    let read = |name| fs::read_to_string(format!("/proc/{shim}/cwd/{name}"));
+    let url = read("address").or_else(|_| read(".address")).ok()?;
+    url.trim().strip_prefix("unix://").map(PathBuf::from)
+}
+
 /// What the manager published of a container, in order: topic and the rest of the line.
 fn events(printed: &Process, name: &str) -> Vec<String> {
     let own = format!("\"container_id\":\"{name}\"");
@@ -82,8 +78,8 @@ fn exits(events: &[String], name: &str) -> Vec<u64> {
         .collect()
 }
 
-/// What carries the container's name: its processes, mounts and cgroups.
-fn remains(root: &Root, name: &str) -> Vec<String> {
+/// What carries the container's name (processes, mounts and cgroups), and the socket of its shim.
+fn remains(root: &Root, name: &str, socket: Option<&Path>) -> Vec<String> {
     let below = format!("/{}/{name}", root.tag());
     let group = |hierarchy: &Path| hierarchy.join(root.tag()).join(name);
     let groups = host::cgroup_hierarchies().into_iter().map(|hierarchy| group(&hierarchy));
@@ -92,6 +88,7 @@ fn remains(root: &Root, name: &str) -> Vec<String> {
         groups.filter(|path| path.exists()).map(|path| path.display().to_string()).collect();
     left.extend(mounts.filter(|target| target.contains(&below)));
     left.extend(shim(root, name).map(|pid| format!("process {pid}")));
+    left.extend(socket.filter(|socket| socket.exists()).map(|socket| socket.display().to_string()));
     left
 }
 
@@ -103,29 +100,31 @@ fn kill_at_random<D: Daemon + Sync>(root: &Root, daemon: &D, log: fn(&D) -> Stri
         !published.stdout().is_empty()
     });
     let (first, kills) = (number("ORLOP_SHIM_SEED", 1), number("ORLOP_SHIM_KILLS", KILLS));
-    let mut told_of = 0;
+    let (mut told_of, mut sockets) = (0, 0);
     for seed in first..first + kills {
         // Half of them early, where most happens.
         let longest = if seed % 2 == 0 { LIFE / 8 } else { LIFE };
-        let (after, name) = (random(seed) % longest, format!("k{seed}"));
+        let (after, name) = (Numbers::of(seed).draw() % longest, format!("k{seed}"));
         println!("seed {seed}: killed after {after} us");
         let (script, truth) = if seed % 3 == 0 { ("exit 7", 7) } else { ("sleep 1000", 137) };
-        let started = thread::scope(|scope| {
+        let (started, socket) = thread::scope(|scope| {
             let life = scope.spawn(|| live(daemon, &image, &name, script));
             let pid = poll_for(DEADLINE, || shim(root, &name)).expect("the shim starts");
+            let socket = socket(pid);
             // The point is chosen by time, since that is what comes: the machine decides which instruction it meets.
             thread::sleep(Duration::from_micros(after));
             // It may have come to its end before.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            life.join().expect("the client ends")
+            (life.join().expect("the client ends"), socket)
         });
+        sockets += usize::from(socket.is_some());
         poll_until(DEADLINE, &format!("seed {seed}: the manager knows no such task"), || {
             let listed = daemon.ctr(["tasks", "ls", "-q"]).run().success().stdout;
             !listed.lines().any(|line| line == name)
         });
         let mut left = Vec::new();
         let clean = poll_for(DEADLINE, || {
-            left = remains(root, &name);
+            left = remains(root, &name, socket.as_deref());
             left.is_empty().then_some(())
         });
         assert!(clean.is_some(), "seed {seed} left {left:#?}\n{}", log(daemon));
@@ -151,6 +150,7 @@ fn kill_at_random<D: Daemon + Sync>(root: &Root, daemon: &D, log: fn(&D) -> Stri
         assert!(!known.lines().any(|line| line == name), "seed {seed}: {known}");
     }
     assert!(told_of > 0, "no shim lived long enough for anything to be told");
+    assert!(sockets > 0, "no shim lived long enough to be asked where it listens");
 }
 
 #[test]
