@@ -352,6 +352,7 @@ pub fn stored(
             no_new_keyring: plan.keyring.is_none(),
             systemd_cgroup: global.systemd_cgroup,
             namespaces: plan.namespaces.all(),
+            joined_namespaces: plan.namespaces.joined(),
             spec: serde_json::Value::Object(spec),
         },
         rootless: !nix::unistd::geteuid().is_root(),

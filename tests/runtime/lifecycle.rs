@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use orlop_tests::{Bundle, Cmd, host, poll_until};
 
-use super::support::{PATIENCE, Runtime, content};
+use super::support::{PATIENCE, Runtime, cgroup_file, content};
 
 #[test]
 fn run_prints_and_leaves_nothing() {
@@ -162,6 +162,26 @@ fn kill_all_without_a_pid_namespace() {
     runtime.wait_for("c1", "stopped");
     runtime.call(&["delete", "c1"]).success();
     runtime.assert_clean();
+}
+
+#[test]
+fn what_outlives_init_in_a_joined_pid_namespace_goes_with_the_container() {
+    let runtime = Runtime::new();
+    runtime.detach(&runtime.sleeper().save(), "c1");
+    let joined = format!("/proc/{}/ns/pid", runtime.pid("c1"));
+    let bundle = runtime.sh("sleep 1000 & sleep 1000 &").edit(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        let own = namespaces.iter_mut().find(|namespace| namespace["type"] == "pid").unwrap();
+        own["path"] = joined.into();
+    });
+    let bundle = bundle.save();
+    runtime.detach(&bundle, "c2");
+    runtime.wait_for("c2", "stopped");
+    let left = fs::read_to_string(cgroup_file(&bundle, "pids", "cgroup.procs")).unwrap();
+    assert_eq!(left.lines().count(), 2, "{left:?}");
+    runtime.call(&["delete", "c2"]).success();
+    assert_eq!(runtime.status("c1"), "running");
+    runtime.finish("c1");
 }
 
 #[test]

@@ -146,6 +146,9 @@ pub struct StoredConfig {
     /// Which namespaces it has of its own or by path, as `CLONE_NEW…` bits.
     #[serde(default)]
     pub namespaces: u64,
+    /// Which of these are others', entered by path.
+    #[serde(default)]
+    pub joined_namespaces: u64,
     /// The bundle's configuration, verbatim in what later commands use: process, seccomp, hooks, resources.
     #[serde(default)]
     pub spec: serde_json::Value,

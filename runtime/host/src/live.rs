@@ -64,9 +64,10 @@ pub fn kill_init(state: &StoredState, cgroup: impl FnOnce() -> Result<Cgroup>) -
     }
 }
 
-/// Whether no process can have outlived an ended init: the kernel kills all of its pid namespace with it.
+/// Whether no process can have outlived an ended init: the kernel kills all of a pid namespace with its first process, which init is
+/// where it did not join one.
 pub fn ends_with_init(state: &StoredState) -> bool {
-    state.config.namespaces & libc::CLONE_NEWPID as u64 != 0
+    state.config.namespaces & !state.config.joined_namespaces & libc::CLONE_NEWPID as u64 != 0
 }
 
 /// Ends what outlived an ended init, which only happens in a pid namespace that is not the container's own, and removes the

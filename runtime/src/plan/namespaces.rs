@@ -81,7 +81,12 @@ impl Namespaces {
 
     /// Every namespace that is new or joined.
     pub fn all(&self) -> u64 {
-        self.join.iter().fold(self.at_clone | self.later, |all, (flag, _)| all | flag)
+        self.at_clone | self.later | self.joined()
+    }
+
+    /// Those that are joined.
+    pub fn joined(&self) -> u64 {
+        self.join.iter().fold(0, |all, (flag, _)| all | flag)
     }
 
     /// Whether there is a new or joined user namespace.
