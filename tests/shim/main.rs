@@ -12,6 +12,7 @@ mod memory;
 mod options;
 mod pods;
 mod rootfs;
+mod sealed;
 mod steps;
 mod streams;
 mod weight;
