@@ -1,5 +1,6 @@
 //! Every method, in the orders in which managers call them, and the events that follow.
 
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -11,7 +12,7 @@ use orlop_proto::containerd::v1::types::Status;
 use orlop_proto::io::containerd::cgroups::v1::Metrics;
 use orlop_proto::io::containerd::cgroups::v2;
 use orlop_proto::kind::Kind;
-use orlop_tests::{Root, host, poll_until};
+use orlop_tests::{Root, binaries, host, poll_until};
 use prost_types::Any;
 
 use orlop_tests::shim::{DEADLINE, Fifos, Shim, action, runtime};
@@ -347,7 +348,14 @@ fn shutdown_waits_for_the_last_container() {
 #[test]
 fn the_shim_mounts_the_rootfs() {
     let root = Root::new();
-    let mut shim = Shim::start(&root, "cat /layer; test -w / && touch /written");
+    // The runtime starts where the shim is, wherever it went to mount.
+    let (wrapper, places) = (root.join("wrapper"), root.join("places"));
+    let runc = binaries::system("runc");
+    let script = format!("#!/bin/sh\npwd >>{}\nexec {} \"$@\"\n", places.display(), runc.display());
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut shim =
+        Shim::start_with(&root, "c", &wrapper, |bundle| bundle.sh("cat /layer; test -w / && touch /written"));
     // Far more layers than mount(2) takes as text.
     let lower = shim.bundle.path().with_file_name("lower");
     std::fs::rename(shim.bundle.rootfs(""), &lower).unwrap();
@@ -383,6 +391,8 @@ fn the_shim_mounts_the_rootfs() {
     assert!(root.join("upper/written").exists());
     shim.delete("").unwrap();
     assert!(!host::mounts().iter().any(|mount| mount.target.starts_with(shim.bundle.path())));
+    let places = std::fs::read_to_string(places).unwrap();
+    assert!(places.lines().all(|place| Path::new(place) == shim.bundle.path()), "{places}");
     shim.shut_down();
     root.assert_clean();
 }

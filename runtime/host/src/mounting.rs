@@ -6,7 +6,10 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
+use nix::unistd::fchdir;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -37,27 +40,25 @@ pub struct Mount {
 
 /// Mounts all, one over the other, and undoes those already made if one fails.
 ///
-/// Mounting may wait for a disk or a network, and changes the caller's working directory where paths are long: the work of a
+/// Mounting may wait for a disk or a network, and goes to another working directory for a while where paths are long: the work of a
 /// helper, or of a thread with a working directory of its own.
 ///
 /// # Errors
 ///
 /// The kernel's, with its explanation where there is one, and what could not be undone.
 pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
-    for one in mounts {
-        if let Err(error) = mount_one(one, target) {
-            return match unmount_all(target) {
-                Ok(()) => Err(error),
-                Err(undo) => Err(Error::because(
-                    error.kind(),
-                    error.to_string(),
-                    "",
-                    format!("cleaning up failed too: {undo}"),
-                )),
-            };
+    let here =
+        open(".", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).context("open", "working directory")?;
+    let made = mounts.iter().try_for_each(|one| mount_one(one, target));
+    let returned = fchdir(&here).context("return to", "working directory");
+    let Err(error) = made.and(returned) else { return Ok(()) };
+    match unmount_all(target) {
+        Ok(()) => Err(error),
+        Err(undo) => {
+            let why = format!("cleaning up failed too: {undo}");
+            Err(Error::because(error.kind(), error.to_string(), "", why))
         }
     }
-    Ok(())
 }
 
 fn mount_one(one: &Mount, root: &Path) -> Result<()> {
@@ -73,10 +74,16 @@ fn mount_plain(one: &Mount, root: &Path, owners: Option<BorrowedFd>) -> Result<(
     let target = below(root, &one.target)?;
     let shown = target.display().to_string();
     let options = MountOptions::parse(&one.options);
-    if options.flags.iter().any(|flag| flag == "loop") {
+    let is_bind = options.bind || one.kind == "bind";
+    let is_loop = options.flags.iter().any(|flag| flag == "loop");
+    if owners.is_some() && (is_loop || !is_bind && one.kind != "overlay") {
+        let why = "owners are shifted in bind mounts and overlays alone";
+        return Err(Error::because(Kind::Unimplemented, "mount", one.kind.clone(), why));
+    }
+    if is_loop {
         return mount_loop(one, root);
     }
-    let mount = if options.bind || one.kind == "bind" {
+    let mount = if is_bind {
         let tree = calls::clone_tree(nix::fcntl::AT_FDCWD, Path::new(&one.source), options.recursive_bind)
             .context("bind", &one.source)?;
         if let Some(namespace) = owners {
@@ -85,10 +92,6 @@ fn mount_plain(one: &Mount, root: &Path, owners: Option<BorrowedFd>) -> Result<(
         }
         tree
     } else if let Some(namespace) = owners {
-        if one.kind != "overlay" {
-            let why = "owners are shifted in bind mounts and overlays alone";
-            return Err(Error::because(Kind::Unimplemented, "mount", one.kind.clone(), why));
-        }
         return mapped::mount_overlay(one, &options, namespace, &target);
     } else if fits(&one.options) {
         return mount_classic(one, &one.options, &options, &target);
@@ -336,6 +339,16 @@ mod tests {
         assert_eq!(below(Path::new("/b/rootfs"), "").unwrap(), Path::new("/b/rootfs"));
         assert_eq!(below(Path::new("/b/rootfs"), "/etc/./x").unwrap(), Path::new("/b/rootfs/etc/x"));
         assert!(below(Path::new("/b/rootfs"), "../x").is_err());
+    }
+
+    #[test]
+    fn owners_that_cannot_be_shifted_are_refused() {
+        let namespace = fs::File::open("/dev/null").unwrap();
+        for (kind, word) in [("ext4", "rw"), ("ext4", "loop"), ("bind", "loop")] {
+            let one = Mount { kind: kind.into(), options: vec![word.into()], ..Mount::default() };
+            let error = mount_plain(&one, Path::new("/nonexistent"), Some(namespace.as_fd())).unwrap_err();
+            assert_eq!(error.kind(), Kind::Unimplemented, "{kind} {word}: {error}");
+        }
     }
 
     #[test]
