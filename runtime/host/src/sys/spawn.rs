@@ -143,7 +143,7 @@ fn await_readable(fd: RawFd) {
 
 /// In the child: fills the descriptor numbers from 0, empties the signal mask, ties our end to that of a parent.
 ///
-/// Leaves close-on-exec copies of what is to be kept at the given numbers.
+/// Leaves close-on-exec copies of what is to be kept at the given numbers, and nothing at those that keep nothing.
 fn prepare<const N: usize>(
     descriptors: &[BorrowedFd],
     kept: [(Option<BorrowedFd>, RawFd); N],
@@ -184,9 +184,14 @@ fn prepare<const N: usize>(
         // only executes a program or a function that uses no captured descriptor.
         check(i64::from(unsafe { libc::dup2(*source, number as RawFd) }))?;
     }
-    for (copy, (_, number)) in copies.into_iter().zip(kept).filter(|(copy, _)| *copy >= 0) {
-        // SAFETY: as above.
-        check(i64::from(unsafe { libc::dup3(copy, number, libc::O_CLOEXEC) }))?;
+    for (copy, (_, number)) in copies.into_iter().zip(kept) {
+        if copy < 0 {
+            // SAFETY: as above. Usually the number meant nothing.
+            unsafe { libc::close(number) };
+        } else {
+            // SAFETY: as above.
+            check(i64::from(unsafe { libc::dup3(copy, number, libc::O_CLOEXEC) }))?;
+        }
     }
     Ok(())
 }
@@ -198,6 +203,7 @@ fn exit(code: i32) -> ! {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::fs::File;
     use std::io::{Read, Seek};
     use std::os::fd::AsFd;
@@ -219,6 +225,22 @@ mod tests {
         text
     }
 
+    /// A program without arguments, which tells on its third descriptor what goes wrong.
+    fn plain<'a>(program: &'a CString, descriptors: &'a [BorrowedFd<'a>]) -> Spawn<'a> {
+        Spawn {
+            program,
+            executable: None,
+            arguments: std::slice::from_ref(program),
+            environment: &[],
+            descriptors,
+            report: descriptors[2],
+            first: None,
+            after: None,
+            process_group: false,
+            dies_with_us: true,
+        }
+    }
+
     #[test]
     fn gives_descriptors_in_order() {
         let null = File::open("/dev/null").unwrap();
@@ -226,20 +248,9 @@ mod tests {
         let mut extra = File::from(memory_file(c"extra").unwrap());
         let program = CString::new("/bin/sh").unwrap();
         let arguments = ["sh", "-c", "echo out; echo three >&3; exit 7"].map(|a| CString::new(a).unwrap());
-        let pid = spawn(&Spawn {
-            program: &program,
-            executable: None,
-            arguments: &arguments,
-            environment: &[],
-            descriptors: &[null.as_fd(), out.as_fd(), out.as_fd(), extra.as_fd()],
-            report: out.as_fd(),
-            first: None,
-            after: None,
-            process_group: true,
-            dies_with_us: false,
-        })
-        .unwrap();
-        assert_eq!(wait(pid), 7);
+        let descriptors = [null.as_fd(), out.as_fd(), out.as_fd(), extra.as_fd()];
+        let started = Spawn { arguments: &arguments, process_group: true, ..plain(&program, &descriptors) };
+        assert_eq!(wait(spawn(&started).unwrap()), 7);
         assert_eq!((text(&mut out).as_str(), text(&mut extra).as_str()), ("out\n", "three\n"));
     }
 
@@ -248,19 +259,8 @@ mod tests {
         let null = File::open("/dev/null").unwrap();
         let (after, word) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
         let program = CString::new("/bin/true").unwrap();
-        let pid = spawn(&Spawn {
-            program: &program,
-            executable: None,
-            arguments: std::slice::from_ref(&program),
-            environment: &[],
-            descriptors: &[null.as_fd(); 3],
-            report: null.as_fd(),
-            first: None,
-            after: Some(after.as_fd()),
-            process_group: false,
-            dies_with_us: true,
-        })
-        .unwrap();
+        let descriptors = [null.as_fd(); 3];
+        let pid = spawn(&Spawn { after: Some(after.as_fd()), ..plain(&program, &descriptors) }).unwrap();
         let own = std::fs::read_link("/proc/self/exe").unwrap();
         std::thread::sleep(std::time::Duration::from_millis(20));
         assert_eq!(std::fs::read_link(format!("/proc/{pid}/exe")).unwrap(), own);
@@ -273,20 +273,8 @@ mod tests {
         let null = File::options().read(true).write(true).open("/dev/null").unwrap();
         let mut report = File::from(memory_file(c"report").unwrap());
         let program = CString::new("/nonexistent/program").unwrap();
-        let pid = spawn(&Spawn {
-            program: &program,
-            executable: None,
-            arguments: &[],
-            environment: &[],
-            descriptors: &[null.as_fd(); 3],
-            report: report.as_fd(),
-            first: None,
-            after: None,
-            process_group: false,
-            dies_with_us: true,
-        })
-        .unwrap();
-        assert_eq!(wait(pid), CANNOT_EXECUTE);
+        let descriptors = [null.as_fd(), null.as_fd(), report.as_fd()];
+        assert_eq!(wait(spawn(&plain(&program, &descriptors)).unwrap()), CANNOT_EXECUTE);
         assert!(text(&mut report).starts_with("exec /nonexistent/program: No such file"));
     }
 
@@ -296,44 +284,45 @@ mod tests {
         let program = CString::new("/bin/true").unwrap();
         for (told, code) in [(Ok(b"done".to_vec()), 0), (Err(b"failed".to_vec()), CANNOT_BEGIN)] {
             let mut report = File::from(memory_file(c"report").unwrap());
-            let pid = spawn(&Spawn {
-                program: &program,
-                executable: None,
-                arguments: std::slice::from_ref(&program),
-                environment: &[],
-                descriptors: &[null.as_fd(); 3],
-                report: report.as_fd(),
-                first: Some(&|| told.clone()),
-                after: None,
-                process_group: false,
-                dies_with_us: true,
-            })
-            .unwrap();
+            let descriptors = [null.as_fd(), null.as_fd(), report.as_fd()];
+            // Memory comes from before: what the other tests' threads have locked stays locked in the child.
+            let told = Cell::new(told);
+            let first = || told.replace(Ok(Vec::new()));
+            let pid = spawn(&Spawn { first: Some(&first), ..plain(&program, &descriptors) }).unwrap();
             assert_eq!(wait(pid), code);
             assert_eq!(text(&mut report), if code == 0 { "done" } else { "failed" });
         }
     }
 
     #[test]
+    fn what_is_done_first_has_no_other_descriptors() {
+        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let mut report = File::from(memory_file(c"report").unwrap());
+        // Enough that every number has one that the child keeps something at.
+        let open: Vec<File> = (0..PARKING).map(|_| null.try_clone().unwrap()).collect();
+        let program = CString::new("/bin/true").unwrap();
+        let descriptors = [null.as_fd(), null.as_fd(), report.as_fd()];
+        let room = Cell::new(Vec::with_capacity(256));
+        let first = || -> Result<Vec<u8>, Vec<u8>> {
+            let mut told = room.take();
+            told.extend((0..=u8::MAX).filter(|&number| super::super::fd::is_open(number.into())));
+            Ok(told)
+        };
+        let pid = spawn(&Spawn { first: Some(&first), ..plain(&program, &descriptors) }).unwrap();
+        assert_eq!(wait(pid), 0);
+        assert_eq!(text(&mut report).as_bytes(), [0, 1, 2, REPORT as u8]);
+        drop(open);
+    }
+
+    #[test]
     fn a_program_is_executed_by_its_descriptor_and_else_by_its_path() {
         let null = File::options().read(true).write(true).open("/dev/null").unwrap();
         let program = CString::new("/bin/false").unwrap();
+        let descriptors = [null.as_fd(); 3];
         for (executable, code) in [("/bin/true", 0), ("/dev/null", 1)] {
             let executable = File::open(executable).unwrap();
-            let pid = spawn(&Spawn {
-                program: &program,
-                executable: Some(executable.as_fd()),
-                arguments: std::slice::from_ref(&program),
-                environment: &[],
-                descriptors: &[null.as_fd(); 3],
-                report: null.as_fd(),
-                first: None,
-                after: None,
-                process_group: false,
-                dies_with_us: true,
-            })
-            .unwrap();
-            assert_eq!(wait(pid), code);
+            let started = Spawn { executable: Some(executable.as_fd()), ..plain(&program, &descriptors) };
+            assert_eq!(wait(spawn(&started).unwrap()), code);
         }
     }
 
