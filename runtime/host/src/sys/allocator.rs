@@ -37,8 +37,8 @@ pub fn release_program() -> std::io::Result<u64> {
     let mut released = 0;
     for (start, length) in unchanged(&text) {
         // SAFETY: the range is a private mapping of a file that is not writable and of which the kernel says that it holds no page
-        // of its own, so every page is the file's and is read from there again. A mapping that the loader still relocates is
-        // writable. Nobody unmaps programs or libraries of this process: it calls no dlclose(3).
+        // of its own, in memory or in swap space, so every page is the file's and is read from there again. A mapping that the
+        // loader still relocates is writable. Nobody unmaps programs or libraries of this process: it calls no dlclose(3).
         let result = unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
         released += if result == 0 { length as u64 } else { 0 };
     }
@@ -50,9 +50,12 @@ fn unchanged(smaps: &str) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let mut current = None;
     for line in smaps.lines() {
+        let is_none = |value: &str| value.trim() == "0 kB";
         if let Some(value) = line.strip_prefix("Anonymous:") {
-            let is_unchanged = value.trim() == "0 kB";
-            found.extend(current.take().filter(|_| is_unchanged));
+            current = current.filter(|_| is_none(value));
+        } else if let Some(value) = line.strip_prefix("Swap:") {
+            // A changed page that was swapped out, as the relocated ones of an idle program are, is counted here alone.
+            found.extend(current.take().filter(|_| is_none(value)));
         } else if let Some(range) = mapping(line) {
             current = range;
         }
@@ -82,18 +85,29 @@ mod tests {
 55d0-55d2 r--p 00000000 fd:00 12 /usr/bin/program
 Rss: 8 kB
 Anonymous:             0 kB
+Swap:                  0 kB
 55d2-55d6 r-xp 00002000 fd:00 12 /usr/bin/program
 Anonymous:             0 kB
-55d6-55d8 r--p 00006000 fd:00 12 /usr/bin/program
+Swap:                  0 kB
+55d6-55d7 r--p 00006000 fd:00 12 /usr/bin/program
 Anonymous:             8 kB
+Swap:                  0 kB
+55d7-55d8 r--p 00007000 fd:00 12 /usr/bin/program
+Anonymous:             0 kB
+Swap:                  4 kB
+SwapPss:               0 kB
 55d8-55d9 rw-p 00008000 fd:00 12 /usr/bin/program
 Anonymous:             0 kB
+Swap:                  0 kB
 7f00-7f10 r--s 00000000 fd:00 13 /some/shared/file
 Anonymous:             0 kB
+Swap:                  0 kB
 7f10-7f20 r-xp 00000000 00:00 0 [vdso]
 Anonymous:             0 kB
+Swap:                  0 kB
 7f20-7f30 r--p 00000000 00:00 0
 Anonymous:             0 kB
+Swap:                  0 kB
 VmFlags: rd mr mw me
 ";
         assert_eq!(unchanged(smaps), [(0x55d0, 2), (0x55d2, 4)]);
