@@ -15,7 +15,7 @@ use orlop_proto::kind::Kind;
 
 /// How much of a program's output is kept; the rest is read and dropped.
 const OUTPUT_LIMIT: usize = 16 << 10;
-/// What separates a helper's error code from its text.
+/// Exit code of a helper that failed; why is in its output.
 const HELPER_FAILED: i32 = 1;
 
 /// A program to be run.
@@ -58,10 +58,8 @@ impl Running {
         let first = program.first.map(|first| {
             move || match first() {
                 Ok(words) => Ok(format!("{words}\n").into_bytes()),
-                Err(error) => {
-                    // The end of a line is the end of what comes first.
-                    Err(format!("{} {error}", error.kind().code()).replace('\n', " ").into_bytes())
-                }
+                // The end of a line is the end of what comes first.
+                Err(error) => Err(told(&error).replace('\n', " ").into_bytes()),
             }
         });
         let pid = spawn(&Spawn {
@@ -91,7 +89,7 @@ impl Running {
         let pid = helper([null.as_fd(), report.as_fd(), null.as_fd()], || {
             let (code, text) = match work() {
                 Ok(text) => (0, text),
-                Err(error) => (HELPER_FAILED, format!("{} {error}", error.kind().code())),
+                Err(error) => (HELPER_FAILED, told(&error)),
             };
             let mut stdout = std::io::stdout();
             // Without a parent that reads there is nobody to tell.
@@ -155,7 +153,12 @@ pub fn split(status: u32, output: &[u8]) -> (Result<String>, &[u8]) {
     }
 }
 
-/// Why a child of ours failed, as it told: the error's code, a blank, and its text.
+/// A failure as a child of ours tells it: the error's code, a blank, and its text.
+fn told(error: &Error) -> String {
+    format!("{} {error}", error.kind().code())
+}
+
+/// Why a child of ours failed, as it [`told`].
 fn failed(status: u32, output: &[u8]) -> Error {
     let text = String::from_utf8_lossy(output);
     match text.split_once(' ').and_then(|(code, text)| Some((code.parse().ok()?, text))) {
