@@ -4,8 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use orlop_proto::any;
 use orlop_proto::containerd::task::v2::*;
 use orlop_proto::containerd::v1::types::Status;
@@ -47,24 +46,22 @@ fn update(shim: &mut Shim, resources: &Value) -> orlop_proto::error::Result<()> 
     shim.client.call("Update", &request)
 }
 
-/// Watches a process for new processes and programs while something is done.
-fn started_by(root: &Root, pid: i32, work: impl FnOnce()) -> String {
-    let trace = root.join("trace");
-    let tracer = Cmd::new(binaries::system("strace"))
-        .args(["-f", "-e", "trace=clone,clone3,fork,vfork,execve,execveat", "-o"])
+/// The calls that make processes and execute programs in the shim and below it, while something is done.
+fn traced(root: &Root, shim: &mut Shim, name: &str, work: impl FnOnce(&mut Shim)) -> Vec<String> {
+    let (pid, trace) = (shim.pid(), root.join(name));
+    let strace = Cmd::new(binaries::system("strace"))
+        .args(["-f", "-e", "trace=clone3,clone,fork,vfork,execve,execveat", "-e", "signal=none", "-o"])
         .arg(&trace)
         .args(["-p", &pid.to_string()])
         .spawn();
-    let traced = || {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it is there");
-        !status.contains("TracerPid:\t0\n")
-    };
-    poll_until(DEADLINE, "it is traced", traced);
-    work();
-    kill(Pid::from_raw(tracer.pid()), Signal::SIGINT).expect("ending strace");
-    poll_until(DEADLINE, "it is traced no more", || !traced());
-    drop(tracer);
-    fs::read_to_string(trace).expect("the trace").lines().filter(|line| line.contains('(')).collect()
+    poll_until(DEADLINE, "strace has attached", || strace.stderr().contains("attached"));
+    work(shim);
+    strace.signal(Signal::SIGINT);
+    strace.wait(DEADLINE);
+    let text = fs::read_to_string(trace).expect("strace wrote its trace");
+    // A call that another process interrupts is shown in two lines.
+    let calls = text.lines().filter_map(|line| line.split_whitespace().nth(1)?.split_once('('));
+    calls.map(|(call, _)| call.to_owned()).collect()
 }
 
 #[test]
@@ -75,9 +72,8 @@ fn what_the_library_can_do_starts_no_process() {
         bundle.sh("trap '' USR1; while :; do sleep 0.1; done")
     });
     shim.create(&Fifos::default());
-    let pid = shim.pid();
     let id = shim.id.clone();
-    let started = started_by(&root, pid, || {
+    let started = traced(&root, &mut shim, "trace", |shim| {
         shim.start_process("").unwrap();
         shim.kill("", Signal::SIGUSR1).unwrap();
         for _ in 0..10 {
@@ -92,12 +88,12 @@ fn what_the_library_can_do_starts_no_process() {
             ..KillRequest::default()
         };
         shim.client.call::<()>("Kill", &all).unwrap();
-        update(&mut shim, &json!({"pids": {"limit": 40}, "memory": {"limit": 256 << 20}})).unwrap();
-        update(&mut shim, &json!({"cpu": {"quota": 50_000, "period": 100_000}})).unwrap();
+        update(shim, &json!({"pids": {"limit": 40}, "memory": {"limit": 256 << 20}})).unwrap();
+        update(shim, &json!({"cpu": {"quota": 50_000, "period": 100_000}})).unwrap();
         shim.client.call::<StatsResponse>("Stats", &StatsRequest { id: id.clone() }).unwrap();
         shim.client.call::<PidsResponse>("Pids", &PidsRequest { id: id.clone() }).unwrap();
     });
-    assert_eq!(started, "");
+    assert!(started.is_empty(), "{started:?}");
     shim.finish();
     assert_eq!(calls(&root), ["create"], "it is deleted without the program, too");
     root.assert_clean();
@@ -182,24 +178,6 @@ fn another_runtime_is_driven_by_its_command_line() {
     shim.finish();
     assert_eq!(calls(&root), ["create", "start", "pause", "resume", "update", "kill", "delete"]);
     root.assert_clean();
-}
-
-/// The calls that make processes and execute programs in the shim and below it, while something is done.
-fn traced(root: &Root, shim: &mut Shim, name: &str, work: impl FnOnce(&mut Shim)) -> Vec<String> {
-    let (pid, trace) = (shim.pid(), root.join(name));
-    let strace = Cmd::new(binaries::system("strace"))
-        .args(["-f", "-e", "trace=clone3,clone,fork,vfork,execve,execveat", "-e", "signal=none", "-o"])
-        .arg(&trace)
-        .args(["-p", &pid.to_string()])
-        .spawn();
-    poll_until(DEADLINE, "strace has attached", || strace.stderr().contains("attached"));
-    work(shim);
-    strace.signal(Signal::SIGINT);
-    strace.wait(DEADLINE);
-    let text = fs::read_to_string(trace).expect("strace wrote its trace");
-    // A call that another process interrupts is shown in two lines.
-    let calls = text.lines().filter_map(|line| line.split_whitespace().nth(1)?.split_once('('));
-    calls.map(|(call, _)| call.to_owned()).collect()
 }
 
 #[test]

@@ -14,7 +14,8 @@ fn with_little_memory(bundle: Bundle, script: &str) -> Bundle {
     })
 }
 
-fn init_runs_out(name: &str) {
+/// What is published of a container whose init asks for too much; memory may run out more than once in a row.
+fn init_runs_out(name: &str) -> Vec<String> {
     let root = Root::new();
     let mut shim = Shim::start_with(&root, "c", &runtime(name), |bundle| with_little_memory(bundle, GREEDY));
     let id = shim.id.clone();
@@ -22,26 +23,26 @@ fn init_runs_out(name: &str) {
     assert_eq!(shim.wait(""), 137);
     let mut events = shim.events.until(&id, "exit init 137");
     events.dedup();
-    // A start is told when the runtime says so, which may be after its process has already asked for too much.
-    if let Some(at) = events.iter().position(|event| event == "oom") {
-        events.remove(at);
-        events.insert(events.len() - 1, "oom".to_owned());
-        events.dedup();
-        assert!(at < 3, "want of memory is told before the end");
-    }
-    assert_eq!(events, ["create", "start", "oom", "exit init 137"]);
     shim.finish();
     root.assert_clean();
+    events
 }
 
 #[test]
 fn want_of_memory_is_published_before_the_end_with_orlop() {
-    init_runs_out("orlop");
+    assert_eq!(init_runs_out("orlop"), ["create", "start", "oom", "exit init 137"]);
 }
 
 #[test]
 fn want_of_memory_is_published_before_the_end_with_runc() {
-    init_runs_out("runc");
+    let events = init_runs_out("runc");
+    // The start is published when runc has ended, and by then the process may have asked for too much.
+    let orders: [&[&str]; 3] = [
+        &["create", "start", "oom", "exit init 137"],
+        &["create", "oom", "start", "exit init 137"],
+        &["create", "oom", "start", "oom", "exit init 137"],
+    ];
+    assert!(orders.iter().any(|order| events == *order), "{events:?}");
 }
 
 #[test]
