@@ -68,7 +68,7 @@ ifneq ($(ROOT),)
 else
 	$(BINARIES) $(CARGO) test --locked --workspace --exclude orlop-tests --no-fail-fast
 	$(BINARIES) $(CARGO) test --locked -p orlop-tests --lib --test project --no-fail-fast
-	@echo "not run without root: the suites runtime, shim, manager, faults, stack, conformance and fuzz"
+	@echo "not run without root: the suites runtime, shim, manager, docker, faults, stack, conformance and fuzz"
 endif
 
 # In the guest nothing is built: it gets by path the test programs, and the runtime whose guards can be switched off. Three guests,
@@ -105,7 +105,7 @@ conformance: ## a foreign suite on orlop, runc and crun side by side; needs Go a
 	@$(MAKE) --no-print-directory build-static
 	$(BINARIES) ORLOP_CONFORMANCE=1 $(CARGO) test --locked -p orlop-tests --test conformance -- --nocapture
 
-newest: build ## the newest containerd 2.x with its shim and ctr, beside ours; needs Go and ten minutes (as root)
+newest: build ## the newest containerd 2.x with its shim, ctr and Go client, crictl, nerdctl and crun, with ours; needs Go and ten minutes (as root)
 	$(BINARIES) ORLOP_NEWEST=1 $(CARGO) test --locked -p orlop-tests --test stack newest -- --nocapture
 
 bench: build ## times and sizes beside the peers, in one run (as root)
