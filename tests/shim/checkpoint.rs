@@ -14,10 +14,15 @@ use orlop_proto::kind::Kind;
 use orlop_tests::{Bundle, Cmd, Root, binaries, host, poll_until, pretender};
 use serde_json::json;
 
-use orlop_tests::shim::{DEADLINE, Fifos, Shim, read_to_end, reader, runtime};
+use orlop_tests::shim::{DEADLINE, Fifos, Shim, read_to_end, reader, runtime, writer};
+
+use crate::streams;
 
 fn checkpoint(shim: &mut Shim, images: &Path, exit: bool) -> Result<()> {
-    let options = CheckpointOptions { exit, file_locks: true, ..CheckpointOptions::default() };
+    save(shim, images, CheckpointOptions { exit, file_locks: true, ..CheckpointOptions::default() })
+}
+
+fn save(shim: &mut Shim, images: &Path, options: CheckpointOptions) -> Result<()> {
     let request = CheckpointTaskRequest {
         id: shim.id.clone(),
         path: images.display().to_string(),
@@ -89,15 +94,22 @@ fn the_runtime_is_asked_to_save_and_to_restore() {
 /// Counts, and shows how far it is.
 const COUNTER: &str = "n=0; while [ ! -e /data/end ]; do n=$((n+1)); echo $n >/data/new; mv /data/new /data/count; sleep 0.05; done; exit 7";
 
-/// In the host's network: CRIU 3.17 fails on the network namespaces of newer kernels.
 fn counting(bundle: Bundle, data: &Path) -> Bundle {
-    bundle
-        .sh(COUNTER)
-        .mount(json!({"destination": "/data", "type": "bind", "source": data, "options": ["rbind"]}))
-        .edit(|config| {
-            let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
-            namespaces.retain(|namespace| namespace["type"] != "network");
-        })
+    let data = json!({"destination": "/data", "type": "bind", "source": data, "options": ["rbind"]});
+    in_the_hosts_network(bundle.sh(COUNTER).mount(data))
+}
+
+/// CRIU 3.17 fails on the network namespaces of newer kernels.
+fn in_the_hosts_network(bundle: Bundle) -> Bundle {
+    bundle.edit(|config| {
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "network");
+    })
+}
+
+/// Whether this kernel has what CRIU needs.
+fn has_criu() -> bool {
+    binaries::find("criu").is_some_and(|criu| Cmd::new(criu).arg("check").run().status.success())
 }
 
 #[test]
@@ -110,7 +122,7 @@ fn a_container_goes_on_where_it_was_or_is_left_alone() {
     let mut shim = Shim::start_with(&root, "c", &runtime("orlop"), |bundle| counting(bundle, &data));
     shim.run();
     poll_until(DEADLINE, "it counts", || count() > Some(2));
-    if !binaries::find("criu").is_some_and(|criu| Cmd::new(criu).arg("check").run().status.success()) {
+    if !has_criu() {
         let refused = checkpoint(&mut shim, &images, true).unwrap_err();
         assert!(refused.to_string().contains("OCI runtime checkpoint failed"), "{refused}");
         assert_eq!(shim.status(""), Status::Running);
@@ -132,4 +144,39 @@ fn a_container_goes_on_where_it_was_or_is_left_alone() {
     shim.delete("").unwrap();
     shim.shut_down();
     root.assert_clean();
+}
+
+/// Saves a container with a terminal, and brings it back with another one.
+fn terminal(root: &Root, program: &Path) {
+    let images = root.join("images");
+    let mut shim =
+        Shim::start_with(root, "c", program, |bundle| in_the_hosts_network(streams::asking(bundle)));
+    let fifos = Fifos::terminal(root, "before");
+    let out = reader(&fifos.stdout);
+    shim.create(&fifos);
+    shim.start_process("").unwrap();
+    streams::sizes(&mut shim, writer(&fifos.stdin), out);
+    let options = CheckpointOptions { exit: true, terminal: true, ..CheckpointOptions::default() };
+    save(&mut shim, &images, options).unwrap();
+    assert_eq!(shim.wait(""), 137);
+    shim.delete("").unwrap();
+
+    let fifos = Fifos::terminal(root, "after");
+    let out = reader(&fifos.stdout);
+    let mut request = shim.create_request(&fifos);
+    request.checkpoint = images.display().to_string();
+    shim.client.call::<orlop_proto::containerd::task::v2::CreateTaskResponse>("Create", &request).unwrap();
+    shim.start_process("").unwrap();
+    streams::sizes(&mut shim, writer(&fifos.stdin), out);
+    shim.finish();
+    root.assert_clean();
+}
+
+#[test]
+fn a_restored_container_has_its_terminal() {
+    let root = Root::new();
+    terminal(&root, &pretender(&root));
+    if has_criu() {
+        terminal(&Root::new(), &runtime("orlop"));
+    }
 }

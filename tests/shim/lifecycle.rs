@@ -17,10 +17,11 @@ use prost_types::Any;
 
 use orlop_tests::shim::{DEADLINE, Fifos, Shim, action, runtime};
 
-/// A container through its whole life, with an exec, on one runtime.
-fn whole_life(name: &str) {
+/// A container through its whole life, with an exec, on one runtime, by one package of the service.
+fn whole_life(name: &str, service: &'static str) {
     let root = Root::new();
     let mut shim = Shim::start_with(&root, "c", &runtime(name), |bundle| bundle.sh("sleep 1000"));
+    shim.client.service = service;
     let id = shim.id.clone();
     let init = shim.create(&Fifos::default());
     assert_eq!(shim.status(""), Status::Created);
@@ -95,12 +96,17 @@ fn whole_life(name: &str) {
 
 #[test]
 fn a_whole_life_through_runc() {
-    whole_life("runc");
+    whole_life("runc", task_ttrpc::SERVICE);
 }
 
 #[test]
 fn a_whole_life_through_orlop() {
-    whole_life("orlop");
+    whole_life("orlop", task_ttrpc::SERVICE);
+}
+
+#[test]
+fn a_whole_life_by_version_3_of_the_service() {
+    whole_life("orlop", v3::task_ttrpc::SERVICE);
 }
 
 #[test]
@@ -399,10 +405,20 @@ fn the_shim_mounts_the_rootfs() {
 
 #[test]
 fn containers_of_a_group_share_a_shim() {
+    share("io.containerd.runc.v2.group");
+}
+
+#[test]
+fn containers_of_cris_sandbox_share_a_shim() {
+    share("io.kubernetes.cri.sandbox-id");
+}
+
+/// Two containers whose annotation says the same.
+fn share(annotation: &str) {
     let root = Root::new();
     let group = |bundle: orlop_tests::Bundle| {
         bundle.sh("sleep 1000").edit(|config| {
-            config["annotations"] = serde_json::json!({ "io.containerd.runc.v2.group": "pod" });
+            config["annotations"] = serde_json::json!({ annotation: "pod" });
         })
     };
     let mut shim = Shim::start_with(&root, "c", &runtime("runc"), group);

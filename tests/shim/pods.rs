@@ -118,19 +118,29 @@ fn the_general_options_say_the_same_as_runcs() {
 
 #[test]
 fn streams_belong_to_whom_the_options_say() {
-    let root = Root::new();
     let script = "stat -L -c %u:%g /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2";
-    let mut shim = Shim::start_with(&root, "c", &runtime("orlop"), |bundle| bundle.sh(script));
-    (shim.options.io_uid, shim.options.io_gid) = (1234, 5678);
-    let fifos = Fifos::make(&root, "c");
-    let (stdout, _stderr) = (reader(&fifos.stdout), reader(&fifos.stderr));
-    shim.create(&fifos);
-    shim.start_process("").unwrap();
-    assert_eq!(shim.wait(""), 0);
-    shim.delete("").unwrap();
-    assert_eq!(read_to_end(stdout), "1234:5678\n".repeat(3));
-    shim.shut_down();
-    root.assert_clean();
+    // runc gives them to the container's user at last, who is root, and leaves the group.
+    for (name, owner) in [("orlop", "1234:5678\n"), ("runc", "0:5678\n")] {
+        let root = Root::new();
+        let all = format!("{script}; sleep 1000");
+        let mut shim = Shim::start_with(&root, "c", &runtime(name), |bundle| bundle.sh(&all));
+        (shim.options.io_uid, shim.options.io_gid) = (1234, 5678);
+        let of_init = Fifos::make(&root, "c");
+        let (stdout, _stderr) = (reader(&of_init.stdout), reader(&of_init.stderr));
+        shim.create(&of_init);
+        shim.start_process("").unwrap();
+        let of_exec = Fifos::make(&root, "e");
+        let (exec_stdout, _stderr) = (reader(&of_exec.stdout), reader(&of_exec.stderr));
+        shim.exec("e", script, &of_exec);
+        shim.start_process("e").unwrap();
+        assert_eq!(shim.wait("e"), 0);
+        shim.delete("e").unwrap();
+        shim.finish();
+        for output in [stdout, exec_stdout] {
+            assert_eq!(read_to_end(output), owner.repeat(3), "{name}");
+        }
+        root.assert_clean();
+    }
 }
 
 /// Starts a shim whose options are given on standard input, as managers do, and shows where it runs.

@@ -1,12 +1,12 @@
 //! Standard streams: FIFOs, terminals, files, logging programs, and readers that misbehave.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use orlop_proto::containerd::task::v2::*;
-use orlop_tests::{Root, poll_until};
+use orlop_tests::{Bundle, Root, poll_until};
 
 use orlop_tests::shim::{DEADLINE, Fifos, Shim, read_available, read_to_end, reader, runtime, writer};
 
@@ -57,15 +57,32 @@ fn stdin_ends_only_when_the_client_says_so() {
 
 fn terminal(name: &str) {
     let root = Root::new();
-    let script = "while read line; do stty size; done";
-    let mut shim = Shim::start_with(&root, "c", &runtime(name), |bundle| {
-        bundle.sh(script).edit(|config| config["process"]["terminal"] = true.into())
-    });
+    let mut shim = Shim::start_with(&root, "c", &runtime(name), asking);
     let stdio = Fifos::terminal(&root, "c");
-    let mut out = reader(&stdio.stdout);
+    let out = reader(&stdio.stdout);
     shim.create(&stdio);
     shim.start_process("").unwrap();
-    let mut input = writer(&stdio.stdin);
+    sizes(&mut shim, writer(&stdio.stdin), out);
+    // An exec has a terminal of its own.
+    let stdio = Fifos::terminal(&root, "e");
+    let output = reader(&stdio.stdout);
+    shim.exec("e", "tty; exit 4", &stdio);
+    shim.start_process("e").unwrap();
+    assert_eq!(shim.wait("e"), 4);
+    assert!(read_to_end(output).contains("/dev/pts/"));
+    shim.finish();
+    root.assert_clean();
+}
+
+/// Says the size of its terminal for each line that it reads.
+pub fn asking(bundle: Bundle) -> Bundle {
+    bundle
+        .sh("while read line; do stty size; done")
+        .edit(|config| config["process"]["terminal"] = true.into())
+}
+
+/// Sets the size of the terminal of a container that is [`asking`], which says it.
+pub fn sizes(shim: &mut Shim, mut input: File, mut out: File) {
     let mut all = Vec::new();
     for (rows, columns) in [(24, 80), (50, 132)] {
         let resize =
@@ -78,15 +95,6 @@ fn terminal(name: &str) {
             String::from_utf8_lossy(&all).contains(&wanted)
         });
     }
-    // An exec has a terminal of its own.
-    let stdio = Fifos::terminal(&root, "e");
-    let output = reader(&stdio.stdout);
-    shim.exec("e", "tty; exit 4", &stdio);
-    shim.start_process("e").unwrap();
-    assert_eq!(shim.wait("e"), 4);
-    assert!(read_to_end(output).contains("/dev/pts/"));
-    shim.finish();
-    root.assert_clean();
 }
 
 #[test]
@@ -268,4 +276,28 @@ fn output_goes_to_a_logging_program() {
     poll_until(DEADLINE, "all of the log", || fs::read_to_string(&path).is_ok_and(|text| text == wanted));
     shim.finish();
     root.assert_clean();
+}
+
+#[test]
+fn a_terminals_output_goes_to_a_logging_program() {
+    for name in ["orlop", "runc"] {
+        let root = Root::new();
+        let (program, path) = (root.join("logger"), root.join("log"));
+        let script = format!("#!/bin/sh\nexec 5>&-\ncat <&3 >>{}\n", path.display());
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut shim = Shim::start_with(&root, "c", &runtime(name), |bundle| {
+            bundle.sh("tty").edit(|config| config["process"]["terminal"] = true.into())
+        });
+        let stdout = format!("binary://{}", program.display());
+        let stdio = Fifos { stdout: stdout.clone(), terminal: true, ..Fifos::default() };
+        shim.create(&stdio);
+        shim.start_process("").unwrap();
+        assert_eq!(shim.wait(""), 0);
+        let is = |wanted: &str| fs::read_to_string(&path).is_ok_and(|text| text == wanted);
+        // Lines of a terminal end with two characters.
+        poll_until(DEADLINE, "the terminal's name", || is("/dev/pts/0\r\n"));
+        shim.finish();
+        root.assert_clean();
+    }
 }

@@ -1,11 +1,16 @@
-//! nerdctl 2.x on orlopd, built from Go's module proxy by `make newest`: its usual commands, with no network and the host's. `make
-//! test` leaves it out and says so. Later versions need a module that the proxy does not have (docs/known-gaps.md).
+//! nerdctl 2.x on orlopd, and on the newest containerd with our shim, built from Go's module proxy by `make newest`: its usual
+//! commands, with no network and the host's. `make test` leaves it out and says so. Later versions need a module that the proxy
+//! does not have (docs/known-gaps.md).
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use orlop_tests::{Cmd, Daemon, Image, Orlopd, Output, Registry, Root, binaries, go, poll_until};
+use orlop_tests::{
+    Cmd, Containerd, Daemon, Image, Orlopd, Output, Registry, Root, Variant, binaries, go, poll_until,
+};
+
+use crate::newest;
 
 const MODULE: &str = "github.com/containerd/nerdctl/v2";
 /// The one place that says which nerdctl.
@@ -36,13 +41,13 @@ fn build() -> PathBuf {
     program
 }
 
-struct Nerdctl<'a> {
+struct Nerdctl<'a, D> {
     program: PathBuf,
-    daemon: &'a Orlopd,
+    daemon: &'a D,
     root: &'a Root,
 }
 
-impl Nerdctl<'_> {
+impl<D: Daemon> Nerdctl<'_, D> {
     fn run(&self, words: &[&str]) -> Output {
         Cmd::new(&self.program)
             .arg("--address")
@@ -74,12 +79,40 @@ fn newest_nerdctl_pulls_runs_and_removes_on_orlopd() {
         println!("not run: nerdctl {VERSION}; `make newest` runs it");
         return;
     }
-    let program = build();
     let root = Root::new();
-    let registry = Registry::start(&root);
     let mut daemon = Orlopd::start(&root);
+    walk(&root, &daemon);
+    daemon.stop();
+    root.assert_clean();
+}
+
+#[test]
+fn newest_nerdctl_pulls_runs_and_removes_on_the_newest_containerd_with_our_shim() {
+    if std::env::var_os("ORLOP_NEWEST").is_none() {
+        println!("not run: nerdctl {VERSION}; `make newest` runs it");
+        return;
+    }
+    let root = Root::new();
+    let programs = newest::build();
+    let mut daemon = Containerd::start_as(
+        &root,
+        &Variant {
+            containerd: Some(programs.join("containerd")),
+            client: Some(programs.join("ctr")),
+            links: vec![(binaries::shim(), "containerd-shim-runc-v2".to_owned())],
+            ..Variant::default()
+        },
+    );
+    walk(&root, &daemon);
+    daemon.stop();
+    root.assert_clean();
+}
+
+/// What people do with it, and what it says.
+fn walk(root: &Root, daemon: &impl Daemon) {
+    let registry = Registry::start(root);
     let image = Image::two_layers().push(&registry, "nerd", "1");
-    let nerdctl = Nerdctl { program, daemon: &daemon, root: &root };
+    let nerdctl = Nerdctl { program: build(), daemon, root };
 
     nerdctl.run(&["pull", "--quiet", &image]).success();
     assert!(nerdctl.print(&["images"]).contains("/nerd"));
@@ -131,7 +164,4 @@ fn newest_nerdctl_pulls_runs_and_removes_on_orlopd() {
     assert_eq!(nerdctl.print(&["run", "--rm", "--network", "none", &pushed, "cat", "/mine"]), "mine");
     nerdctl.run(&["rmi", "-f", &pushed, &image]).success();
     assert!(!nerdctl.print(&["images"]).contains("/nerd"));
-    daemon.stop();
-    drop(registry);
-    root.assert_clean();
 }

@@ -19,6 +19,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// A connection to one shim.
 #[derive(Debug)]
 pub struct Client {
+    /// The package of the Task service that it speaks; v2 at first.
+    pub service: &'static str,
     stream: UnixStream,
     bytes: Vec<u8>,
     next: u32,
@@ -40,12 +42,12 @@ impl Client {
     pub fn connect(socket: &Path) -> Client {
         let stream = UnixStream::connect(socket).expect("connecting to the shim");
         stream.set_read_timeout(Some(patient(DEADLINE))).unwrap();
-        Client { stream, bytes: Vec::new(), next: 1, answers: HashMap::new() }
+        Client { service: task_ttrpc::SERVICE, stream, bytes: Vec::new(), next: 1, answers: HashMap::new() }
     }
 
-    /// Sends a request to the Task service of package v2.
+    /// Sends a request to the Task service.
     pub fn send(&mut self, method: &'static str, message: &impl Message) -> Pending {
-        self.send_as(task_ttrpc::SERVICE, method, message, Duration::ZERO)
+        self.send_as(self.service, method, message, Duration::ZERO)
     }
 
     /// Sends a request to any service; a timeout of zero is none.
