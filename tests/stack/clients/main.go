@@ -46,8 +46,9 @@ func run(address, namespace, reference, fifos string) error {
 	if err != nil {
 		return fmt.Errorf("create: %w", err)
 	}
+	// A buffer that both streams are copied to at the same time would lose what one of them brings.
 	var output bytes.Buffer
-	task, err := container.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, &output, &output), cio.WithFIFODir(fifos)))
+	task, err := container.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, &output, os.Stderr), cio.WithFIFODir(fifos)))
 	if err != nil {
 		return fmt.Errorf("create task: %w", err)
 	}
@@ -66,7 +67,7 @@ func run(address, namespace, reference, fifos string) error {
 	process := *spec.Process
 	process.Args = []string{"sh", "-c", "echo inside; exit 7"}
 	var said bytes.Buffer
-	exec, err := task.Exec(ctx, "e", &process, cio.NewCreator(cio.WithStreams(nil, &said, &said), cio.WithFIFODir(fifos)))
+	exec, err := task.Exec(ctx, "e", &process, cio.NewCreator(cio.WithStreams(nil, &said, os.Stderr), cio.WithFIFODir(fifos)))
 	if err != nil {
 		return fmt.Errorf("exec: %w", err)
 	}
