@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::Signal;
 use orlop_proto::any;
@@ -107,6 +108,9 @@ fn in_the_hosts_network(bundle: Bundle) -> Bundle {
     })
 }
 
+/// Held while CRIU restores: it binds a socket whose name is the same for every container, in the host's network.
+static RESTORING: Mutex<()> = Mutex::new(());
+
 /// Whether this kernel has what CRIU needs.
 fn has_criu() -> bool {
     binaries::find("criu").is_some_and(|criu| Cmd::new(criu).arg("check").run().status.success())
@@ -134,6 +138,7 @@ fn a_container_goes_on_where_it_was_or_is_left_alone() {
     assert_eq!(shim.wait(""), 137);
     shim.delete("").unwrap();
     let before = count();
+    let _alone = RESTORING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut request = shim.create_request(&Fifos::default());
     request.checkpoint = images.display().to_string();
     shim.client.call::<orlop_proto::containerd::task::v2::CreateTaskResponse>("Create", &request).unwrap();
@@ -177,6 +182,7 @@ fn a_restored_container_has_its_terminal() {
     let root = Root::new();
     terminal(&root, &pretender(&root));
     if has_criu() {
+        let _alone = RESTORING.lock().unwrap_or_else(PoisonError::into_inner);
         terminal(&Root::new(), &runtime("orlop"));
     }
 }
