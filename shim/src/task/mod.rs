@@ -520,9 +520,10 @@ impl Task {
                 self.shares_pids = shares_pids;
                 self.created = true;
                 self.init.pid = pid;
-                effects.push(Effect::Publish(Event::Create { pid }));
                 answer(call, Ok(Reply::Pid(pid)), effects);
-                // No request and no exit is taken in before that is done, so nobody has to wait for it.
+                // No request and no exit is taken in before these are done, so nobody has to wait for them: the first event also
+                // makes the connection to the manager.
+                effects.push(Effect::Publish(Event::Create { pid }));
                 effects.push(Effect::Watch(pid));
             }
             (Job::Prepare | Job::Create, result) => {

@@ -64,7 +64,7 @@ impl Machine {
         let mut machine = Machine::creating();
         assert_eq!(
             machine.finish(Job::Create, pid(10)),
-            ["event Create { pid: 10 }", "1: pid 10", "watch 10"]
+            ["1: pid 10", "event Create { pid: 10 }", "watch 10"]
         );
         machine
     }
