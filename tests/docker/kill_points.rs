@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use orlop_tests::{Cmd, Daemon, binaries, poll_until};
+use orlop_tests::{Cmd, Daemon, Numbers, binaries, number, poll_until};
 use serde_json::Value;
 
 use super::side::Side;
@@ -18,23 +18,6 @@ const KILLS: u64 = 6;
 const SEED: u64 = 20_261_127;
 /// Longest life of a daemon, in microseconds.
 const LIFE: u64 = 1_500_000;
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
-/// Numbers that look random and come again with the same seed (splitmix64).
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
 
 /// What the daemon said it did, by kind and name; what it was about to do when it died is not in it.
 #[derive(Default)]
@@ -101,12 +84,12 @@ fn work(side: &Side, round: u64, acknowledged: &mut Acknowledged, stop: &AtomicB
 fn whatever_docker_does_is_cut_off_nothing_is_damaged_or_lost() {
     let (kills, seed) = (number("ORLOP_KILL_POINTS", KILLS), number("ORLOP_TEST_SEED", SEED));
     println!("seed: ORLOP_TEST_SEED={seed} ORLOP_KILL_POINTS={kills}");
-    let mut numbers = Numbers(seed);
+    let mut numbers = Numbers::of(seed);
     let mut side = Side::orlopd();
     let image_layers = layers(&side.manager().root());
     let mut acknowledged = Acknowledged::default();
     for round in 0..kills {
-        let life = Duration::from_micros(numbers.next() % LIFE);
+        let life = Duration::from_micros(numbers.draw() % LIFE);
         let stop = AtomicBool::new(false);
         let pid = nix::unistd::Pid::from_raw(side.manager().pid().unwrap());
         std::thread::scope(|scope| {

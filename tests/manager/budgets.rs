@@ -6,9 +6,7 @@
 use std::fs;
 use std::time::Duration;
 
-use orlop_tests::{Daemon, Image, Orlopd, Root, binaries, poll_for, poll_until};
-
-use crate::kill_points::number;
+use orlop_tests::{Daemon, Image, Orlopd, Root, binaries, number, poll_for, poll_until};
 
 /// Resident memory of an idle daemon, in KiB.
 const IDLE: u64 = 12 << 10;

@@ -5,11 +5,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use orlop_tests::{Cmd, Daemon, Image, Layer, Orlopd, Output, Registry, Root};
+use orlop_tests::{Cmd, Daemon, Image, Layer, Orlopd, Output, Registry, Root, number};
 use serde_json::Value;
 
 use crate::evidence;
-use crate::kill_points::number;
 
 /// Steps where nobody asks for more: with nothing left, with little, and with more than is needed.
 const FEW: [u64; 7] = [0, 1, 3, 8, 20, 45, ENOUGH];

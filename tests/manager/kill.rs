@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use orlop_tests::image::digest;
-use orlop_tests::{Daemon, Orlopd, Root};
+use orlop_tests::{Daemon, Numbers, Orlopd, Root};
 
 use crate::client::{Client, Put};
 
@@ -14,19 +14,6 @@ use crate::client::{Client, Put};
 const KILLS: u64 = 12;
 /// Longest life of a daemon, in microseconds.
 const LIFE: u64 = 500_000;
-
-/// Numbers that look random and come again with the same seed (splitmix64).
-pub struct Numbers(pub u64);
-
-impl Numbers {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-}
 
 /// What the daemon said it did.
 #[derive(Default)]
@@ -40,14 +27,14 @@ struct Acknowledged {
 /// Makes and deletes things until the daemon is gone.
 fn work(socket: &Path, round: u64, seed: u64, known: &mut Acknowledged, stop: &AtomicBool) {
     let Ok(client) = Client::connect(socket, "one") else { return };
-    let mut numbers = Numbers(seed);
+    let mut numbers = Numbers::of(seed);
     for index in 0.. {
         if stop.load(Ordering::Relaxed) {
             return;
         }
         let name = format!("r{round}-{index}");
         let bytes: Vec<u8> =
-            (0..1 + numbers.next() % 20_000).flat_map(|_| numbers.next().to_le_bytes()).collect();
+            (0..1 + numbers.draw() % 20_000).flat_map(|_| numbers.draw().to_le_bytes()).collect();
         let lease = format!("l-{name}");
         if client.create_lease(&lease).is_err() {
             return;
@@ -92,13 +79,13 @@ fn nothing_acknowledged_is_lost_and_nothing_half_done_stays() {
     let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
     let seed = std::env::var("ORLOP_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(seed);
     println!("seed: ORLOP_TEST_SEED={seed}");
-    let mut numbers = Numbers(seed);
+    let mut numbers = Numbers::of(seed);
     let root = Root::new();
     let mut daemon = Orlopd::start(&root);
     let mut known = Acknowledged::default();
     for round in 0..KILLS {
         let socket = daemon.address().to_owned();
-        let (life, seed) = (Duration::from_micros(numbers.next() % LIFE), numbers.next());
+        let (life, seed) = (Duration::from_micros(numbers.draw() % LIFE), numbers.draw());
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| work(&socket, round, seed, &mut known, &stop));

@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use orlop_tests::{Daemon, Image, Layer, Orlopd, Registry, Root};
+use orlop_tests::{Daemon, Image, Layer, Numbers, Orlopd, Registry, Root, number};
 use serde_json::Value;
 
 use crate::evidence::{self, Tree};
-use crate::kill::Numbers;
 
 /// Kills where nobody asks for more.
 const KILLS: u64 = 8;
@@ -28,16 +27,11 @@ struct Acknowledged {
     containers: BTreeMap<String, bool>,
 }
 
-/// A number from the environment.
-pub fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
 /// Two layers that take a moment to fetch and to unpack.
 fn image() -> Image {
     let noise = |seed: u64, length: usize| {
-        let mut numbers = Numbers(seed);
-        (0..length / 8).flat_map(|_| numbers.next().to_le_bytes()).collect::<Vec<u8>>()
+        let mut numbers = Numbers::of(seed);
+        (0..length / 8).flat_map(|_| numbers.draw().to_le_bytes()).collect::<Vec<u8>>()
     };
     let mut upper = Layer::new();
     for index in 0..200 {
@@ -91,7 +85,7 @@ fn work(daemon: &Orlopd, image: &str, round: u64, known: &mut Acknowledged, stop
 fn whatever_step_is_cut_off_nothing_is_damaged_or_lost() {
     let (kills, seed) = (number("ORLOP_KILL_POINTS", KILLS), number("ORLOP_TEST_SEED", SEED));
     println!("seed: ORLOP_TEST_SEED={seed} ORLOP_KILL_POINTS={kills}");
-    let mut numbers = Numbers(seed);
+    let mut numbers = Numbers::of(seed);
     let root = Root::new();
     let registry = Registry::start(&root);
     let mut daemon = Orlopd::start(&root);
@@ -106,7 +100,7 @@ fn whatever_step_is_cut_off_nothing_is_damaged_or_lost() {
     };
     let mut known = Acknowledged::default();
     for round in 0..kills {
-        let life = Duration::from_micros(numbers.next() % LIFE);
+        let life = Duration::from_micros(numbers.draw() % LIFE);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let pid = nix::unistd::Pid::from_raw(daemon.pid().unwrap());

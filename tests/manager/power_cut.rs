@@ -5,13 +5,11 @@
 
 use std::fs;
 
-use orlop_tests::{Cmd, Daemon, Image, Layer, Orlopd, Recorder, Registry, Root, Variant};
+use orlop_tests::{Cmd, Daemon, Image, Layer, Numbers, Orlopd, Recorder, Registry, Root, Variant, number};
 use serde_json::Value;
 
 use crate::client::{Client, Put};
 use crate::evidence::{self, Tree};
-use crate::kill::Numbers;
-use crate::kill_points::number;
 
 /// Moments where nobody asks for more.
 const CUTS: u64 = 8;
@@ -115,19 +113,19 @@ fn what_was_acknowledged_is_there_after_a_power_cut() {
     let (flushes, end) = (recorder.flushes(), recorder.now());
     println!("{end} writes, {} flushes", flushes.len());
     assert!(flushes.len() > 20, "the disk is asked to keep what it was given");
-    let mut numbers = Numbers(seed);
+    let mut numbers = Numbers::of(seed);
     let moments: Vec<(usize, bool)> = (0..cuts)
         .map(|index| match index % 2 {
             // Of what came after the last flush nothing got there; and what chance says.
-            0 => (flushes[numbers.next() as usize % flushes.len()], true),
-            _ => (numbers.next() as usize % end, false),
+            0 => (flushes[numbers.draw() as usize % flushes.len()], true),
+            _ => (numbers.draw() as usize % end, false),
         })
         .chain([(end, true)])
         .collect();
     let file = root.join("image");
     for (index, (cut, is_flushed)) in moments.into_iter().enumerate() {
         println!("cut {index} after {cut} writes");
-        recorder.image(cut, || !is_flushed && numbers.next().is_multiple_of(2), &file);
+        recorder.image(cut, || !is_flushed && numbers.draw().is_multiple_of(2), &file);
         let place = root.join(format!("cut{index}"));
         fs::create_dir(&place).unwrap();
         Cmd::new("mount").args(["-o", "loop"]).args([&file, &place]).run().success();
