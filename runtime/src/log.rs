@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::time::SystemTime;
 
+use orlop_proto::contract::quote::quoted;
 use orlop_proto::contract::time::rfc3339;
 use orlop_proto::error::{Context, Result};
 
@@ -89,34 +90,5 @@ impl Log {
         if self.file.is_some() {
             eprintln!("{message}");
         }
-    }
-}
-
-/// Text in the quotes of Go's `strconv.Quote`, as far as log messages need it.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for letter in text.chars() {
-        match letter {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            '\n' => quoted.push_str("\\n"),
-            '\t' => quoted.push_str("\\t"),
-            '\r' => quoted.push_str("\\r"),
-            letter if letter.is_control() => quoted.push_str(&format!("\\x{:02x}", letter as u32)),
-            letter => quoted.push(letter),
-        }
-    }
-    quoted.push('"');
-    quoted
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quotes_as_go_does() {
-        assert_eq!(quoted("exec: \"a\\b\"\n\u{1}ä"), r#""exec: \"a\\b\"\n\x01ä""#);
     }
 }

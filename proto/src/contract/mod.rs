@@ -1,5 +1,7 @@
-//! Contracts of the low-level runtime with its callers: names in a bundle, JSON of states, exact error texts.
+//! Contracts of the low-level runtime with its callers: names in a bundle, JSON of states, exact error texts, and forms of
+//! text that Go programs have.
 
+pub mod quote;
 pub mod runc_text;
 pub mod state;
 pub mod time;

@@ -1,6 +1,8 @@
 //! What instructions do to a configuration; `docker commit --change` has those that need nothing else.
 
-use super::dockerfile::{self, Command, Lexer, Line, Pair, quoted, quoted_list};
+use orlop_proto::contract::quote::{quoted, quoted_list};
+
+use super::dockerfile::{self, Command, Lexer, Line, Pair};
 use crate::docker::container::config::{Config, Healthcheck};
 use crate::docker::failure::{Failure, Result};
 

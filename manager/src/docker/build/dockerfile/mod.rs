@@ -6,11 +6,9 @@
 mod flags;
 mod instruction;
 mod lines;
-mod quote;
 mod words;
 
 pub use instruction::{Command, Copy, Line, Pair, Run};
-pub use quote::{quoted, quoted_list};
 pub use words::Lexer;
 
 /// What is wrong with a Dockerfile, and in which line.

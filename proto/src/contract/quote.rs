@@ -1,4 +1,4 @@
-//! Text as Go quotes it (`%q`): histories of images have it.
+//! Text as Go quotes it (`%q`): log lines and histories of images have it.
 
 use std::fmt::Write;
 
@@ -21,6 +21,10 @@ pub fn quoted(text: &str) -> String {
                 // Ignoring: a string takes everything.
                 let _ = write!(quoted, "\\x{:02x}", u32::from(letter));
             }
+            letter if letter.is_control() => {
+                // Ignoring: as before.
+                let _ = write!(quoted, "\\u{:04x}", u32::from(letter));
+            }
             letter => quoted.push(letter),
         }
     }
@@ -39,8 +43,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_quoted_as_in_go() {
+    fn text_is_quoted_as_in_go() {
+        assert_eq!(quoted("exec: \"a\\b\"\n\u{1}ä"), r#""exec: \"a\\b\"\n\x01ä""#);
         assert_eq!(quoted_list(&["a b", "c\"\n\\", "\x01é"]), r#"["a b" "c\"\n\\" "\x01é"]"#);
+        assert_eq!(quoted("\x07\x7f\u{80}"), r#""\a\x7f\u0080""#);
         assert_eq!(quoted_list::<&str>(&[]), "[]");
     }
 }
