@@ -1,5 +1,8 @@
 //! Containers, as a person types them.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use orlop_tests::{Terminal, poll_until};
@@ -251,5 +254,61 @@ fn both_apis_see_a_container() {
     assert!(ctr(&["images", "ls", "-q"]).contains("docker.io/library/bb:latest"));
     ctr(&["tasks", "kill", "-s", "SIGKILL", &id]);
     assert_eq!(side.says(&format!("$docker wait {id}")), "137");
+    side.finish();
+}
+
+/// Asks without a client in between, and returns the status.
+fn post(side: &Side, path: &str) -> String {
+    let mut stream = UnixStream::connect(side.root.join("docker.sock")).expect("connecting");
+    let head = format!("POST {path} HTTP/1.1\r\nHost: d\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).expect("asking");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer.get(9..12).expect("a status").to_owned()
+}
+
+/// Gives a container one name after the other, until something else is done or it is removed; the last one.
+fn renamed_while(side: &Side, id: &str, line: &str) -> String {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let renames = scope.spawn(|| {
+            let mut last = String::new();
+            for name in (0..).map(|number| format!("{}-{number}", &id[..12])) {
+                match post(side, &format!("/containers/{id}/rename?name={name}")).as_str() {
+                    "204" => last = name,
+                    status => {
+                        assert_eq!(status, "404");
+                        break;
+                    }
+                }
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            last
+        });
+        side.says(line);
+        stop.store(true, Ordering::Relaxed);
+        renames.join().expect("names")
+    })
+}
+
+#[test]
+fn an_end_is_noted_whatever_else_changes() {
+    let mut side = Side::orlopd();
+    for _ in 0..5 {
+        let id = side.says("$run --detach bb sleep 1000");
+        // Each new name is stored; an end that comes meanwhile is stored beside it.
+        let last = renamed_while(&side, &id, &format!("$docker kill {id}; $docker wait {id}"));
+        let shown = side.says(&format!(
+            "$docker inspect --format '{{{{.Name}}}} {{{{.State.Status}}}} {{{{.State.ExitCode}}}}' {id}"
+        ));
+        assert_eq!(shown, format!("/{last} exited 137"));
+        // What is removed stays so, whoever was about to change it.
+        renamed_while(&side, &id, &format!("$docker rm {id}"));
+    }
+    side.manager().kill();
+    side.manager().restart();
+    assert_eq!(side.says("$docker ps --all --quiet"), "");
     side.finish();
 }

@@ -70,6 +70,9 @@ pub struct Container {
     pub turn: tokio::sync::Mutex<()>,
     /// Its record; held for an instant only.
     record: Mutex<Record>,
+    /// Whether it is removed from the database; held while the record changes: a change begins with what the one before it
+    /// stored, and the last is the removal.
+    is_forgotten: tokio::sync::Mutex<bool>,
     /// For those who wait.
     pub milestones: watch::Sender<Milestones>,
     /// How many of its exits the events have told.
@@ -91,6 +94,7 @@ impl Container {
             id: record.id.clone(),
             turn: tokio::sync::Mutex::default(),
             record: Mutex::new(record),
+            is_forgotten: tokio::sync::Mutex::default(),
             milestones: watch::Sender::default(),
             told: watch::Sender::default(),
             output: Arc::default(),
@@ -215,17 +219,18 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// Those of the database; then nothing is changed.
+    /// Those of the database, 404 for a container that is removed; then nothing is changed.
     pub async fn change<T>(
         &self,
         container: &Arc<Container>,
         change: impl FnOnce(&mut Record) -> T,
     ) -> Result<T> {
-        let (record, told) = {
-            let mut record = container.record();
-            let told = change(&mut record);
-            (record, told)
-        };
+        let is_forgotten = container.is_forgotten.lock().await;
+        if *is_forgotten {
+            return Err(Failure::not_found(format!("No such container: {}", container.id)));
+        }
+        let mut record = container.record();
+        let told = change(&mut record);
         self.store(&record).await?;
         *container.locked() = record;
         Ok(told)
@@ -236,9 +241,10 @@ impl Engine {
         self.parts.database.write(move |tx| tx.put(&CONTAINERS, &id, &stored)).await
     }
 
-    async fn forget(&self, id: &str) -> Result<(), Error> {
-        let id = id.to_owned();
+    async fn forget(&self, container: &Container) -> Result<(), Error> {
+        let (mut is_forgotten, id) = (container.is_forgotten.lock().await, container.id.clone());
         self.parts.database.free(move |tx| tx.remove(&CONTAINERS, &id)).await?;
+        *is_forgotten = true;
         Ok(())
     }
 

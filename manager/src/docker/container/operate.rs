@@ -364,7 +364,7 @@ impl Engine {
             Err(error) if error.kind() != Kind::NotFound => return Err(error.into()),
             _ => {}
         }
-        self.forget(&record.id).await?;
+        self.forget(container).await?;
         self.forget_networks(&record).await;
         self.containers.remove(&record.id, &record.name);
         self.forget_execs(&record.id);
