@@ -169,6 +169,11 @@ fn a_web_socket_is_attached() {
     socket.read_exact(&mut answer).expect("a message");
     assert_eq!(&answer, b"\x82\x0agot hello\n");
     socket.write_all(&frame(8, &[])).expect("closing");
+    // It is answered, and the connection goes, though the container says nothing and goes on.
+    let mut rest = Vec::new();
+    socket.read_to_end(&mut rest).expect("a goodbye");
+    assert_eq!(rest, b"\x88\x00");
+    assert_eq!(side.says("$docker inspect --format '{{.State.Running}}' ws"), "true");
     let mut plain = UnixStream::connect(side.root.join("docker.sock")).expect("connecting");
     plain.write_all(request("Connection: close\r\n").as_bytes()).expect("asking");
     let mut text = String::new();

@@ -13,7 +13,14 @@ const GOODBYE: std::time::Duration = std::time::Duration::from_secs(5);
 /// The largest message that a client may send, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
 
-/// What a client sends in messages, as bytes; what is written goes to it in binary messages. Closing either end closes the other.
+/// Which end takes or gives no more.
+enum Ended {
+    Client,
+    Process,
+}
+
+/// What a client sends in messages, as bytes; what is written goes to it in binary messages. Closing either end closes the other
+/// (a client that closes hears nothing more: RFC 6455, section 1.4).
 pub async fn messages(connection: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> DuplexStream {
     let limits = WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE));
     let socket = WebSocketStream::from_raw_socket(connection, Role::Server, Some(limits)).await;
@@ -42,15 +49,14 @@ pub async fn messages(connection: impl AsyncRead + AsyncWrite + Send + Unpin + '
                 let written = match message {
                     Message::Binary(data) => to_near.write_all(&data).await,
                     Message::Text(text) => to_near.write_all(text.as_bytes()).await,
-                    Message::Close(_) => break,
+                    // Answered by the library as the next message is asked for, of which there is none.
                     _ => Ok(()),
                 };
                 if written.is_err() {
-                    return;
+                    return Ended::Process;
                 }
             }
-            // Ignoring: nobody may read any more.
-            let _ = to_near.shutdown().await;
+            Ended::Client
         };
         let (mut send, mut receive) = (std::pin::pin!(send), std::pin::pin!(receive));
         tokio::select! {
@@ -58,8 +64,12 @@ pub async fn messages(connection: impl AsyncRead + AsyncWrite + Send + Unpin + '
                 // Ignoring: one that does not say goodbye is left.
                 let _ = tokio::time::timeout(GOODBYE, &mut receive).await;
             }
-            // The client may close its direction and still listen.
-            () = &mut receive => send.await,
+            ended = &mut receive => match ended {
+                // The connection goes at once, however long there is nothing to say that could fail.
+                Ended::Client => {}
+                // What it said last still goes out.
+                Ended::Process => send.await,
+            },
         }
     });
     near
