@@ -17,6 +17,7 @@ mod message;
 mod names;
 mod networks;
 mod route;
+mod runtimes;
 pub mod settings;
 mod signal;
 pub mod sockets;
@@ -122,6 +123,7 @@ impl Engine {
         let defaults = parts.settings.network.clone();
         let networks = Networks::new(parts.database.clone(), &parts.state, &parts.id, defaults)?;
         let volumes = Volumes::new(parts.database.clone(), &parts.root)?;
+        runtimes::write_scripts(&parts.root, &parts.settings.runtimes)?;
         let settings = RwLock::new(Arc::new(parts.settings.clone()));
         Ok(Engine(Arc::new(Shared { parts, context, events, containers, networks, volumes, settings })))
     }
@@ -134,6 +136,9 @@ impl Engine {
     /// Takes over what can change while serving.
     pub fn reload(&self, new: &Settings) {
         let reloaded = self.settings().reloaded(new);
+        if let Err(error) = runtimes::write_scripts(&self.parts.root, &reloaded.runtimes) {
+            tracing::error!("{error}");
+        }
         let attributes = [
             ("default-runtime", reloaded.default_runtime.clone()),
             ("labels", format!("{:?}", reloaded.labels)),

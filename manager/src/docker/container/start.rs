@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -27,6 +26,7 @@ use crate::api::convert;
 use crate::db::blocking;
 use crate::docker::Engine;
 use crate::docker::failure::{Failure, Result};
+use crate::docker::runtimes::program;
 use crate::docker::settings::RUNC;
 use crate::docker::spec::{self, Facts};
 use crate::image::{DEFAULT_SNAPSHOTTER, mounts};
@@ -214,7 +214,7 @@ impl Engine {
     async fn register(&self, record: &Record, spec: &Spec) -> Result<()> {
         let value =
             serde_json::to_vec(spec).map_err(|error| Failure::internal(format!("encode: {error}")))?;
-        let runtime = self.runtime(&record.host.runtime)?;
+        let runtime = self.runtime(&record.host.runtime);
         let registered = Registered {
             id: record.id.clone(),
             image: record.config.image.clone(),
@@ -237,12 +237,12 @@ impl Engine {
     }
 
     /// The runtime of the containerd API that a name of this one means.
-    fn runtime(&self, name: &str) -> Result<Runtime> {
+    fn runtime(&self, name: &str) -> Runtime {
         let settings = self.settings();
         let mut options = Options { systemd_cgroup: settings.systemd_cgroup, ..Options::default() };
         let shim = match settings.runtimes.get(name) {
             Some(runtime) if runtime.runtime_type.is_empty() => {
-                options.binary_name = self.program(name, &runtime.path, &runtime.runtime_args)?;
+                options.binary_name = program(&self.parts.root, name, runtime);
                 RUNTIME
             }
             Some(runtime) => &runtime.runtime_type,
@@ -252,24 +252,7 @@ impl Engine {
         let is_plain = shim != RUNTIME || options == Options::default();
         let options = (!is_plain).then(|| any::pack(&options));
         let options = options.map(|any| crate::store::Any { type_url: any.type_url, value: any.value });
-        Ok(Runtime { name: shim.to_owned(), options })
-    }
-
-    /// The program of a runtime; one with arguments gets a script that adds them.
-    fn program(&self, name: &str, path: &str, arguments: &[String]) -> Result<String> {
-        if arguments.is_empty() {
-            return Ok(path.to_owned());
-        }
-        let quoted = |word: &String| format!("'{}'", word.replace('\'', "'\\''"));
-        let words: Vec<String> = std::iter::once(&path.to_owned()).chain(arguments).map(quoted).collect();
-        let script = self.parts.state.join("runtimes").join(name);
-        let written = script
-            .parent()
-            .map_or(Ok(()), std::fs::create_dir_all)
-            .and_then(|()| std::fs::write(&script, format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" "))))
-            .and_then(|()| std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)));
-        written.context("write", script.display().to_string())?;
-        Ok(script.display().to_string())
+        Runtime { name: shim.to_owned(), options }
     }
 
     /// Takes it back.

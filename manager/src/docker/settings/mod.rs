@@ -164,6 +164,9 @@ impl Settings {
         for (name, runtime) in &self.runtimes {
             match (name.as_str(), runtime.path.is_empty(), runtime.runtime_type.is_empty()) {
                 (RUNC, ..) => return Err(wrong("runtime name 'runc' is reserved")),
+                (name, ..) if name.is_empty() || name.contains('/') || name.starts_with('.') => {
+                    return Err(wrong(format!("runtime name '{name}' is invalid")));
+                }
                 (_, false, false) => {
                     return Err(wrong(format!(
                         "runtime {name}: cannot configure both path and runtimeType for the same runtime"
@@ -364,6 +367,8 @@ mod tests {
             r#"{"default-runtime": "nope"}"#,
             r#"{"runtimes": {"runc": {"path": "/x"}}}"#,
             r#"{"runtimes": {"x": {}}}"#,
+            r#"{"runtimes": {"a/x": {"path": "/x"}}}"#,
+            r#"{"runtimes": {"..": {"path": "/x"}}}"#,
             r#"{"exec-opts": ["native.cgroupdriver=nope"]}"#,
             r#"{"bip": "x"}"#,
             r#"{"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]}"#,
