@@ -24,6 +24,14 @@ const CPU_PERIOD: u64 = 100_000;
 /// The environment's first entry, unless the image has one.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// dockerd's words for a cgroup above a container's that systemd cannot have.
+pub const NO_SLICE: &str = "cgroup-parent for systemd cgroup should be a valid slice named as \"xxx.slice\"";
+
+/// Whether systemd can have a container's cgroup there; nothing said leaves it to the engine.
+pub fn is_slice(parent: &str) -> bool {
+    parent.is_empty() || parent.strip_suffix(".slice").is_some_and(|name| !name.is_empty())
+}
+
 /// What has been looked up.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -73,6 +81,9 @@ pub fn make(config: &Config, host: &HostConfig, facts: &Facts) -> Result<Spec> {
         "" => &facts.cgroup_parent,
         own => own,
     };
+    if facts.systemd_cgroup && !is_slice(&host.resources.cgroup_parent) {
+        return Err(Failure::invalid(NO_SLICE));
+    }
     spec.linux_mut().cgroups_path = match facts.systemd_cgroup {
         // A slice that systemd knows, a prefix, and what is below it.
         true if parent.ends_with(".slice") => format!("{parent}:docker:{}", facts.id),

@@ -297,6 +297,7 @@ impl Engine {
         // What cannot be carried out is refused now rather than at the start; accounts are known only then.
         let facts = Facts {
             id: id.clone(),
+            systemd_cgroup: settings.systemd_cgroup,
             capabilities: super::devices::capabilities(),
             init: super::devices::init_program(&settings.init_path),
             ..Facts::default()

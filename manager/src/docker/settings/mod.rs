@@ -155,6 +155,9 @@ impl Settings {
                 self.cgroup_mode
             )));
         }
+        if self.systemd_cgroup && !super::spec::is_slice(&self.cgroup_parent) {
+            return Err(wrong(super::spec::NO_SLICE));
+        }
         for server in &self.dns[0] {
             server.parse::<std::net::IpAddr>().map_err(|_| wrong(format!("invalid IP address: {server}")))?;
         }
@@ -370,6 +373,7 @@ mod tests {
             r#"{"runtimes": {"a/x": {"path": "/x"}}}"#,
             r#"{"runtimes": {"..": {"path": "/x"}}}"#,
             r#"{"exec-opts": ["native.cgroupdriver=nope"]}"#,
+            r#"{"exec-opts": ["native.cgroupdriver=systemd"], "cgroup-parent": "/docker"}"#,
             r#"{"bip": "x"}"#,
             r#"{"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]}"#,
             r#"{"registry-mirrors": ["mirror"]}"#,

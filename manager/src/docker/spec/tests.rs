@@ -144,3 +144,18 @@ fn rules_and_inits() {
     let nothing = Config { cmd: None, ..config() };
     assert_eq!(make(&nothing, &HostConfig::default(), &facts).unwrap_err().message, "no command specified");
 }
+
+#[test]
+fn systemd_has_slices() {
+    let facts = Facts { systemd_cgroup: true, ..facts() };
+    let path = |parent: &str| {
+        let mut host = HostConfig::default();
+        host.resources.cgroup_parent = parent.to_owned();
+        let made = make(&config(), &host, &facts);
+        made.map(|spec| spec.linux.unwrap().cgroups_path).map_err(|failure| failure.message)
+    };
+    assert_eq!(path("").unwrap(), "system.slice:docker:c1");
+    assert_eq!(path("mine.slice").unwrap(), "mine.slice:docker:c1");
+    assert_eq!(path("/mine").unwrap_err(), NO_SLICE);
+    assert_eq!(path(".slice").unwrap_err(), NO_SLICE);
+}
