@@ -76,13 +76,20 @@ impl Options {
         if self.docker_address.is_some() {
             config.docker.address.clone_from(&self.docker_address);
         }
+        Ok(config)
+    }
+
+    /// The same for a daemon, with what Docker's daemon.json says of the log. A command that looks or tells does not fail over
+    /// a file that is Docker's alone.
+    fn configuration_of_daemon(&self) -> Result<Config> {
+        let mut config = self.configuration()?;
         if let Some((path, must_be_there)) = config.daemon_json()
             && let Some(file) = docker::settings::File::read(&path, must_be_there)?
             && let Some(level) = file.level()?
         {
             config.debug.level = level;
         }
-        Ok(config)
+        config.absolute()
     }
 }
 
@@ -150,6 +157,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Some(Command::Du) => return block_on_one_thread(offline::du(config.absolute()?)),
         Some(Command::Config { .. }) | None => {}
     }
+    let config = options.configuration_of_daemon()?;
     let level = options.log_level.map(LevelFilter::from);
     // Before there are threads, each of which would have an arena of its own.
     orlop_host::sys::allocator::keep_little();
@@ -164,11 +172,10 @@ fn run(arguments: Arguments) -> Result<()> {
     let traces = Traces::start(&config.tracing, runtime.handle())?;
     let lowest = level.unwrap_or(LevelFilter::from(config.debug.level));
     let log = start_log(lowest, config.debug.format, traces.as_ref());
-    let config = config.absolute()?;
     let reload = Reload {
         current: config.clone(),
         log: level.is_none().then_some(log),
-        read: Box::new(move || options.configuration()?.absolute()),
+        read: Box::new(move || options.configuration_of_daemon()),
     };
     runtime.block_on(daemon::serve(config, reload))
 }

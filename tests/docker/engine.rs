@@ -98,8 +98,15 @@ fn an_unknown_key_and_plain_tcp_are_refused() {
             ("--address", root.join("a")),
         ];
         let args = args.iter().flat_map(|(flag, path)| [(*flag).to_owned(), path.display().to_string()]);
-        let out = Cmd::new(binaries::orlopd()).args(args).run();
+        let args: Vec<String> = args.collect();
+        let orlopd = || Cmd::new(binaries::orlopd()).args(&args);
+        let out = orlopd().run();
         assert!(out.code() != 0 && out.stderr.contains(words), "{text}: {out}");
+        let names_file =
+            out.stderr.contains("daemon.json: ") && out.stderr.contains("as daemon_json in [docker]");
+        assert!(names_file || text.contains("hosts"), "{text}: {out}");
+        // What serves nobody goes on: shims publish their events by it.
+        assert!(!orlopd().args(["config", "dump"]).run().success().stdout.is_empty(), "{text}");
     }
 }
 

@@ -71,8 +71,9 @@ impl Sockets {
             }
             _ => None,
         };
-        let is_verified = config.hosts.is_empty() && !file.tlsverify && config.tls_ca_cert.is_none();
-        let mut sockets = Sockets { identity: identity.filter(|_| !is_verified), ..Sockets::default() };
+        // A file that has certificates and not this asks for TLS without clients that are known.
+        let asks_for_clients = file.tlsverify || !config.hosts.is_empty() || config.tls_ca_cert.is_some();
+        let mut sockets = Sockets { identity: identity.filter(|_| asks_for_clients), ..Sockets::default() };
         for host in hosts {
             match host.split_once("://") {
                 Some(("unix", path)) if path.starts_with('/') => sockets.unix.push(path.into()),

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::config::Level;
 use crate::docker::container::config::Ulimit;
 
-/// Keys that change nothing here: the work is done by something else, or always as they may ask. What they say is logged.
+/// Keys that change nothing here: the work is done by something else, or always as they may ask. That is logged.
 const WITHOUT_EFFECT: [&str; 36] = [
     "allow-nondistributable-artifacts",
     "builder",
@@ -50,8 +50,10 @@ const WITHOUT_EFFECT: [&str; 36] = [
     "swarm-raft-heartbeat-tick",
     "userland-proxy",
 ];
-/// Keys without effect that say something only when they are on.
+/// Keys without effect that say nothing here, on or off.
 const SILENT: [&str; 3] = ["live-restore", "features", "experimental"];
+/// Keys without effect that dockerd has on: they say something when they are off.
+const USUALLY_ON: [&str; 2] = ["ip-forward", "userland-proxy"];
 
 /// A runtime besides `runc`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -104,6 +106,12 @@ pub enum Size {
 #[serde(rename_all = "kebab-case", default)]
 #[allow(missing_docs, reason = "the names are dockerd's, and its manual says what they mean")]
 pub struct File {
+    /// Where it is.
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// Keys that it has and that have no effect here.
+    #[serde(skip)]
+    pub without_effect: Vec<String>,
     pub log_driver: String,
     pub log_opts: BTreeMap<String, String>,
     pub log_level: String,
@@ -231,11 +239,21 @@ impl File {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_be_there => return Ok(None),
             text => text.context("read", path.display().to_string())?,
         };
-        let parsed = File::parse(&text).map_err(|why| {
-            let text = format!("unable to configure the Docker daemon with file {}: {why}", path.display());
-            Error::exactly(Kind::InvalidArgument, text)
-        });
-        parsed.map(Some)
+        match File::parse(&text) {
+            Ok(file) => Ok(Some(File { path: path.to_owned(), ..file })),
+            Err(why) => Err(File { path: path.to_owned(), ..File::default() }.wrong(&why)),
+        }
+    }
+
+    /// Refuses this file, in dockerd's words, and says what can be done: who never ran orlopd for Docker may not know that it
+    /// reads it.
+    pub fn wrong(&self, why: &str) -> Error {
+        let text = format!(
+            "unable to configure the Docker daemon with file {}: {why} (change it, or name another file as daemon_json in \
+             [docker] of orlopd's configuration)",
+            self.path.display()
+        );
+        Error::exactly(Kind::InvalidArgument, text)
     }
 
     /// Reads the text of a file.
@@ -255,19 +273,20 @@ impl File {
                 unknown.join(", ")
             ));
         }
-        for (key, value) in &members {
-            let is_quiet = SILENT.contains(&key.as_str()) || value == &Value::Bool(false);
-            if WITHOUT_EFFECT.contains(&key.as_str()) && !is_quiet {
-                tracing::warn!(key, "daemon.json: this has no effect here");
-            }
-        }
         members.retain(|_, value| !value.is_null());
-        serde_json::from_value(Value::Object(members)).map_err(|error| error.to_string())
+        let says_something = |key: &str, value: &Value| {
+            let usual = Value::Bool(USUALLY_ON.contains(&key));
+            WITHOUT_EFFECT.contains(&key) && !SILENT.contains(&key) && *value != usual
+        };
+        let missed = members.iter().filter(|(key, value)| says_something(key, value));
+        let without_effect = missed.map(|(key, _)| key.clone()).collect();
+        let file: File = serde_json::from_value(Value::Object(members)).map_err(|error| error.to_string())?;
+        Ok(File { without_effect, ..file })
     }
 
     /// Why this file cannot be carried out, if it cannot.
     pub fn refusal(&self) -> Option<String> {
-        let without = |key: &str| Some(format!("daemon.json: {key} is not supported by this engine"));
+        let without = |key: &str| Some(format!("{key} is not supported by this engine"));
         match () {
             () if !self.userns_remap.is_empty() => without("userns-remap"),
             () if self.selinux_enabled => without("selinux-enabled"),
@@ -305,7 +324,7 @@ impl File {
             "warn" | "warning" => Level::Warn,
             "error" | "fatal" | "panic" => Level::Error,
             other => {
-                return Err(Error::exactly(Kind::InvalidArgument, format!("invalid logging level: {other}")));
+                return Err(self.wrong(&format!("invalid logging level: {other}")));
             }
         }))
     }
@@ -345,8 +364,13 @@ mod tests {
         let twice = CARRIED_OUT.iter().find(|key| WITHOUT_EFFECT.contains(key));
         assert_eq!(twice, None);
         for key in WITHOUT_EFFECT {
-            assert!(File::parse(&format!("{{{key:?}: null}}")).is_ok(), "{key}");
+            assert!(File::parse(&format!("{{{key:?}: 7.5}}")).is_ok(), "{key}");
         }
+        for key in CARRIED_OUT {
+            // No key takes this; one that has no field would.
+            assert!(File::parse(&format!("{{{key:?}: 7.5}}")).is_err(), "{key}");
+        }
+        assert!(USUALLY_ON.iter().chain(&SILENT).all(|key| WITHOUT_EFFECT.contains(key)));
     }
 
     #[test]
@@ -361,6 +385,9 @@ mod tests {
         }
         let usual = r#"{"log-driver": "local", "live-restore": true, "storage-driver": "overlay2", "iptables": true}"#;
         assert_eq!(File::parse(usual).unwrap().refusal(), None);
+        assert_eq!(File::parse(usual).unwrap().without_effect, ["storage-driver"]);
+        let off = r#"{"userland-proxy": false, "ip-forward": true, "rootless": false}"#;
+        assert_eq!(File::parse(off).unwrap().without_effect, ["userland-proxy"]);
     }
 
     #[test]

@@ -105,6 +105,13 @@ impl Settings {
     ///
     /// `InvalidArgument` for what cannot be carried out, in dockerd's words where it has some.
     pub fn of(file: &File) -> Result<Settings> {
+        for key in &file.without_effect {
+            tracing::warn!(key, path = %file.path.display(), "this has no effect here");
+        }
+        Settings::said_by(file).map_err(|why| file.wrong(&why.to_string()))
+    }
+
+    fn said_by(file: &File) -> Result<Settings> {
         if let Some(refusal) = file.refusal() {
             return Err(wrong(refusal));
         }
