@@ -326,11 +326,13 @@ fn open_file(source: &Source) -> Result<File> {
 
 /// Whether a file is an archive, compressed or not: it begins with a header whose checksum is right.
 fn is_archive(source: &Source) -> Result<bool> {
-    let file = open_file(source)?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+    // Not opened before it is known to be a file: opening a device can be enough to set it going.
+    let stat = rustix::fs::statat(&source.parent, &*source.base, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|errno| failed(&source.name, errno))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Ok(false);
     }
-    let (reader, _) = match reader(file) {
+    let (reader, _) = match reader(open_file(source)?) {
         Ok(opened) => opened,
         Err(error) if error.kind() == Kind::Unimplemented => return Err(error.into()),
         Err(_) => return Ok(false),

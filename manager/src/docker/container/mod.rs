@@ -43,7 +43,7 @@ pub use files::PLACES;
 pub use joined::wish;
 pub use record::{CONTAINERS, Record, Stored};
 pub use route::answer;
-pub use start::accounts_below;
+pub use start::{accounts_below, file_below};
 
 use self::logs::Log;
 use self::stream::Output;

@@ -3,8 +3,9 @@
 //! Each step that is done is undone when a later one fails.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -16,7 +17,8 @@ use orlop_proto::error::Context;
 use orlop_proto::spec::cdi::is_qualified;
 use orlop_proto::spec::types::Mount;
 use orlop_proto::spec::{Accounts, Spec};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use super::record::{MountPoint, Record};
 use super::state::Status;
@@ -440,15 +442,24 @@ pub fn accounts_below(root: &OwnedFd) -> Accounts {
     Accounts { passwd: text_below(root, "etc/passwd"), group: text_below(root, "etc/group") }
 }
 
-fn text_below(root: impl AsFd, path: &str) -> Option<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
-    let file = std::fs::File::from(file);
-    // A FIFO there would never end.
-    file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+fn text_below(root: &OwnedFd, path: &str) -> Option<String> {
     let mut bytes = Vec::new();
-    file.take(MAX_ACCOUNTS).read_to_end(&mut bytes).ok()?;
+    file_below(root, path).ok()?.take(MAX_ACCOUNTS).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Opens a file of somebody else's for reading, without following anything out of the root. What is no file is not opened:
+/// a FIFO would wait for ever, and opening a device can be enough to set it going.
+pub fn file_below(root: &OwnedFd, path: &str) -> rustix::io::Result<File> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let place = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    match FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Directory => return Err(Errno::ISDIR),
+        _ => return Err(Errno::INVAL),
+    }
+    let same = format!("/proc/self/fd/{}", place.as_raw_fd());
+    rustix::fs::open(same, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map(File::from)
 }
 
 /// The exit code of a container that could not be started, and the status of the request, by the runtime's words: they
@@ -489,5 +500,8 @@ mod tests {
         let root = OwnedFd::from(std::fs::File::open(directory.path()).unwrap());
         let accounts = accounts_below(&root);
         assert_eq!((accounts.passwd.as_deref(), accounts.group.as_deref()), (Some("g"), Some("g")));
+        rustix::fs::mknodat(&root, "pipe", FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert_eq!(file_below(&root, "pipe").unwrap_err(), Errno::INVAL);
+        assert_eq!(file_below(&root, "etc").unwrap_err(), Errno::ISDIR);
     }
 }
