@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 
 use orlop_proto::error::Context as _;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use tokio::io::AsyncRead;
 use tokio_util::io::SyncIoBridge;
 
-use super::pattern::Excluded;
+use super::pattern::left_out;
 use crate::db::blocking;
+use crate::docker::container::file_below;
 use crate::docker::failure::{Failure, Result};
 use crate::image::unpack::{Target, Whiteouts, apply};
 
 /// The longest Dockerfile, in bytes.
-const MAX_DOCKERFILE: u64 = 4 << 20;
+pub const MAX_DOCKERFILE: u64 = 4 << 20;
 /// Where the names of what is left out are.
 const IGNORE: &str = ".dockerignore";
 
@@ -42,9 +44,13 @@ impl Workplace {
 
 impl Drop for Workplace {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!("remove {}: {error}", self.0.display());
-        }
+        let path = std::mem::take(&mut self.0);
+        // A context may have many files.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = std::fs::remove_dir_all(&path) {
+                tracing::warn!("remove {}: {error}", path.display());
+            }
+        });
     }
 }
 
@@ -86,16 +92,13 @@ pub fn of_dockerfile(text: &[u8], work: &Workplace) -> Result<OwnedFd> {
 }
 
 /// Reads a file of a context, without following anything out of it.
-fn read(root: &OwnedFd, path: &str) -> std::result::Result<String, rustix::io::Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
-    let file = std::fs::File::from(file);
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return Err(rustix::io::Errno::ISDIR);
-    }
+fn read(root: &OwnedFd, path: &str) -> std::result::Result<String, Errno> {
     let mut bytes = Vec::new();
-    let read = file.take(MAX_DOCKERFILE).read_to_end(&mut bytes);
-    read.map_err(|error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))?;
+    let length = file_below(root, path)?.take(MAX_DOCKERFILE + 1).read_to_end(&mut bytes);
+    let length = length.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    if length as u64 > MAX_DOCKERFILE {
+        return Err(Errno::FBIG);
+    }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -106,11 +109,11 @@ fn read(root: &OwnedFd, path: &str) -> std::result::Result<String, rustix::io::E
 /// 500 when it is not there, 400 when it is empty, both in dockerd's words.
 pub fn dockerfile(root: &OwnedFd, path: &str) -> Result<String> {
     let found = match read(root, path) {
-        Err(rustix::io::Errno::NOENT) if path == "Dockerfile" => read(root, "dockerfile"),
+        Err(Errno::NOENT) if path == "Dockerfile" => read(root, "dockerfile"),
         found => found,
     };
     let text = found.map_err(|errno| match errno {
-        rustix::io::Errno::NOENT => Failure::internal(format!("Cannot locate specified Dockerfile: {path}")),
+        Errno::NOENT => Failure::internal(format!("Cannot locate specified Dockerfile: {path}")),
         errno => {
             Failure::internal(format!("failed to read dockerfile: {path}: {}", std::io::Error::from(errno)))
         }
@@ -119,19 +122,18 @@ pub fn dockerfile(root: &OwnedFd, path: &str) -> Result<String> {
         return Err(Failure::invalid(format!("the Dockerfile ({path}) cannot be empty")));
     }
     if let Ok(ignored) = read(root, IGNORE) {
-        let excluded = Excluded::parse(&ignored)?;
-        for name in [IGNORE, path] {
-            if excluded.has(name.trim_start_matches('/')) {
-                // Ignoring: what was read is what counts.
-                let _ = take_out(root, name);
-            }
+        let names = [IGNORE, path];
+        let left_out = left_out(&ignored, names.map(|name| name.trim_start_matches('/')))?;
+        for name in names.iter().zip(left_out).filter_map(|(name, is_out)| is_out.then_some(name)) {
+            // Ignoring: what was read is what counts.
+            let _ = take_out(root, name);
         }
     }
     Ok(text)
 }
 
 /// Removes a file of a context, and nothing outside.
-fn take_out(root: &OwnedFd, path: &str) -> std::result::Result<(), rustix::io::Errno> {
+fn take_out(root: &OwnedFd, path: &str) -> std::result::Result<(), Errno> {
     let (directory, base) = path.rsplit_once('/').unwrap_or((".", path));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let above = if directory.is_empty() { "." } else { directory };
@@ -167,5 +169,20 @@ mod tests {
         assert!(dockerfile(&root, "way").unwrap_err().message.starts_with("Cannot locate"));
         assert!(dockerfile(&root, "../../../etc/passwd").unwrap_err().message.starts_with("Cannot locate"));
         assert_eq!(dockerfile(&root, "empty").unwrap_err().message, "the Dockerfile (empty) cannot be empty");
+    }
+
+    #[test]
+    fn a_dockerfile_is_a_file_that_is_read_whole_or_not_at_all() {
+        let (directory, root) = root(&[]);
+        std::fs::create_dir(directory.path().join("directory")).unwrap();
+        rustix::fs::mknodat(&root, "pipe", rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        for name in ["directory", "pipe"] {
+            let said = dockerfile(&root, name).unwrap_err().message;
+            assert!(said.starts_with(&format!("failed to read dockerfile: {name}: ")), "{said}");
+        }
+        let long = std::fs::File::create(directory.path().join("long")).unwrap();
+        long.set_len(MAX_DOCKERFILE + 1).unwrap();
+        let said = dockerfile(&root, "long").unwrap_err().message;
+        assert!(said.starts_with("failed to read dockerfile: long: File too large"), "{said}");
     }
 }

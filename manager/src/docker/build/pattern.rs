@@ -78,36 +78,14 @@ pub fn compile(pattern: &str, crosses: bool) -> Result<Regex> {
 pub struct Excluded(Vec<(Regex, bool)>);
 
 impl Excluded {
-    /// Reads the lines of a `.dockerignore`.
-    ///
-    /// # Errors
-    ///
-    /// 400 for a line that is no pattern.
-    pub fn parse(text: &str) -> Result<Excluded> {
-        Excluded::of(text.trim_start_matches('\u{feff}').lines().filter(|line| !line.starts_with('#')))
-    }
-
     /// Takes patterns.
     ///
     /// # Errors
     ///
-    /// As [`Excluded::parse`].
+    /// 400 for a line that is no pattern.
     pub fn of<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Excluded> {
-        let mut all = Vec::new();
-        for line in patterns {
-            let line = line.trim();
-            let (line, excludes) = match line.strip_prefix('!') {
-                Some(rest) => (rest.trim(), false),
-                None => (line, true),
-            };
-            // As names below the root: `/a`, `./a` and `a/` are `a`.
-            let parts: Vec<&str> = line.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
-            if parts.is_empty() {
-                continue;
-            }
-            all.push((compile(&parts.join("/"), true)?, excludes));
-        }
-        Ok(Excluded(all))
+        let all: Result<Vec<_>> = patterns.into_iter().filter_map(|line| one(line).transpose()).collect();
+        Ok(Excluded(all?))
     }
 
     /// Whether nothing is left out.
@@ -117,11 +95,46 @@ impl Excluded {
 
     /// Whether a path, relative to the root, is left out.
     pub fn has(&self, path: &str) -> bool {
-        let ends: Vec<usize> = path.match_indices('/').map(|(at, _)| at).chain([path.len()]).collect();
-        let matches = |regex: &Regex| ends.iter().any(|end| regex.is_match(&path[..*end]));
-        let last = self.0.iter().rev().find(|(regex, _)| matches(regex));
+        let last = self.0.iter().rev().find(|(regex, _)| matches(regex, path));
         last.is_some_and(|(_, excludes)| *excludes)
     }
+}
+
+/// Whether a pattern means a path or a directory above it.
+fn matches(regex: &Regex, path: &str) -> bool {
+    let mut ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    ends.any(|end| regex.is_match(&path[..end]))
+}
+
+/// A line as a pattern, and whether it leaves out or takes back; nothing for one that says nothing.
+fn one(line: &str) -> Result<Option<(Regex, bool)>> {
+    let line = line.trim();
+    let (line, excludes) = match line.strip_prefix('!') {
+        Some(rest) => (rest.trim(), false),
+        None => (line, true),
+    };
+    // As names below the root: `/a`, `./a` and `a/` are `a`.
+    let parts: Vec<&str> = line.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some((compile(&parts.join("/"), true)?, excludes)))
+}
+
+/// Which of some paths a `.dockerignore` leaves out. One pattern at a time: a hostile file has many.
+///
+/// # Errors
+///
+/// 400 for a line that is no pattern.
+pub fn left_out<const N: usize>(ignored: &str, paths: [&str; N]) -> Result<[bool; N]> {
+    let mut out = [false; N];
+    for line in ignored.trim_start_matches('\u{feff}').lines().filter(|line| !line.starts_with('#')) {
+        let Some((regex, excludes)) = one(line)? else { continue };
+        for (is_out, _) in out.iter_mut().zip(paths).filter(|(_, path)| matches(&regex, path)) {
+            *is_out = excludes;
+        }
+    }
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -147,8 +160,8 @@ mod tests {
 
     #[test]
     fn the_last_line_that_matches_counts() {
-        let excluded =
-            Excluded::parse("# no\n*.md\n!README.md\n/build/\n**/*.tmp\nsub/**/x\n!build/keep\n\n").unwrap();
+        let text = "# no\n*.md\n!README.md\n/build/\n**/*.tmp\nsub/**/x\n!build/keep\n\n";
+        let excluded = Excluded::of(text.lines().skip(1)).unwrap();
         for (path, is_out) in [
             ("a.md", true),
             ("README.md", false),
@@ -163,7 +176,8 @@ mod tests {
             ("# no", false),
         ] {
             assert_eq!(excluded.has(path), is_out, "{path}");
+            assert_eq!(left_out(text, [path]).unwrap(), [is_out], "{path}");
         }
-        assert!(Excluded::parse("[").is_err() && Excluded::parse("#\n").unwrap().is_empty());
+        assert!(left_out("[", ["a"]).is_err() && Excluded::of(["", "/"]).unwrap().is_empty());
     }
 }

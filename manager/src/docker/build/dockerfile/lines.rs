@@ -2,7 +2,7 @@
 
 use super::ParseError;
 
-/// The longest line, in bytes.
+/// The first length that no line may have, in bytes with its end: that of Go's line reader.
 const MAX_LINE: usize = 64 << 10;
 
 /// A here-document.
@@ -112,6 +112,10 @@ fn is_comment(line: &str) -> bool {
 /// Wrong directives, here-documents that do not end, lines that are too long, a file without instructions.
 pub fn split(text: &str) -> Result<Lines, ParseError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if let Some(index) = text.split_inclusive('\n').position(|line| line.len() >= MAX_LINE) {
+        let message = format!("dockerfile line greater than max allowed size of {}", MAX_LINE - 1);
+        return Err(ParseError { line: index + 1, message });
+    }
     let mut directives = Directives { escape: '\\', seen: Vec::new(), is_over: false };
     let mut physical = text.split_inclusive('\n').enumerate();
     let (mut lines, mut warnings, mut last) = (Vec::new(), Vec::new(), 0);
@@ -158,10 +162,6 @@ pub fn split(text: &str) -> Result<Lines, ParseError> {
                 Some(line) => piece = line,
                 None => break,
             }
-            if joined.len() > MAX_LINE {
-                let message = format!("dockerfile line greater than max allowed size of {}", MAX_LINE - 1);
-                return Err(wrong(last, message));
-            }
         }
         if joined.trim().is_empty() {
             continue;
@@ -194,14 +194,22 @@ pub fn split(text: &str) -> Result<Lines, ParseError> {
     Ok(Lines { lines, escape: directives.escape, warnings })
 }
 
-/// The here-documents that a line announces: of instructions that can have some, and not in JSON.
-fn heredocs(line: &str, escape: char) -> Vec<Heredoc> {
+/// A line's instruction in lower case, and what follows it.
+fn keyword_and_rest(line: &str) -> (String, &str) {
     let line = line.trim();
     let (keyword, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    match keyword.to_lowercase().as_str() {
-        "onbuild" => return heredocs(rest, escape),
-        "run" | "copy" | "add" if !rest.trim_start().starts_with('[') => {}
-        _ => return Vec::new(),
+    (keyword.to_lowercase(), rest)
+}
+
+/// The here-documents that a line announces: of instructions that can have some, and not in JSON.
+fn heredocs(line: &str, escape: char) -> Vec<Heredoc> {
+    let (mut keyword, mut rest) = keyword_and_rest(line);
+    if keyword == "onbuild" {
+        // A trigger's own; one within another is refused, so that nobody has to look how deep they lie.
+        (keyword, rest) = keyword_and_rest(rest);
+    }
+    if !["run", "copy", "add"].contains(&keyword.as_str()) || rest.trim_start().starts_with('[') {
+        return Vec::new();
     }
     let mut found = Vec::new();
     let mut words = super::words::split(rest, escape).into_iter();

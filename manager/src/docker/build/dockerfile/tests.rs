@@ -120,6 +120,18 @@ fn triggers_are_checked_and_kept_as_text() {
 }
 
 #[test]
+fn a_line_has_an_end_and_no_depth() {
+    let most = |length: usize| format!("FROM x\nRUN {}", "a".repeat(length));
+    assert!(Dockerfile::parse(&most(65_531)).is_ok());
+    let said = "dockerfile parse error on line 2: dockerfile line greater than max allowed size of 65535";
+    assert_eq!(wrong(&most(65_532)), said);
+    // Lines that go on are as long as they like.
+    assert!(Dockerfile::parse(&format!("FROM x\nRUN a{}", " \\\n aaaaaaaa".repeat(20_000))).is_ok());
+    let deep = format!("FROM x\n{}RUN <<E\nE\n", "ONBUILD ".repeat(8_000));
+    assert!(wrong(&deep).contains("Chaining ONBUILD"));
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_line() {
     for (text, message) in [
         ("", "on line 1: file with no instructions"),
@@ -190,4 +202,35 @@ fn variables_are_expanded_as_in_a_shell() {
     }
     assert_eq!(lexer.words("80 $q '3 4'").unwrap(), ["80", "1", "2", "3 4"]);
     assert_eq!(lexer.document("'$a' \"x\" \\$a \\n\n").unwrap(), "'one' \"x\" $a \\n\n");
+}
+
+#[test]
+fn a_few_lines_do_not_fill_the_memory() {
+    let variables = words(&[&format!("long={}", "x".repeat(100 << 10)), "short=ab"]);
+    let lexer = Lexer { escape: '\\', variables: &variables };
+    for word in ["$long$long", "\"$long${none:-$long}\"", "${long//?/$short$short}", "${short/a/$long$long}"]
+    {
+        assert!(lexer.word(word).unwrap_err().contains("variables are too long"), "{word}");
+    }
+    assert_eq!(lexer.word("$long").unwrap().len(), 100 << 10);
+    // As long as it is, it is looked through once.
+    assert_eq!(lexer.word("${long%%*y}").unwrap().len(), 100 << 10);
+    assert_eq!(lexer.word("${long##*x}").unwrap(), "");
+    assert_eq!(lexer.document(&"$long".repeat(10)).unwrap().len(), 1000 << 10);
+    assert!(lexer.document(&"$long".repeat(100)).is_err());
+}
+
+#[test]
+fn what_is_cut_off_is_the_shortest_or_the_longest() {
+    let variables = words(&["v=ab/cb/äb"]);
+    let lexer = Lexer { escape: '\\', variables: &variables };
+    for (word, cut) in [
+        ("${v#*b}|${v##*b}", "/cb/äb|"),
+        ("${v%b*}|${v%%b*}", "ab/cb/ä|a"),
+        ("${v%/*b}|${v%%/*b}", "ab/cb|ab"),
+        ("${v#?}|${v##a?/}|${v%?b}", "b/cb/äb|cb/äb|ab/cb/"),
+        ("${v#b}|${v%a}|${v#*}|${v%%*}", "ab/cb/äb|ab/cb/äb|ab/cb/äb|"),
+    ] {
+        assert_eq!(lexer.word(word).unwrap(), cut, "{word}");
+    }
 }

@@ -7,6 +7,11 @@ use regex::Regex;
 
 /// How deep `${a:-${b:-…}}` may be nested.
 const MAX_DEPTH: usize = 64;
+/// How much the variables of a word may bring, in bytes: no longer argument or variable can be given to a program
+/// (`MAX_ARG_STRLEN` of execve(2)), and a few lines such as `ENV A=$A$A` would otherwise fill the memory.
+const MAX_WORD: usize = 128 << 10;
+/// The same for a here-document, which becomes a file.
+const MAX_DOCUMENT: usize = 4 << 20;
 
 /// Splits a text at blanks; quotes keep words together and stay, as do escapes.
 pub fn split(text: &str, escape: char) -> Vec<String> {
@@ -59,7 +64,7 @@ impl Lexer<'_> {
     ///
     /// Quotes and braces that are not closed, substitutions that are none, variables that must be set and are not.
     pub fn word(&self, word: &str) -> Result<String, String> {
-        let mut reader = Reader::new(self, word);
+        let mut reader = Reader::new(self, word, MAX_WORD);
         let found = reader.until(None, Mode::Plain);
         found.map(|found| found.text).map_err(|error| format!("failed to process {word:?}: {error}"))
     }
@@ -70,7 +75,7 @@ impl Lexer<'_> {
     ///
     /// As [`Lexer::word`].
     pub fn words(&self, word: &str) -> Result<Vec<String>, String> {
-        let mut reader = Reader::new(self, word);
+        let mut reader = Reader::new(self, word, MAX_WORD);
         let found = reader.until(None, Mode::Plain);
         found.map(Found::into_words).map_err(|error| format!("failed to process {word:?}: {error}"))
     }
@@ -81,7 +86,7 @@ impl Lexer<'_> {
     ///
     /// As [`Lexer::word`].
     pub fn document(&self, text: &str) -> Result<String, String> {
-        let mut reader = Reader::new(self, text);
+        let mut reader = Reader::new(self, text, MAX_DOCUMENT);
         reader.until(None, Mode::Document).map(|found| found.text)
     }
 
@@ -141,11 +146,20 @@ struct Reader<'a, 'b> {
     lexer: &'a Lexer<'b>,
     letters: Peekable<IntoIter<char>>,
     depth: usize,
+    /// How many bytes variables may still bring.
+    room: usize,
 }
 
 impl<'a, 'b> Reader<'a, 'b> {
-    fn new(lexer: &'a Lexer<'b>, text: &str) -> Reader<'a, 'b> {
-        Reader { lexer, letters: text.chars().collect::<Vec<_>>().into_iter().peekable(), depth: 0 }
+    fn new(lexer: &'a Lexer<'b>, text: &str, room: usize) -> Reader<'a, 'b> {
+        Reader { lexer, letters: text.chars().collect::<Vec<_>>().into_iter().peekable(), depth: 0, room }
+    }
+
+    /// Takes room for what a variable brings.
+    fn take(&mut self, length: usize) -> Result<(), String> {
+        let left = self.room.checked_sub(length);
+        self.room = left.ok_or_else(|| "the values of its variables are too long".to_owned())?;
+        Ok(())
     }
 
     /// Reads up to a letter, which is taken too, or to the end.
@@ -222,6 +236,12 @@ impl<'a, 'b> Reader<'a, 'b> {
 
     /// What a dollar sign leads to.
     fn variable(&mut self) -> Result<String, String> {
+        let value = self.value()?;
+        self.take(value.len())?;
+        Ok(value)
+    }
+
+    fn value(&mut self) -> Result<String, String> {
         if self.letters.peek() != Some(&'{') {
             let name = self.name();
             return Ok(match name.is_empty() {
@@ -286,7 +306,12 @@ impl<'a, 'b> Reader<'a, 'b> {
                 let pattern = self.until(Some('/'), Mode::Pattern)?.text;
                 let by = self.until(Some('}'), Mode::Plain)?.text;
                 let value = value.unwrap_or_default();
-                let regex = pattern_regex(&pattern, self.lexer.escape, true)?;
+                let regex = compiled(
+                    &format!("(?s:{})", pieces(&pattern, self.lexer.escape, true).concat()),
+                    &pattern,
+                )?;
+                let places = if all { regex.find_iter(&value).count() } else { 1 };
+                self.take(places.saturating_mul(by.len()))?;
                 let by = regex::NoExpand(&by);
                 Ok(match all {
                     true => regex.replace_all(&value, by).into_owned(),
@@ -327,53 +352,36 @@ fn trimmed(
     at_start: bool,
     is_longest: bool,
 ) -> Result<String, String> {
-    let regex = anchored(pattern, escape)?;
-    let mut cuts: Vec<usize> = value.char_indices().map(|(at, _)| at).chain([value.len()]).collect();
-    // From the shortest match to the longest, or the other way.
-    if at_start == is_longest {
-        cuts.reverse();
+    let mut pieces = pieces(pattern, escape, is_longest);
+    if !at_start {
+        pieces.reverse();
     }
-    for cut in cuts {
-        let (start, end) = value.split_at(cut);
-        if at_start && regex.is_match(start) {
-            return Ok(end.to_owned());
-        }
-        if !at_start && regex.is_match(end) {
-            return Ok(start.to_owned());
-        }
-    }
-    Ok(value.to_owned())
+    let regex = compiled(&format!("^(?s:{})", pieces.concat()), pattern)?;
+    // The end of a text is the start of the same read backwards. With stars alone the first match is the longest, or the
+    // shortest.
+    let backwards = |text: &str| text.chars().rev().collect::<String>();
+    let text = if at_start { value.to_owned() } else { backwards(value) };
+    let end = regex.find(&text).map_or(0, |found| found.end());
+    let rest = &text[end..];
+    Ok(if at_start { rest.to_owned() } else { backwards(rest) })
 }
 
-fn anchored(pattern: &str, escape: char) -> Result<Regex, String> {
-    let inner = pattern_text(pattern, escape, true);
-    Regex::new(&format!("^(?s:{inner})$")).map_err(|_| invalid(pattern))
+fn compiled(regex: &str, pattern: &str) -> Result<Regex, String> {
+    Regex::new(regex).map_err(|_| format!("invalid pattern ({pattern}) in substitution"))
 }
 
-fn pattern_regex(pattern: &str, escape: char, is_longest: bool) -> Result<Regex, String> {
-    let inner = pattern_text(pattern, escape, is_longest);
-    Regex::new(&format!("(?s:{inner})")).map_err(|_| invalid(pattern))
-}
-
-fn invalid(pattern: &str) -> String {
-    format!("invalid pattern ({pattern}) in substitution")
-}
-
-/// A pattern of the shell (`*`, `?`) as a regular expression.
-fn pattern_text(pattern: &str, escape: char, is_longest: bool) -> String {
-    let mut text = String::new();
+/// A pattern of the shell (`*`, `?`) as pieces of a regular expression.
+fn pieces(pattern: &str, escape: char, is_longest: bool) -> Vec<String> {
+    let mut pieces = Vec::new();
     let mut letters = pattern.chars();
     while let Some(letter) = letters.next() {
-        match letter {
-            '*' if is_longest => text.push_str(".*"),
-            '*' => text.push_str(".*?"),
-            '?' => text.push('.'),
-            letter if letter == escape => {
-                let next = letters.next().unwrap_or(letter);
-                text.push_str(&regex::escape(&next.to_string()));
-            }
-            letter => text.push_str(&regex::escape(&letter.to_string())),
-        }
+        pieces.push(match letter {
+            '*' if is_longest => ".*".to_owned(),
+            '*' => ".*?".to_owned(),
+            '?' => ".".to_owned(),
+            letter if letter == escape => regex::escape(&letters.next().unwrap_or(letter).to_string()),
+            letter => regex::escape(&letter.to_string()),
+        });
     }
-    text
+    pieces
 }
