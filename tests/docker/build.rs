@@ -222,10 +222,16 @@ fn what_a_build_leaves_is_its_images() {
     let files = side.manager().root().join("docker/build");
     let is_clean = |side: &mut Side| {
         let address = side.manager().address().to_owned();
-        let ctr = Cmd::new(binaries::system("ctr")).arg("-a").arg(address);
-        let names = ctr.args(["-n", "moby", "snapshots", "list"]).run().success().stdout;
+        let list = |what: &[&str]| {
+            let ctr = Cmd::new(binaries::system("ctr")).arg("-a").arg(&address);
+            ctr.args(["-n", "moby"]).args(what).run().success().stdout
+        };
+        let names = list(&["snapshots", "list"]);
         let is_empty = std::fs::read_dir(&files).map_or(true, |mut entries| entries.next().is_none());
-        is_empty && !names.contains("build-") && !names.contains("-before")
+        is_empty
+            && list(&["leases", "list", "--quiet"]).is_empty()
+            && !names.contains("build-")
+            && !names.contains("-before")
     };
     let waits = "printf 'FROM bb\nCOPY a /a\nRUN touch /b; echo waiting; while :; do :; done\n' > $dir/D; echo a > $dir/a; exec \
                  $docker build --network none --file $dir/D $dir";
@@ -256,8 +262,15 @@ fn what_a_build_leaves_is_its_images() {
     side.manager().kill();
     side.manager().restart();
     client.end();
-    side.says("$docker rm --force $($docker ps --all --quiet)");
-    assert!(is_clean(&mut side));
+    poll_until(Duration::from_secs(30), "the end of what the build left", || {
+        side.says("$docker ps --all --quiet").is_empty() && is_clean(&mut side)
+    });
+    // The container of a step that failed is the client's, and stays.
+    side.run("printf 'FROM bb\nRUN false\n' | $docker build --network none -");
+    side.manager().kill();
+    side.manager().restart();
+    assert_eq!(side.says("$docker ps --all --format '{{.Status}}' | cut -d ' ' -f1-2"), "Exited (1)");
+    side.says("$docker rm $($docker ps --all --quiet)");
     // What steps made goes with the last that was built of it.
     side.says("printf 'FROM bb\nENV A=1\nENV B=2\n' | $docker build --tag made -");
     side.says("$docker image prune --force && $docker rmi made && $docker image prune --force");

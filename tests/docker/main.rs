@@ -5,6 +5,7 @@ mod containers;
 mod engine;
 mod files;
 mod flags;
+mod given_up;
 mod images;
 mod kill_points;
 mod networks;

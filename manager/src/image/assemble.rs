@@ -7,7 +7,7 @@ use orlop_proto::kind::Kind;
 use serde_json::{Value, json};
 
 use super::diff::DiffRequest;
-use super::manifest::{Config, Descriptor, Document, Manifest};
+use super::manifest::{Config, Descriptor, Document, MAX_DOCUMENT, Manifest};
 use super::media;
 use super::unpacker::Stack;
 use super::{ImageService, Job};
@@ -114,6 +114,11 @@ impl ImageService {
                 .map_err(|error| Error::because(Kind::Internal, "encode", "image", error))
         };
         let config_bytes = encode(document)?;
+        if config_bytes.len() as u64 > MAX_DOCUMENT {
+            // It could be stored, and never be read again.
+            let why = format!("{} bytes are more than {MAX_DOCUMENT}", config_bytes.len());
+            return Err(Error::because(Kind::InvalidArgument, "make", "image configuration", why));
+        }
         let config = Descriptor::of(media::OCI_CONFIG, &config_bytes);
         let manifest = Manifest {
             schema_version: 2,

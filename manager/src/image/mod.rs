@@ -211,9 +211,17 @@ impl ImageService {
     ///
     /// Those of the database.
     pub async fn begin_lease(&self, context: &RequestContext) -> Result<RequestContext> {
+        self.begin_lease_named(context, format!("orlop-{}", unique())).await
+    }
+
+    /// The same under a name by which it is found again after a kill.
+    ///
+    /// # Errors
+    ///
+    /// Those of the database; `AlreadyExists` for a name in use.
+    pub async fn begin_lease_named(&self, context: &RequestContext, id: String) -> Result<RequestContext> {
         let expiry = SystemTime::now() + LEASE_TIME;
         let expiry = prost_types::Timestamp::from(expiry).to_string();
-        let id = format!("orlop-{}", unique());
         let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
         self.shared.leases.create(context, &id, labels).await?;
         Ok(RequestContext { lease: Some(id), ..context.clone() })

@@ -38,7 +38,7 @@ pub struct Step {
     /// Length of the manifest in bytes.
     #[prost(int64, tag = "5")]
     pub size: i64,
-    /// When it was made, in seconds since 1970.
+    /// When it was made, in nanoseconds since 1970.
     #[prost(uint64, tag = "6")]
     pub made: u64,
 }

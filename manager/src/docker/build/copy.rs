@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::StreamExt;
@@ -17,6 +16,7 @@ use super::pattern::Excluded;
 use super::stage::{Build, State};
 use crate::docker::container::fresh_id;
 use crate::docker::failure::{Failure, Result};
+use crate::docker::fetch;
 use crate::image::unpack::hex;
 
 /// What a file from a URL without a name is called; only where the target names it.
@@ -139,9 +139,7 @@ impl Build {
         console: &Console,
     ) -> Result<(Place, Option<String>), Broken> {
         if copy.from.is_empty() {
-            let context = self.context.as_ref().ok_or_else(|| Failure::invalid("missing build context"))?;
-            let root =
-                Arc::clone(context).try_clone().map_err(|error| Failure::internal(error.to_string()))?;
+            let root = self.context.try_clone().map_err(|error| Failure::internal(error.to_string()))?;
             return Ok((Place { root, is_context: true }, None));
         }
         let found = match self.stage_of(&copy.from, state.index, true) {
@@ -177,12 +175,7 @@ impl Build {
 
     /// Fetches a URL.
     async fn download(&self, url: &str, copy: &Copy) -> Result<Source> {
-        let wrong = |error: reqwest::Error| Failure::invalid(error.to_string());
-        let response = reqwest::get(url).await.map_err(wrong)?;
-        let status = response.status();
-        if !status.is_success() {
-            return Err(Failure::invalid(format!("failed to GET {url} with status {status}")));
-        }
+        let response = fetch::get(url, &self.stop).await?;
         let name = match response.url().path().rsplit('/').next() {
             Some(name) if !name.is_empty() => name.to_owned(),
             _ if copy.target.ends_with('/') => {
@@ -194,9 +187,9 @@ impl Build {
         let changed: Option<SystemTime> = header.and_then(|text| httpdate::parse_http_date(text).ok());
         let (directory, mut file) = self.new_file(&name, DOWNLOAD_MODE)?;
         let mut hash = Sha256::new();
-        let mut body = response.bytes_stream();
+        let mut body = fetch::body(response, self.stop.clone());
         while let Some(piece) = body.next().await {
-            let piece = piece.map_err(wrong)?;
+            let piece = piece.map_err(|error| Failure::invalid(error.to_string()))?;
             hash.update(&piece);
             file.write_all(&piece).context("write", &*name)?;
         }

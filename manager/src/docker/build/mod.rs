@@ -26,6 +26,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
+use orlop_proto::kind::Kind;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -35,21 +36,24 @@ pub use change::apply_all;
 use self::arguments::Arguments;
 use self::context::Workplace;
 use self::dockerfile::{Command, Dockerfile, Lexer, Pair, Step};
-use self::output::{Broken, Console, short};
+use self::output::{Broken, Console, Said, short};
 use self::request::Wishes;
 use self::stage::{Build, KEYS, Position};
 use super::Engine;
+use super::errand::while_awaited;
 use super::failure::{Failure, Result};
 use super::image::{Found, familiar};
 use super::message::{self, Reply, Request};
 use super::route::page_not_found;
+use crate::content::blobs::names;
 use crate::image::DEFAULT_SNAPSHOTTER;
+use crate::request::RequestContext;
 
 /// Answers a request below `/build`.
 pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     let segments = request.segments();
     match (&request.method, segments.as_slice()) {
-        (&Method::POST, ["build"]) => build(engine, request).await,
+        (&Method::POST, ["build"]) => while_awaited(|stop| build(engine, request, stop)).await,
         // What the classic builder keeps are images: they go with theirs.
         (&Method::POST, ["build", "prune"]) => {
             Ok(message::ok(&json!({ "CachesDeleted": null, "SpaceReclaimed": 0 })))
@@ -62,10 +66,11 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     }
 }
 
-async fn build(engine: Engine, request: Request) -> Result<Reply> {
+async fn build(engine: Engine, request: Request, stop: CancellationToken) -> Result<Reply> {
     let wishes = Wishes::read(&request.query, &request.headers)?;
-    let work = Workplace::new(&engine.build_directory(), &super::container::fresh_id()?)?;
-    let (root, text) = context(&wishes, request, &work).await?;
+    let id = super::container::fresh_id()?;
+    let work = Workplace::new(&engine.build_directory(), &id)?;
+    let (root, text) = context(&wishes, request, &work, &stop).await?;
     let mut dockerfile = Dockerfile::parse(&text).map_err(|error| Failure::invalid(error.to_string()))?;
     prepare(&mut dockerfile, &wishes)?;
     let mut sources = Vec::new();
@@ -78,10 +83,10 @@ async fn build(engine: Engine, request: Request) -> Result<Reply> {
     let names = dockerfile.stages.iter().map(|stage| stage.name.clone());
     let build = Arc::new(Build {
         outcomes: names.map(|name| (name, watch::Sender::default())).collect(),
-        context: root.map(Arc::new),
+        context: Arc::new(root),
         escape: dockerfile.escape,
-        stop: CancellationToken::new(),
-        leased: engine.parts.images.begin_lease(&engine.context).await?,
+        stop,
+        leased: engine.parts.images.begin_lease_named(&engine.context, lease(&id)).await?,
         sources,
         work,
         wishes,
@@ -124,39 +129,44 @@ async fn build(engine: Engine, request: Request) -> Result<Reply> {
     Ok(reply)
 }
 
-/// A build that says nothing but its image, or all that it said when it fails.
+/// A build that says nothing but its image, or the last of what it said when it fails.
 async fn quiet(build: &Arc<Build>, dockerfile: Dockerfile) -> Result<Reply> {
     let (console, mut lines) = Console::new();
-    let (build, _guard) = (build.clone(), build.stop.clone().drop_guard());
-    let work = tokio::spawn(async move {
-        let done = leased(&build, dockerfile, &console).await;
-        drop(console);
-        done
-    });
-    let mut said = Vec::new();
-    while let Some(line) = lines.recv().await {
-        said.extend_from_slice(&message::line(&line));
-    }
-    match work.await.map_err(|error| Failure::internal(error.to_string()))? {
+    let mut said = Said::default();
+    let work = async move { leased(build, dockerfile, &console).await };
+    let listen = async {
+        while let Some(line) = lines.recv().await {
+            said.add(message::line(&line));
+        }
+    };
+    let (done, ()) = tokio::join!(work, listen);
+    match done {
         Ok(found) => {
-            let line = message::line(&json!({ "stream": format!("{}\n", found.id) }));
-            Ok(message::bytes(StatusCode::OK, "application/json", line))
+            said = Said::default();
+            said.add(message::line(&json!({ "stream": format!("{}\n", found.id) })));
         }
-        Err(broken) => {
-            said.extend_from_slice(&message::line(&broken.line()));
-            Ok(message::bytes(StatusCode::OK, "application/json", said))
-        }
+        Err(broken) => said.add(message::line(&broken.line())),
     }
+    Ok(message::bytes(StatusCode::OK, "application/json", said.whole()))
 }
 
 /// The context, and the text of the Dockerfile.
-async fn context(wishes: &Wishes, request: Request, work: &Workplace) -> Result<(Option<OwnedFd>, String)> {
+async fn context(
+    wishes: &Wishes,
+    request: Request,
+    work: &Workplace,
+    stop: &CancellationToken,
+) -> Result<(OwnedFd, String)> {
     let root = match wishes.remote.as_str() {
         "" => context::unpacked(request.into_reader(), work).await?,
-        url => remote::fetch(url, work).await?,
+        url => remote::fetch(url, work, stop).await?,
     };
-    let text = context::dockerfile(&root, &wishes.dockerfile)?;
-    Ok((Some(root), text))
+    let path = wishes.dockerfile.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let text = context::dockerfile(&root, &path)?;
+        Ok((root, text))
+    });
+    read.await.map_err(|error| Failure::internal(error.to_string()))?
 }
 
 /// Cuts a Dockerfile to what is wanted of it, and adds the labels that were given.
@@ -205,7 +215,11 @@ async fn whole(build: &Arc<Build>, dockerfile: Dockerfile, console: &Console) ->
         let (build, arguments) = (build.clone(), arguments.clone());
         let (own, lines) = Console::new();
         let work = tokio::spawn(async move {
-            let done = build.stage(index, &stage, position, arguments, &own).await;
+            let at_work = build.clone();
+            let work = async move { at_work.stage(index, &stage, position, arguments, &own).await };
+            // Told also of one that panics: others wait for it.
+            let done = tokio::spawn(work).await;
+            let done = done.unwrap_or_else(|error| Err(Failure::internal(error.to_string()).into()));
             let outcome = done.as_ref().map(|(found, _)| found.clone()).map_err(drop);
             build.outcomes[index].1.send_replace(Some(outcome));
             done
@@ -286,6 +300,11 @@ async fn name(build: &Build, found: &Found, console: &Console) -> Result<(), Bro
     Ok(())
 }
 
+/// The name of a build's lease.
+fn lease(build: &str) -> String {
+    format!("{KEYS}{build}")
+}
+
 impl Engine {
     /// Where builds keep their files while they last.
     fn build_directory(&self) -> std::path::PathBuf {
@@ -295,6 +314,13 @@ impl Engine {
     /// Removes what builds left that a daemon before this one did not end.
     pub async fn recover_builds(&self) {
         let directory = self.build_directory();
+        for id in names(&directory).unwrap_or_default() {
+            let leased = RequestContext { lease: Some(lease(&id)), ..self.context.clone() };
+            match self.parts.images.end_lease(&leased).await {
+                Err(error) if error.kind() != Kind::NotFound => tracing::warn!(id, "{error}"),
+                _ => {}
+            }
+        }
         if let Err(error) = std::fs::remove_dir_all(&directory)
             && error.kind() != std::io::ErrorKind::NotFound
         {

@@ -1,5 +1,8 @@
 //! What a client sees of a build: lines of JSON, one stage after the other.
 
+use std::collections::VecDeque;
+
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -7,6 +10,8 @@ use crate::docker::failure::Failure;
 
 /// How many lines of a stage may wait for the stages before it to be shown.
 const QUEUE: usize = 256;
+/// How much of what a quiet build says is kept for when it fails, in bytes.
+const MOST_SAID: usize = 4 << 20;
 /// Digits of an ID that are shown.
 const SHORT: usize = 12;
 
@@ -65,8 +70,45 @@ impl Console {
     }
 }
 
+/// What is kept of what a quiet build said: lines, up to a size; the oldest go first.
+#[derive(Default)]
+pub struct Said {
+    lines: VecDeque<Bytes>,
+    size: usize,
+}
+
+impl Said {
+    /// Keeps a line.
+    pub fn add(&mut self, line: Bytes) {
+        self.size += line.len();
+        self.lines.push_back(line);
+        while self.size > MOST_SAID && self.lines.len() > 1 {
+            self.size -= self.lines.pop_front().map_or(0, |line| line.len());
+        }
+    }
+
+    /// All that was kept.
+    pub fn whole(self) -> Bytes {
+        self.lines.into_iter().flatten().collect()
+    }
+}
+
 /// An ID as it is shown.
 pub fn short(id: &str) -> &str {
     let plain = id.strip_prefix("sha256:").unwrap_or(id);
     plain.get(..SHORT).unwrap_or(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_lines_go_first() {
+        let mut said = Said::default();
+        said.add(Bytes::from_static(b"first"));
+        said.add(Bytes::from(vec![b'x'; MOST_SAID - 4]));
+        assert_eq!(said.whole().len(), MOST_SAID - 4);
+        assert_eq!(short("sha256:0123456789abcdef"), "0123456789ab");
+    }
 }

@@ -2,14 +2,14 @@
 
 use std::os::fd::OwnedFd;
 
-use futures_util::TryStreamExt;
+use tokio::io::AsyncReadExt;
 use tokio_util::io::StreamReader;
+use tokio_util::sync::CancellationToken;
 
-use super::context::{Workplace, of_dockerfile, unpacked};
+use super::context::{MAX_DOCKERFILE, Workplace, of_dockerfile, unpacked};
 use crate::docker::failure::{Failure, Result};
+use crate::docker::fetch;
 
-/// The longest Dockerfile that a URL may give, in bytes.
-const MAX_DOCKERFILE: u64 = 4 << 20;
 /// Where an archive has its mark, and the mark.
 const TAR: (usize, &[u8]) = (257, b"ustar");
 
@@ -33,7 +33,7 @@ fn is_archive(start: &[u8]) -> bool {
 /// # Errors
 ///
 /// 400 for what cannot be fetched.
-pub async fn fetch(url: &str, work: &Workplace) -> Result<OwnedFd> {
+pub async fn fetch(url: &str, work: &Workplace, stop: &CancellationToken) -> Result<OwnedFd> {
     if is_repository(url) {
         return Err(Failure::invalid(format!(
             "unable to prepare context: {url} is a repository, which only a client can fetch for this engine"
@@ -42,32 +42,21 @@ pub async fn fetch(url: &str, work: &Workplace) -> Result<OwnedFd> {
     if !url.starts_with("http://") && !url.starts_with("https://") {
         return Err(Failure::invalid(format!("remote URL {url} is not supported")));
     }
-    let wrong = |error: reqwest::Error| Failure::invalid(error.to_string());
-    let response = reqwest::get(url).await.map_err(wrong)?;
-    let status = response.status();
-    if !status.is_success() {
-        return Err(Failure::invalid(format!("failed to GET {url} with status {status}")));
-    }
-    let mut body = StreamReader::new(Box::pin(response.bytes_stream().map_err(std::io::Error::other)));
-    let mut start = vec![0; TAR.0 + TAR.1.len()];
-    let mut length = 0;
-    while length < start.len() {
-        use tokio::io::AsyncReadExt;
-        match body.read(&mut start[length..]).await.map_err(|error| Failure::invalid(error.to_string()))? {
-            0 => break,
-            more => length += more,
-        }
-    }
-    start.truncate(length);
-    use tokio::io::AsyncReadExt;
+    let response = fetch::get(url, stop).await?;
+    let mut body = StreamReader::new(fetch::body(response, stop.clone()));
+    let broken = |error: std::io::Error| Failure::invalid(error.to_string());
+    let mut start = Vec::new();
+    (&mut body).take((TAR.0 + TAR.1.len()) as u64).read_to_end(&mut start).await.map_err(broken)?;
     let is_archive = is_archive(&start);
     let mut whole = std::io::Cursor::new(start).chain(body);
     if is_archive {
         return unpacked(whole, work).await;
     }
     let mut text = Vec::new();
-    let read = (&mut whole).take(MAX_DOCKERFILE).read_to_end(&mut text).await;
-    read.map_err(|error| Failure::invalid(error.to_string()))?;
+    let length = (&mut whole).take(MAX_DOCKERFILE + 1).read_to_end(&mut text).await.map_err(broken)?;
+    if length as u64 > MAX_DOCKERFILE {
+        return Err(Failure::invalid(format!("{url}: a Dockerfile has no more than {MAX_DOCKERFILE} bytes")));
+    }
     of_dockerfile(&text, work)
 }
 

@@ -86,7 +86,7 @@ impl Build {
             attach_stderr: true,
             ..config
         };
-        let body = CreateBody { config, host_config: host, ..CreateBody::default() };
+        let body = CreateBody { config, host_config: host, is_step: true, ..CreateBody::default() };
         let created = self.engine.create_container_of(&state.found, None, body).await?;
         let container = self.engine.containers.get(&created.id)?;
         console.say(format!(" ---> Running in {}\n", short(&container.id))).await;
@@ -102,6 +102,9 @@ impl Build {
         if removes {
             self.engine.remove_container(&container, true, true).await?;
             console.say(format!(" ---> Removed intermediate container {}\n", short(&container.id))).await;
+        } else {
+            // It is the client's from here on.
+            self.engine.change(&container, |record| record.is_step = false).await?;
         }
         done
     }

@@ -49,7 +49,7 @@ pub struct Build {
     /// A directory of its own.
     pub work: Workplace,
     /// The files that the client sent.
-    pub context: Option<Arc<OwnedFd>>,
+    pub context: Arc<OwnedFd>,
     /// The escape character of the Dockerfile.
     pub escape: char,
     /// Images whose layers may be taken.

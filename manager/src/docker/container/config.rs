@@ -468,6 +468,9 @@ pub struct CreateBody {
     pub host_config: HostConfig,
     /// Networks.
     pub networking_config: NetworkingConfig,
+    /// Whether a build makes it, for one of its steps; no client says so.
+    #[serde(skip)]
+    pub is_step: bool,
 }
 
 #[cfg(test)]

@@ -276,7 +276,7 @@ impl Engine {
         name: Option<&str>,
         body: CreateBody,
     ) -> Result<Created> {
-        let CreateBody { mut config, host_config: mut host, networking_config } = body;
+        let CreateBody { mut config, host_config: mut host, networking_config, is_step } = body;
         merge(&mut config, &image.config());
         let settings = self.settings();
         defaults(&mut host, &settings);
@@ -325,6 +325,7 @@ impl Engine {
             host,
             networks: networking_config.endpoints_config,
             mounts: places,
+            is_step,
             ..Record::default()
         };
         match self.make(record).await {

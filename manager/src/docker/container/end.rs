@@ -159,6 +159,12 @@ impl Engine {
             }
             _ => {}
         }
+        if record.is_step {
+            // The build that made it ended with the daemon that it was at work in.
+            if let Err(failure) = self.remove_container(&container, true, true).await {
+                tracing::warn!(id = container.id, "remove a step of a build: {}", failure.message);
+            }
+        }
     }
 
     async fn take_up_running(&self, container: &Arc<Container>, record: &Record) {

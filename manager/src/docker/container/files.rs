@@ -16,6 +16,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use tokio_util::io::SyncIoBridge;
+use tokio_util::sync::CancellationToken;
 
 use super::Container;
 use super::config::Config;
@@ -23,13 +24,13 @@ use super::place::clean;
 use crate::db::blocking;
 use crate::docker::Engine;
 use crate::docker::build::apply_all;
+use crate::docker::errand::while_awaited;
 use crate::docker::failure::{Failure, Result};
 use crate::docker::image::{ToClient, dangling, normal};
 use crate::docker::message::{self, Reply, Request};
 use crate::image::diff::{Change, DiffRequest, changes, write_tree};
 use crate::image::unpack::{Target, Whiteouts, apply};
-use crate::image::{DEFAULT_SNAPSHOTTER, mounts};
-use crate::request::RequestContext;
+use crate::image::{DEFAULT_SNAPSHOTTER, Job, mounts};
 
 /// Bits of Go's `fs.FileMode` by file type.
 const TYPES: [(FileType, u32); 6] = [
@@ -237,6 +238,11 @@ impl Engine {
     ///
     /// 400 for a name that is none; those of reading and writing.
     pub async fn commit_container(&self, request: Request) -> Result<Reply> {
+        let engine = self.clone();
+        while_awaited(|stop| async move { engine.commit(request, stop).await }).await
+    }
+
+    async fn commit(&self, request: Request, stop: CancellationToken) -> Result<Reply> {
         let query = request.query.clone();
         let container = self.containers.get(query.filled("container").unwrap_or_default())?;
         let name = match (query.filled("repo"), query.filled("tag")) {
@@ -252,13 +258,14 @@ impl Engine {
         super::create::merge(&mut config, &record.config);
         let is_paused = query.get("pause").is_none_or(|_| query.flag("pause"))
             && container.with(|record| record.state.status == super::state::Status::Running);
-        if is_paused {
-            self.freeze_container(&container, true).await?;
-        }
         // Held until it has its name.
-        let leased = self.parts.images.begin_lease(&self.context).await?;
+        let context = self.parts.images.begin_lease(&self.context).await?;
+        let job = Job { context, progress: Arc::default(), cancel: stop };
         let made = async {
-            let made = self.commit_files(&leased, &record, &base, &config, &query).await;
+            if is_paused {
+                self.freeze_container(&container, true).await?;
+            }
+            let made = self.commit_files(&job, &record, &base, &config, &query).await;
             if is_paused {
                 self.freeze_container(&container, false).await?;
             }
@@ -268,7 +275,7 @@ impl Engine {
             Ok::<_, Failure>(id)
         }
         .await;
-        self.parts.images.end_lease(&leased).await?;
+        self.parts.images.end_lease(&job.context).await?;
         let id = made?;
         self.container_event(
             &container,
@@ -280,7 +287,7 @@ impl Engine {
 
     async fn commit_files(
         &self,
-        leased: &RequestContext,
+        job: &Job,
         record: &super::Record,
         base: &crate::docker::image::Found,
         config: &Config,
@@ -288,9 +295,10 @@ impl Engine {
     ) -> Result<(crate::store::images::Descriptor, String)> {
         let snapshots = &self.parts.snapshots;
         let key = format!("{}-commit-{}", record.id, super::fresh_id()?);
-        let right = snapshots.mounts(leased, DEFAULT_SNAPSHOTTER, &record.id).await?;
+        let context = &job.context;
+        let right = snapshots.mounts(context, DEFAULT_SNAPSHOTTER, &record.id).await?;
         let left =
-            snapshots.view(leased, DEFAULT_SNAPSHOTTER, &key, &record.chain, Default::default()).await?;
+            snapshots.view(context, DEFAULT_SNAPSHOTTER, &key, &record.chain, Default::default()).await?;
         let mut document = base.document.clone();
         let now = rfc3339_nano(SystemTime::now());
         let text = |name: &str| query.get(name).unwrap_or_default().to_owned();
@@ -305,14 +313,12 @@ impl Engine {
         });
         let request =
             DiffRequest { left, right, places: PLACES.map(str::to_owned).to_vec(), ..DiffRequest::default() };
-        let (mut job, _cancel) = self.job(crate::image::progress::Progress::default());
-        job.context = leased.clone();
         let made = self
             .parts
             .images
-            .add_layer(&job, request, base.manifest.layers.clone(), DEFAULT_SNAPSHOTTER, &mut document, step)
+            .add_layer(job, request, base.manifest.layers.clone(), DEFAULT_SNAPSHOTTER, &mut document, step)
             .await;
-        snapshots.remove(leased, DEFAULT_SNAPSHOTTER, &key).await?;
+        snapshots.remove(context, DEFAULT_SNAPSHOTTER, &key).await?;
         let made = made?;
         let id = made.config.to_string();
         Ok((made.target, id))

@@ -15,6 +15,7 @@ use super::create::check_name;
 use super::record::Record;
 use super::state::{Status, parse};
 use crate::docker::Engine;
+use crate::docker::errand::to_the_end;
 use crate::docker::failure::{Failure, Result};
 use crate::docker::filters::Filters;
 use crate::docker::signal;
@@ -28,11 +29,6 @@ const STOP: i64 = 10;
 const KILLED: Duration = Duration::from_secs(10);
 /// The fields by which containers to prune can be filtered.
 pub const PRUNE_FILTERS: [&str; 3] = ["label", "label!", "until"];
-
-/// Runs work to its end, whether or not its caller waits.
-async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    tokio::spawn(work).await.map_err(|error| Failure::internal(error.to_string()))?
-}
 
 impl Engine {
     async fn task(&self, container: &Container) -> Result<Arc<Task>> {

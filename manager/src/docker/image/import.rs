@@ -1,12 +1,13 @@
 //! `docker import`: an image of one layer from an archive of files.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures_util::TryStreamExt;
 use orlop_proto::contract::time::rfc3339_nano;
 use serde_json::{Value, json};
 use tokio::io::AsyncRead;
 use tokio_util::io::{StreamReader, SyncIoBridge};
+use tokio_util::sync::CancellationToken;
 
 use super::found::{dangling, normal};
 use super::transfer::wanted_platform;
@@ -15,12 +16,13 @@ use crate::docker::Engine;
 use crate::docker::build::apply_all;
 use crate::docker::container::config::Config;
 use crate::docker::container::fresh_id;
+use crate::docker::errand::while_awaited;
 use crate::docker::failure::{Failure, Result};
+use crate::docker::fetch;
 use crate::docker::message::{self, Reply, Request};
 use crate::image::diff::DiffRequest;
-use crate::image::progress::Progress;
 use crate::image::unpack::apply;
-use crate::image::{DEFAULT_SNAPSHOTTER, mounts};
+use crate::image::{DEFAULT_SNAPSHOTTER, Job, mounts};
 use crate::labels::Labels;
 use crate::request::RequestContext;
 
@@ -32,8 +34,13 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// 400 for changes, names and platforms that are none; those of the archive. Nothing is left.
+    /// 400 for changes, names and platforms that are none; those of the archive. Nothing is left, also when the client goes.
     pub async fn import_image(&self, request: Request) -> Result<Reply> {
+        let engine = self.clone();
+        while_awaited(|stop| async move { engine.import(request, stop).await }).await
+    }
+
+    async fn import(&self, request: Request, stop: CancellationToken) -> Result<Reply> {
         let query = request.query.clone();
         let source = query.filled("fromSrc").unwrap_or_default().to_owned();
         let name = match (query.filled("repo"), query.filled("tag")) {
@@ -62,11 +69,15 @@ impl Engine {
         let step = json!({ "created": now, "comment": comment });
         let input: Input = match source.as_str() {
             "-" => Box::new(request.into_reader()),
-            url => fetched(url).await?,
+            url => {
+                let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+                let response = fetch::get(&url, &stop).await?;
+                Box::new(StreamReader::new(fetch::body(response, stop.clone())))
+            }
         };
         let leased = self.parts.images.begin_lease(&self.context).await?;
         let done = async {
-            let (target, id) = self.import_files(&leased, input, document, step).await?;
+            let (target, id) = self.import_files(&leased, stop, input, document, step).await?;
             let name = name.clone().unwrap_or_else(|| dangling(&target.digest));
             self.name_image(&name, &target).await?;
             Ok::<_, Failure>(id)
@@ -82,6 +93,7 @@ impl Engine {
     async fn import_files(
         &self,
         leased: &RequestContext,
+        stop: CancellationToken,
         input: Input,
         mut document: Value,
         step: Value,
@@ -95,8 +107,7 @@ impl Engine {
         let made = match unpacked {
             Ok(_) => {
                 let request = DiffRequest { right, ..DiffRequest::default() };
-                let (mut job, _cancel) = self.job(Progress::default());
-                job.context = leased.clone();
+                let job = Job { context: leased.clone(), progress: Arc::default(), cancel: stop };
                 let images = &self.parts.images;
                 let made = images
                     .add_layer(&job, request, Vec::new(), DEFAULT_SNAPSHOTTER, &mut document, step)
@@ -109,16 +120,4 @@ impl Engine {
         let made = made?;
         Ok((made.target, made.config.to_string()))
     }
-}
-
-/// What a URL gives.
-async fn fetched(url: &str) -> Result<Input> {
-    let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let wrong = |error: reqwest::Error| Failure::invalid(error.to_string());
-    let response = reqwest::get(&url).await.map_err(wrong)?;
-    let status = response.status();
-    if !status.is_success() {
-        return Err(Failure::invalid(format!("failed to GET {url} with status {status}")));
-    }
-    Ok(Box::new(StreamReader::new(Box::pin(response.bytes_stream().map_err(std::io::Error::other)))))
 }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::found::{familiar, normal, platform, repository};
 use crate::docker::Engine;
+use crate::docker::errand::while_awaited;
 use crate::docker::failure::{Failure, Result};
 use crate::docker::message::{self, Reply, Request};
 use crate::image::manifest::Descriptor;
@@ -438,7 +439,12 @@ impl Engine {
 
     /// `docker load`.
     pub async fn load_images(&self, request: Request) -> Result<Reply> {
-        let (job, cancel) = self.job(Progress::default());
+        let engine = self.clone();
+        while_awaited(|stop| async move { engine.load(request, stop).await }).await
+    }
+
+    async fn load(&self, request: Request, cancel: CancellationToken) -> Result<Reply> {
+        let job = Job { context: self.context.clone(), progress: Arc::default(), cancel };
         let wanted = wanted_platform(request.query.get("platform"))?;
         let import = ImportRequest {
             extra_names: vec![ExtraName {
@@ -453,7 +459,6 @@ impl Engine {
             unpacks: vec![Unpack { platform: None, snapshotter: DEFAULT_SNAPSHOTTER.to_owned() }],
             ..ImportRequest::default()
         };
-        let _guard = cancel.drop_guard();
         let input = SyncIoBridge::new(request.into_reader());
         let loaded = self.parts.images.import(&job, import, input).await?;
         let mut lines = Vec::new();
