@@ -201,7 +201,7 @@ fn a_person_at_a_terminal() {
 #[test]
 fn events_tell_a_life() {
     let side = Side::orlopd();
-    side.says("$run --name lives --label a=b bb true; $docker rm lives; sleep 1");
+    side.says("$run --name lives --label a=b bb true; $docker rm lives");
     let told = side.says(
         "$docker events --since 1h --until 0s --filter container=lives --filter event=create --filter event=start \
          --filter event=die --filter event=destroy --format '{{.Action}}' | tr '\\n' ' '",
@@ -223,7 +223,7 @@ fn what_is_refused_leaves_nothing() {
         ("$run -v /a:/x -v /b:/x bb true", "Duplicate mount point: /x"),
         ("$run --rm --restart always bb true", "onflicting options"),
         (
-            "$run -d --name donor bb sleep 9 && $run --rm --ipc container:donor bb true; $docker rm -f donor; false",
+            "$run -d --name donor bb sleep 1000 && $run --rm --ipc container:donor bb true; $docker rm -f donor; false",
             "non-shareable IPC",
         ),
         ("$docker kill nope", "No such container: nope"),

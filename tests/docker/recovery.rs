@@ -1,22 +1,36 @@
 //! Containers outlive the daemon.
 
+use std::path::Path;
 use std::time::Duration;
 
 use orlop_tests::poll_until;
 
 use super::side::Side;
 
+/// Goes on until a file says otherwise.
+const UNTIL_TOLD: &str = "until test -f /end/now; do sleep 0.1; done";
+
+/// Kills the daemon, and has a container end while there is none.
+fn end_without_daemon(side: &mut Side, name: &str) {
+    let pid = side.says(&format!("$docker inspect --format '{{{{.State.Pid}}}}' {name}"));
+    side.manager().kill();
+    std::fs::write(side.root.join("end/now"), "").expect("a word to end");
+    let process = Path::new("/proc").join(pid);
+    poll_until(Duration::from_secs(20), "the end of the process", || !process.exists());
+}
+
 #[test]
 fn a_running_container_outlives_the_daemon() {
     let mut side = Side::orlopd();
     side.says("$run -d --name counts bb sh -c 'i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done'");
-    side.says("$run -d --name ends bb sh -c 'sleep 2; exit 9'");
+    side.says(&format!(
+        "mkdir $dir/end && $run -d --name ends -v $dir/end:/end bb sh -c '{UNTIL_TOLD}; exit 9'"
+    ));
     side.says("$run -d --name reads -i bb sh -c 'read word; echo got $word'");
     poll_until(Duration::from_secs(10), "some lines", || {
         side.says("$docker logs counts").lines().count() > 3
     });
-    side.manager().kill();
-    std::thread::sleep(Duration::from_secs(3));
+    end_without_daemon(&mut side, "ends");
     side.manager().restart();
     assert_eq!(side.says("$docker inspect --format '{{.State.Status}}' counts"), "running");
     let seen = side.says("$docker logs counts").lines().count();
@@ -38,10 +52,11 @@ fn policies_hold_across_restarts() {
     let mut side = Side::orlopd();
     side.says("$run -d --name always --restart always bb sleep 1000");
     side.says("$run -d --name stopped --restart unless-stopped bb sleep 1000");
-    side.says("$run -d --name gone --rm bb sh -c 'sleep 1'");
+    side.says(&format!(
+        "mkdir $dir/end && $run -d --name gone --rm -v $dir/end:/end bb sh -c '{UNTIL_TOLD}'"
+    ));
     side.says("$docker stop -t 0 stopped always");
-    side.manager().kill();
-    std::thread::sleep(Duration::from_secs(2));
+    end_without_daemon(&mut side, "gone");
     side.manager().restart();
     poll_until(Duration::from_secs(10), "the restart", || {
         side.says("$docker ps --format '{{.Names}}'") == "always"
