@@ -16,7 +16,8 @@ use orlop_proto::error::{Context as _, Error, Result};
 use orlop_proto::kind::Kind;
 use serde_json::{Value, json};
 
-use super::{Context, containers, content, snapshots};
+use super::{Context, containers, snapshots};
+use crate::blob::write_document;
 use crate::client::Client;
 use crate::image;
 use crate::output;
@@ -111,19 +112,13 @@ async fn save(
     });
     let labels = labels.collect();
     let index = json!({ "schemaVersion": 2, "manifests": manifests, "annotations": annotations });
-    let bytes = index.to_string().into_bytes();
-    let size = bytes.len() as i64;
-    let digest = content::store(client, format!("{id}index"), &bytes, labels).await?;
+    let like = image::Descriptor { media_type: image::OCI_INDEX.to_owned(), ..Default::default() };
+    let made = write_document(client, &index, labels, &like).await?;
     let name = format!("containerd.io/checkpoint/{id}:{}", date(&rfc3339(SystemTime::now())));
     let record = Image {
         name: name.clone(),
         labels: [("containerd.io/checkpoint".to_owned(), "true".to_owned())].into(),
-        target: Some(Descriptor {
-            media_type: image::OCI_INDEX.to_owned(),
-            digest,
-            size,
-            ..Descriptor::default()
-        }),
+        target: Some((&made).into()),
         ..Image::default()
     };
     client

@@ -10,8 +10,6 @@ use orlop_proto::containerd::services::content::v1::*;
 use orlop_proto::error::{Context as _, Error, Result};
 use orlop_proto::kind::Kind;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
-use tonic::Code;
 
 use super::Context;
 use crate::blob::{PART, Upload};
@@ -159,36 +157,6 @@ async fn edit(context: &Context<'_>, editor: Option<String>, digest: String) -> 
     let made = edited?;
     removed?;
     output::print(&format!("{made}\n"))
-}
-
-/// Stores a small blob with its labels; returns its digest.
-pub async fn store(
-    client: &Client,
-    reference: String,
-    bytes: &[u8],
-    labels: HashMap<String, String>,
-) -> Result<String> {
-    let hash: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    let digest = format!("sha256:{hash}");
-    let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
-    let message = WriteContentRequest {
-        action: WriteAction::Commit as i32,
-        r#ref: reference,
-        total: size,
-        expected: digest.clone(),
-        data: bytes.to_vec().into(),
-        labels,
-        ..WriteContentRequest::default()
-    };
-    let answers = client.content().write(tokio_stream::once(message)).await;
-    let outcome = match answers {
-        Ok(answers) => answers.into_inner().message().await.map(drop),
-        Err(status) => Err(status),
-    };
-    match outcome {
-        Err(status) if status.code() != Code::AlreadyExists => Err(status.into()),
-        _ => Ok(digest),
-    }
 }
 
 /// Whether a label keeps a layer: by containerd's names, and by those of its old versions, where 0 is the configuration.
