@@ -9,7 +9,7 @@ use orlop_proto::kind::Kind;
 use super::{Checker, Options, Outcome, Problem, Report};
 use crate::db::{Query, blocking};
 use crate::image::restore::{LayerSource, LayerSources};
-use crate::snapshot::{Record, SNAPSHOTS, SnapshotKind, Unsynced};
+use crate::snapshot::{Record, SNAPSHOTS, SnapshotKind, Unsynced, sort_lowest_first};
 
 /// A snapshot and where it is.
 struct Place {
@@ -39,9 +39,7 @@ impl Checker {
         sources: &LayerSources,
         report: &mut Report,
     ) -> Result<()> {
-        let mut places = self.places().await?;
-        // A layer is compared with one made on top of those below it, so these come first.
-        places.sort_by_key(|place| place.record.layer);
+        let places = self.places().await?;
         let doubtful: HashMap<u64, bool> = {
             let snapshots = self.snapshots.clone();
             let unsynced = blocking(move || snapshots.unsynced()).await?;
@@ -84,8 +82,10 @@ impl Checker {
         Ok(())
     }
 
+    /// All snapshots. A layer is compared with one made on top of those below it, so these come first.
     async fn places(&self) -> Result<Vec<Place>> {
-        let all = self.db.read(|tx| tx.scan(&SNAPSHOTS, "")).await?;
+        let mut all = self.db.read(|tx| tx.scan(&SNAPSHOTS, "")).await?;
+        sort_lowest_first(&mut all);
         let place = |(key, record): (String, Record)| {
             let mut parts = key.splitn(3, '\0').map(str::to_owned);
             Some(Place { namespace: parts.next()?, snapshotter: parts.next()?, name: parts.next()?, record })

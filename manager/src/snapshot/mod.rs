@@ -37,7 +37,7 @@ use crate::request::{Namespace, RequestContext};
 use crate::store::{leases, namespaces, now, publish, stored, update_label};
 use rebuild::Making;
 pub use rebuild::Rebuilt;
-pub use records::{CHILDREN, Child, Info, Record, SNAPSHOTS, remove_record};
+pub use records::{CHILDREN, Child, Info, Record, SNAPSHOTS, remove_record, sort_lowest_first};
 use records::{LAST_LAYER, Place, check_name, decode_number, missing_parent, note_layer};
 pub use snapshotter::{Hold, Layer, LayerMounts, Mount, SnapshotKind, Snapshotter, UnpackPlace, Usage};
 

@@ -1,5 +1,6 @@
 //! What is recorded of snapshots, and where.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use orlop_proto::error::{Error, Result};
@@ -149,6 +150,22 @@ impl Place {
             labels: record.labels.clone(),
         })
     }
+}
+
+/// Puts snapshots, with their keys, behind those below them. The numbers of layers do not say which these are: what is
+/// unpacked side by side gets them in any order.
+pub fn sort_lowest_first(records: &mut [(String, Record)]) {
+    let parent = |(key, record): &(String, Record)| {
+        let (place, _) = key.rsplit_once('\0').filter(|_| !record.parent.is_empty())?;
+        Some((key.clone(), format!("{place}\0{}", record.parent)))
+    };
+    let parents: HashMap<String, String> = records.iter().filter_map(parent).collect();
+    let depth = |key: &String| {
+        let below = std::iter::successors(parents.get(key), |key| parents.get(*key));
+        // As many as there are, should damaged records go round in a circle.
+        below.take(parents.len()).count()
+    };
+    records.sort_by_cached_key(|(key, record)| (depth(key), record.layer));
 }
 
 /// Removes a snapshot's record and its parent's note of it.

@@ -312,6 +312,21 @@ async fn a_lease_follows_a_snapshot_to_its_final_name() {
 }
 
 #[tokio::test]
+async fn what_is_not_on_the_disk_yet_comes_lowest_first_whatever_its_number() {
+    let Place { snapshots, .. } = &place();
+    let one = context("one");
+    // As layers that are unpacked side by side: each has its number before it is put on top of another.
+    for key in ["top", "middle", "bottom"] {
+        snapshots.prepare(&one, "overlayfs", key, "", Labels::new()).await.unwrap();
+    }
+    for (name, key, parent) in [("C", "bottom", ""), ("B", "middle", "C"), ("A", "top", "B")] {
+        snapshots.commit_on(&one, "overlayfs", name, key, parent, Labels::new()).await.unwrap();
+    }
+    let names: Vec<String> = snapshots.unsynced().unwrap().into_iter().map(|layer| layer.name).collect();
+    assert_eq!(names, ["C", "B", "A"]);
+}
+
+#[tokio::test]
 async fn a_restart_keeps_what_was_recorded_and_nothing_else() {
     for name in ALL {
         let place = place();

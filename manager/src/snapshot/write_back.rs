@@ -16,7 +16,7 @@ use orlop_proto::error::{Context, Result};
 use orlop_proto::kind::Kind;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 
-use super::records::SNAPSHOTS;
+use super::records::{SNAPSHOTS, sort_lowest_first};
 use super::{Shared, Snapshots};
 use crate::db::Query;
 
@@ -61,11 +61,13 @@ impl Snapshots {
         self.shared.write_back.delay.store(delay, Ordering::Relaxed);
     }
 
-    /// The layers that are not known to be on the disk, the lowest first. Blocks.
+    /// The layers that are not known to be on the disk, each after those below it. Blocks.
     pub fn unsynced(&self) -> Result<Vec<Unsynced>> {
         let boot = &self.shared.boot;
         let mut found = Vec::new();
-        for (key, record) in self.shared.db.read_now(|tx| tx.scan(&SNAPSHOTS, ""))? {
+        let mut records = self.shared.db.read_now(|tx| tx.scan(&SNAPSHOTS, ""))?;
+        sort_lowest_first(&mut records);
+        for (key, record) in records {
             let mut parts = key.splitn(3, '\0').map(str::to_owned);
             let (Some(namespace), Some(snapshotter), Some(name)) = (parts.next(), parts.next(), parts.next())
             else {
@@ -76,7 +78,6 @@ impl Snapshots {
                 found.push(Unsynced { namespace, snapshotter, name, layer: record.layer, is_doubtful });
             }
         }
-        found.sort_by_key(|one| one.layer);
         Ok(found)
     }
 
