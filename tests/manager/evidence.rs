@@ -53,6 +53,13 @@ pub fn layers(daemon: &Orlopd) -> Vec<Tree> {
     layers
 }
 
+/// Where a file lies that one layer has; layers are unpacked side by side, so that their numbers say nothing.
+pub fn in_a_layer(daemon: &Orlopd, name: &str) -> PathBuf {
+    let layers = fs::read_dir(daemon.root().join("overlayfs")).unwrap();
+    let paths = layers.map(|layer| layer.unwrap().path().join("fs").join(name));
+    paths.into_iter().find(|path| path.exists()).unwrap()
+}
+
 /// Names in a directory.
 pub fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap();

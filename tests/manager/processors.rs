@@ -3,8 +3,10 @@
 use std::fs;
 
 use orlop_tests::image::digest;
-use orlop_tests::{Cmd, Daemon, Image, Orlopd, Registry, Root, http};
+use orlop_tests::{Cmd, Daemon, Image, Orlopd, Registry, Root, Variant, http};
 use serde_json::Value;
+
+use crate::evidence;
 
 const TYPE: &str = "application/vnd.test.layer.v1.tar+base64";
 
@@ -31,17 +33,19 @@ fn push(registry: &Registry, root: &Root) -> String {
     format!("{}/coded:2", registry.address())
 }
 
+/// A configuration in which a shell turns such layers into those that are unpacked.
+fn config(script: &str) -> String {
+    format!(
+        "[stream_processors.coded]\naccepts = [{TYPE:?}]\nreturns = \"application/vnd.oci.image.layer.v1.tar+gzip\"\n\
+         path = \"sh\"\nargs = [\"-c\", {script:?}]\n"
+    )
+}
+
 #[test]
 fn a_program_decodes_layers_that_are_then_unpacked() {
     let root = Root::new();
     let registry = Registry::start(&root);
     let name = push(&registry, &root);
-    let config = |script: &str| {
-        format!(
-            "[stream_processors.coded]\naccepts = [{TYPE:?}]\nreturns = \"application/vnd.oci.image.layer.v1.tar+gzip\"\n\
-             path = \"sh\"\nargs = [\"-c\", {script:?}]\n"
-        )
-    };
     let without = Orlopd::start(&root);
     let refused = without.orlopctl(["images", "pull", &name]).run().failure();
     assert!(refused.stderr.contains(TYPE), "{refused}");
@@ -54,4 +58,28 @@ fn a_program_decodes_layers_that_are_then_unpacked() {
     daemon.orlopctl(["images", "pull", &name]).run().success();
     let run = ["run", "--rm", &name, "c", "cat", "/etc/changed"];
     assert_eq!(daemon.orlopctl(run).run().success().stdout, "two\n");
+}
+
+#[test]
+fn layers_that_go_through_a_program_are_made_again_after_a_power_cut() {
+    let root = Root::new();
+    let registry = Registry::start(&root);
+    let name = push(&registry, &root);
+    let boot = root.join("boot");
+    fs::write(&boot, "11111111-0000-0000-0000-000000000000\n").unwrap();
+    let variant = Variant { boot_id: Some(boot.clone()), ..Variant::default() };
+    let config = config("base64 -d") + "[snapshots]\nwrite_back_delay = 3600\n";
+    let mut daemon = Orlopd::start_as(&root, &config, &variant);
+    daemon.orlopctl(["images", "pull", &name]).run().success();
+    let before = evidence::layers(&daemon);
+    let changed = evidence::in_a_layer(&daemon, "etc/changed");
+    daemon.kill();
+    fs::write(&boot, "22222222-0000-0000-0000-000000000000\n").unwrap();
+    // As a power cut leaves it.
+    fs::write(&changed, b"").unwrap();
+    daemon.restart();
+    assert_eq!(daemon.log().matches("unpacked again").count(), 2, "{}", daemon.log());
+    assert_eq!(evidence::layers(&daemon), before);
+    daemon.orlopctl(["fsck"]).run().success();
+    daemon.stop();
 }

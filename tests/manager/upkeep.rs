@@ -8,7 +8,7 @@ use orlop_tests::{Cmd, Daemon, Image, Layer, Orlopd, Output, Registry, Root, Var
 use serde_json::Value;
 
 use crate::client::{Client, Put};
-use crate::evidence;
+use crate::evidence::{self, in_a_layer};
 
 /// A long time for anything local.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -47,13 +47,6 @@ fn image() -> Image {
         .symlink("opt/link", "file")
         .whiteout("bin/uncommon");
     Image::busybox().layer(upper)
-}
-
-/// Where a file lies that one layer has; layers are unpacked side by side, so that their numbers say nothing.
-fn in_a_layer(daemon: &Orlopd, name: &str) -> PathBuf {
-    let layers = fs::read_dir(daemon.root().join("overlayfs")).unwrap();
-    let paths = layers.map(|layer| layer.unwrap().path().join("fs").join(name));
-    paths.into_iter().find(|path| path.exists()).unwrap()
 }
 
 struct Pulled {

@@ -11,7 +11,7 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
 use super::manifest::{Config, Descriptor, Document, MAX_DOCUMENT, chain_ids};
-use super::media::{self, Role};
+use super::media;
 use super::reference::Reference;
 use super::registry::{Access, Repository};
 use super::{ImageService, canceled, diff, mounts, unpack};
@@ -34,6 +34,8 @@ const TOLD: usize = 3;
 pub struct LayerSource {
     /// Digest of the blob.
     pub blob: Digest,
+    /// Its media type: it may have to go through programs first.
+    pub media_type: String,
     /// Digest of what it decompresses to.
     pub diff_id: String,
 }
@@ -70,8 +72,9 @@ impl ImageService {
                         for ((name, diff_id), layer) in
                             chain_ids(&diff_ids).into_iter().zip(diff_ids).zip(manifest.layers)
                         {
-                            if layer.role() == Role::Layer {
-                                let source = LayerSource { blob: layer.digest, diff_id };
+                            if self.shared.processors.is_layer(&layer.media_type) {
+                                let (blob, media_type) = (layer.digest, layer.media_type);
+                                let source = LayerSource { blob, media_type, diff_id };
                                 sources.entry((namespace.clone(), name)).or_insert(source);
                             }
                         }
@@ -163,12 +166,13 @@ impl ImageService {
         let (snapshotter, name) = (snapshotter.clone(), name.clone());
         let namespace = namespace.clone();
         let (layer, expected) = (source.blob.to_string(), source.diff_id.clone());
+        let input = self.shared.processors.layer(&source.media_type, Box::new(blob.file))?;
         blocking(move || {
             let rebuilt = snapshots.rebuild(&namespace, &snapshotter, &name)?;
             let target = mounts::target(&rebuilt.mounts)?;
             let applied = match rebuilt.image_place() {
-                Some(place) => mounts::unpack(blob.file, &place).and_then(|made| made.finish(&target.lowers)),
-                None => unpack::apply(blob.file, target),
+                Some(place) => mounts::unpack(input, &place).and_then(|made| made.finish(&target.lowers)),
+                None => unpack::apply(input, target),
             };
             let applied =
                 applied.map_err(|error| Error::because(error.kind(), "apply layer", layer.clone(), error))?;
