@@ -10,7 +10,8 @@ use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
 };
 use nix::sched::CloneFlags;
 use orlop_proto::error::{Context, Error, Result};
@@ -153,6 +154,10 @@ pub fn confine(task: Task<'_>) -> Result<()> {
     };
     drop_capabilities(task).map_err(|error| failed("capabilities", &error))?;
     restrict_paths(task).map_err(|error| failed("paths", &error))?;
+    if rustix::thread::secure_computing_mode() == Err(Errno::INVAL) {
+        // The kernel was built without seccomp (prctl(2)).
+        return Ok(());
+    }
     let program = program(task).map_err(|error| failed("system calls", &error))?;
     seccompiler::apply_filter(program).map_err(|error| failed("system calls", &error))
 }
@@ -198,6 +203,10 @@ fn restrict_paths(task: Task<'_>) -> std::result::Result<(), landlock::RulesetEr
     let all = AccessFs::from_all(LANDLOCK);
     let reading: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
     let mut rules = Ruleset::default()
+        // All or nothing; of the rest, what the kernel knows.
+        .set_compatibility(CompatLevel::SoftRequirement)
+        .handle_access(AccessFs::Refer)?
+        .set_compatibility(CompatLevel::BestEffort)
         .handle_access(all)?
         .handle_access(AccessNet::from_all(LANDLOCK))?
         .scope(Scope::from_all(LANDLOCK))?

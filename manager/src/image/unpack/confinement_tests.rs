@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use seccompiler::{SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 use tar::EntryType;
 
 use super::super::tests::Layer;
@@ -18,6 +19,7 @@ use super::super::{Target, Whiteouts, apply};
 use super::*;
 
 const ATTACKED: &str = "ORLOP_TEST_ATTACKED";
+const LINKED: &str = "ORLOP_TEST_LINKED";
 
 /// Layers that lead out of `PLACE/root` to `PLACE/outside`, each by another way.
 fn attacks(outside: &Path) -> Vec<(&'static str, Vec<u8>)> {
@@ -84,18 +86,25 @@ fn attacker() {
     }
 }
 
-fn attack(off: &str) -> Vec<String> {
-    let place = tempfile::tempdir().unwrap();
-    let name = concat!(module_path!(), "::attacker").split_once("::").unwrap().1;
-    let output = Command::new(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env("ORLOP_TEST_OFF", off)
-        .env(ATTACKED, place.path())
+/// Runs one of these tests in a process of its own, by a program or directly; what it prints.
+fn run_alone(test: &str, mut by: Command, variable: (&str, &Path)) -> String {
+    let name = format!("{}::{test}", module_path!());
+    let output = by
+        .args([name.split_once("::").unwrap().1, "--exact", "--nocapture", "--test-threads=1"])
+        .env(variable.0, variable.1)
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    text.lines()
+    text
+}
+
+fn attack(off: &str) -> Vec<String> {
+    let place = tempfile::tempdir().unwrap();
+    let mut own = Command::new(std::env::current_exe().unwrap());
+    own.env("ORLOP_TEST_OFF", off);
+    run_alone("attacker", own, (ATTACKED, place.path()))
+        .lines()
         .filter(|line| line.starts_with("held: ") || line.starts_with("escaped: "))
         .map(str::to_owned)
         .collect()
@@ -116,6 +125,71 @@ fn layers_stay_in_the_root_by_the_kernel_alone() {
     // Otherwise the attacks would show nothing.
     let lines = attack("names,confinement");
     assert!(lines.iter().all(|line| line.starts_with("escaped: ")), "{lines:#?}");
+}
+
+/// Applies a layer in which a hard link leads from one directory to another.
+fn apply_linked(place: &Path) {
+    let root = place.join("root");
+    fs::create_dir(&root).unwrap();
+    let layer = Layer::new().directory("a/").file("a/file", b"x").directory("b/");
+    apply_at(&root, &layer.link(EntryType::Link, "b/link", "a/file").end()).unwrap();
+    assert_eq!(fs::metadata(root.join("b/link")).unwrap().nlink(), 2);
+}
+
+/// The part that runs where the kernel seems to have the first Landlock.
+#[test]
+fn linker() {
+    if let Some(place) = std::env::var_os(LINKED) {
+        apply_linked(Path::new(&place));
+    }
+}
+
+#[test]
+fn a_landlock_that_knows_no_links_between_directories_is_not_asked() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not run: needs root");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let trace = place.path().join("trace");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-e", "trace=landlock_create_ruleset"]);
+    // What it answers when it is asked for its version.
+    strace.args(["-e", "inject=landlock_create_ruleset:retval=1", "-o"]).arg(&trace);
+    strace.arg(std::env::current_exe().unwrap());
+    run_alone("linker", strace, (LINKED, place.path()));
+    let calls = fs::read_to_string(&trace).unwrap();
+    assert!(calls.contains("(INJECTED)"), "{calls}");
+    let is_question = |line: &str| line.contains("LANDLOCK_CREATE_RULESET_VERSION");
+    assert!(calls.lines().all(is_question), "{calls}");
+}
+
+#[test]
+fn a_kernel_without_guards_unpacks_all_the_same() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not run: needs root");
+        return;
+    }
+    let of_seccomp = libc::PR_GET_SECCOMP.unsigned_abs().into();
+    let asks = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, of_seccomp).unwrap();
+    let missing = BTreeMap::from([
+        (libc::SYS_prctl, vec![SeccompRule::new(vec![asks]).unwrap()]),
+        (libc::SYS_seccomp, Vec::new()),
+        (libc::SYS_landlock_create_ruleset, Vec::new()),
+    ]);
+    let answer = SeccompAction::Errno(libc::EINVAL.unsigned_abs());
+    let architecture = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(missing, SeccompAction::Allow, answer, architecture).unwrap();
+    let program: BpfProgram = filter.try_into().unwrap();
+    let place = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        // The threads that unpack are this one's.
+        let work = || {
+            seccompiler::apply_filter(&program).unwrap();
+            apply_linked(place.path());
+        };
+        scope.spawn(work).join().unwrap();
+    });
 }
 
 /// Does something in a thread that has only what a task needs.
