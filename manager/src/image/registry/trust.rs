@@ -52,8 +52,9 @@ impl Trust {
 
     /// Whether a registry is on the list, by its name or by its address.
     fn is_insecure(&self, host: &str) -> bool {
-        let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
-        let address: Option<IpAddr> = name.parse().ok();
+        let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let name = host.rsplit_once(':').filter(|(_, port)| is_port(port)).map_or(host, |(name, _)| name);
+        let address: Option<IpAddr> = name.trim_matches(['[', ']']).parse().ok();
         let is_meant = |listed: &String| {
             let within =
                 || listed.parse::<IpNet>().ok().zip(address).is_some_and(|(net, at)| net.contains(&at));
@@ -88,9 +89,9 @@ mod tests {
 
     #[test]
     fn what_is_listed_may_be_anybody() {
-        let trust =
-            Trust { mirrors: Vec::new(), insecure: vec!["r.example:5000".into(), "10.0.0.0/8".into()] };
-        for host in ["r.example:5000", "10.1.2.3:5000", "10.1.2.3"] {
+        let insecure = ["r.example:5000", "10.0.0.0/8", "fd00::/8"].map(str::to_owned).to_vec();
+        let trust = Trust { mirrors: Vec::new(), insecure };
+        for host in ["r.example:5000", "10.1.2.3:5000", "10.1.2.3", "[fd00::1]:5000", "[fd00::1]"] {
             let found = places(&trust, &format!("{host}/x"), host);
             assert_eq!(found.len(), 2, "{host}");
             assert!(found[0].1 && found[1].0.starts_with("http://"), "{host}");
