@@ -100,6 +100,40 @@ fn a_mirror_serves_before_the_registry_and_the_registry_where_it_cannot() {
 }
 
 #[test]
+fn a_mirror_that_sends_wrong_bytes_is_left() {
+    let root = Root::new();
+    let origin = Registry::start(&root);
+    let image = Image::two_layers();
+    image.push(&origin, "library/two", "1");
+    let mut orlopd = orlopd(&root, &[]);
+    for (wrong_layers, snapshotter) in [(false, "overlayfs"), (true, "overlayfs"), (true, "erofs")] {
+        let layers: Vec<String> = image.layers().iter().map(|layer| layer.digest.clone()).collect();
+        // Its manifests are right, so that it is the one to be asked for blobs.
+        let bad = Front::start("127.0.0.1", origin.address(), move |request, _| {
+            let is_layer = layers.iter().any(|layer| request.target.contains(layer.as_str()));
+            match request.target.contains("/blobs/") && is_layer == wrong_layers {
+                true => Deed::Corrupt,
+                false => Deed::Forward,
+            }
+        });
+        let text = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", origin.address(), bad.address());
+        hosts(&root, "docker.io", &text);
+        let name = "docker.io/library/two:1";
+        let pull = ["images", "pull", "--snapshotter", snapshotter, name];
+        let pulled = orlopd.orlopctl(pull).deadline(DEADLINE).run().success();
+        assert!(pulled.stderr.contains("asking elsewhere"), "{pulled}");
+        let run = ["run", "--rm", "--snapshotter", snapshotter, name, "c", "cat", "/etc/changed"];
+        assert_eq!(orlopd.orlopctl(run).run().success().stdout, "two\n");
+        // The configuration comes first, and the layers side by side: nothing is asked for twice.
+        let asked = bad.count("GET", "/blobs/");
+        let most = if wrong_layers { 1 + image.layers().len() } else { 1 };
+        assert!(asked > usize::from(wrong_layers) && asked <= most, "{:?}", bad.seen());
+        orlopd.orlopctl(["images", "rm", "--sync", name]).deadline(DEADLINE).run().success();
+    }
+    orlopd.stop();
+}
+
+#[test]
 fn a_registry_that_lets_in_by_certificate() {
     let root = Root::new();
     let directory = root.join("certificates");
