@@ -124,6 +124,8 @@ soak: build ## the full counts: inputs for each parser, kills of shim and manage
 	ORLOP_FUZZ_RUNS=$${FUZZ_RUNS:-1000000} ORLOP_FUZZ_ROUNDS=$${FUZZ_ROUNDS:-1000000} \
 		CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_PANIC=unwind \
 		$(CARGO) test --release --locked -p orlop-manager --target-dir target/soak -- fuzz:: --nocapture
+	ORLOP_FUZZ_RUNS=$${FUZZ_RUNS:-1000000} CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_PANIC=unwind \
+		$(CARGO) test --release --locked -p orlop-host --features inflate --target-dir target/soak -- fuzz:: --nocapture
 	$(BINARIES) ORLOP_LAYERS=$${LAYERS:-200} $(CARGO) test --locked -p orlop-tests --test manager unpackers -- --nocapture
 	$(BINARIES) ORLOP_CUTS=$${CUTS:-200} $(CARGO) test --locked -p orlop-tests --test manager registry_faults -- --nocapture
 	$(BINARIES) ORLOP_KILL_POINTS=$${KILL_POINTS:-300} $(CARGO) test --locked -p orlop-tests --test manager kill_points -- --nocapture

@@ -2,9 +2,10 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use flate2::bufread::MultiGzDecoder;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+
+use super::gzip::Gzip;
 
 /// The largest window of a zstd frame, as a power of two: the largest that the zstd program makes on its own.
 const ZSTD_WINDOW_LOG: u32 = 27;
@@ -46,7 +47,7 @@ pub fn reader<'a>(input: impl Read + Send + 'a) -> Result<(Box<dyn Read + Send +
     let compression = Compression::detect(start)?;
     let reader: Box<dyn Read + Send> = match compression {
         Compression::None => Box::new(input),
-        Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
+        Compression::Gzip => Box::new(Gzip::<_>::new(input)),
         Compression::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(super::from_stream)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(super::from_stream)?;

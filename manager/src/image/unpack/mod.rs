@@ -16,6 +16,7 @@ mod confinement;
 mod decompress;
 mod directories;
 mod files;
+mod gzip;
 pub(super) mod name;
 mod number;
 mod pax;

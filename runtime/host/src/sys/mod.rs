@@ -11,6 +11,8 @@ pub mod creds;
 pub mod disk;
 pub mod exec;
 pub mod fd;
+#[cfg(all(feature = "inflate", target_arch = "x86_64"))]
+pub mod inflate;
 pub mod loop_device;
 pub mod memory;
 pub mod mount;
