@@ -74,7 +74,7 @@ endif
 # In the guest nothing is built: it gets by path the test programs, and the runtime whose guards can be switched off. Three guests,
 # one after the other: a bare one with the suites that hold anywhere, and two whose process 1 is systemd, with cgroup v2 and v1.
 # What the suites mount, and what CRIU asks of the network.
-VM_MODULES := loop crc32c_generic nf_tables veth tun unix_diag inet_diag tcp_diag udp_diag raw_diag netlink_diag af_packet_diag
+VM_MODULES := loop ext4 crc32c_generic nf_tables veth tun unix_diag inet_diag tcp_diag udp_diag raw_diag netlink_diag af_packet_diag
 VM_SUITES := -p orlop-host -p orlop-tests --lib --test runtime --test shim
 VM_RUN := $(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800
 VM_PROGRAMS = $$($(CARGO) test --no-run --locked $(1) 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p')

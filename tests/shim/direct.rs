@@ -135,7 +135,8 @@ fn a_limit_below_what_is_used_holds_up_nobody() {
     let _ = update(&mut shim, &json!({"memory": {"limit": 8 << 20}}));
     assert!(shim.state("").is_ok());
     let error = update(&mut shim, &json!([1])).unwrap_err();
-    assert_eq!(error.kind(), Kind::InvalidArgument, "{error}");
+    // What it is refused for depends on whether the kernel has killed.
+    assert!(matches!(error.kind(), Kind::InvalidArgument | Kind::FailedPrecondition), "{error}");
     shim.finish();
     root.assert_clean();
 }

@@ -14,7 +14,7 @@ use orlop_proto::containerd::v1::types::Status;
 use orlop_proto::error::Result;
 use orlop_proto::kind::Kind;
 use orlop_tests::shim::{DEADLINE, Fifos, Shim, runtime};
-use orlop_tests::{Root, binaries, poll_until};
+use orlop_tests::{Root, binaries, patient, poll_until};
 use prost_types::Any;
 
 /// What a runtime does instead of its work.
@@ -24,7 +24,7 @@ const FAULTS: [(&str, &str); 4] = [
     ("is killed", "kill -9 $$"),
     ("hangs", "sleep 1000; exit 1"),
 ];
-/// How long a caller waits for a runtime that hangs.
+/// How long a caller waits for a runtime that hangs; for others it waits as long as they take.
 const PATIENCE: Duration = Duration::from_millis(700);
 
 /// Runc, but for one verb as long as the file `fault` below the root names what to do.
@@ -42,40 +42,48 @@ fn faulty(root: &Root) -> PathBuf {
     path
 }
 
-/// Calls a method, with a caller who gives up.
-fn call(shim: &mut Shim, method: &'static str, message: &impl prost::Message) -> Result<()> {
-    let pending = shim.client.send_as("containerd.task.v2.Task", method, message, PATIENCE);
+/// Calls a method, with a caller who may give up.
+fn call(
+    shim: &mut Shim,
+    method: &'static str,
+    message: &impl prost::Message,
+    patience: Duration,
+) -> Result<()> {
+    let pending = shim.client.send_as("containerd.task.v2.Task", method, message, patience);
     shim.client.receive(pending)
 }
 
-fn step(shim: &mut Shim, verb: &str) -> Result<()> {
+fn step(shim: &mut Shim, verb: &str, patience: Duration) -> Result<()> {
     let id = shim.id.clone();
     match verb {
         "create" => {
             let request = shim.create_request(&Fifos::default());
-            call(shim, "Create", &request)
+            call(shim, "Create", &request, patience)
         }
-        "start" => call(shim, "Start", &StartRequest { id, exec_id: String::new() }),
+        "start" => call(shim, "Start", &StartRequest { id, exec_id: String::new() }, patience),
         "exec" => {
             shim.exec("e", "sleep 1000", &Fifos::default());
-            let result = call(shim, "Start", &StartRequest { id, exec_id: "e".into() });
+            let result = call(shim, "Start", &StartRequest { id, exec_id: "e".into() }, patience);
             if result.is_err() {
                 assert_eq!(shim.wait("e"), 255);
                 shim.delete("e").expect("an exec that failed is deleted");
             }
             result
         }
-        "pause" => call(shim, "Pause", &PauseRequest { id }),
-        "resume" => call(shim, "Resume", &ResumeRequest { id }),
+        "pause" => call(shim, "Pause", &PauseRequest { id }, patience),
+        "resume" => call(shim, "Resume", &ResumeRequest { id }, patience),
         "update" => {
             let value = br#"{"pids":{"limit":50}}"#.to_vec();
             let resources = Some(Any { type_url: any::RESOURCES_URL.into(), value });
-            call(shim, "Update", &UpdateTaskRequest { id, resources, ..Default::default() })
+            call(shim, "Update", &UpdateTaskRequest { id, resources, ..Default::default() }, patience)
         }
-        "kill" => {
-            call(shim, "Kill", &KillRequest { id, signal: Signal::SIGKILL as u32, ..Default::default() })
-        }
-        "delete" => call(shim, "Delete", &DeleteRequest { id, exec_id: String::new() }),
+        "kill" => call(
+            shim,
+            "Kill",
+            &KillRequest { id, signal: Signal::SIGKILL as u32, ..Default::default() },
+            patience,
+        ),
+        "delete" => call(shim, "Delete", &DeleteRequest { id, exec_id: String::new() }, patience),
         other => panic!("no step {other}"),
     }
 }
@@ -98,7 +106,8 @@ fn every_step(fault: usize) {
     for (verb, status) in steps {
         let file = root.join(format!("fault-{verb}"));
         fs::write(&file, script).unwrap();
-        let error = step(&mut shim, verb).expect_err(verb);
+        let patience = if name == "hangs" { PATIENCE } else { patient(DEADLINE) };
+        let error = step(&mut shim, verb, patience).expect_err(verb);
         let told = error.to_string();
         match name {
             "fails" => assert!(told.contains("the reason"), "{verb}: {told}"),
@@ -111,7 +120,8 @@ fn every_step(fault: usize) {
             Some(status) => assert_eq!(shim.status(""), status, "{verb} that {name}"),
             None => assert_eq!(shim.state("").unwrap_err().kind(), Kind::NotFound),
         }
-        step(&mut shim, verb).unwrap_or_else(|error| panic!("{verb} after one that {name}: {error}"));
+        step(&mut shim, verb, patient(DEADLINE))
+            .unwrap_or_else(|error| panic!("{verb} after one that {name}: {error}"));
         if verb == "kill" {
             assert_eq!(shim.wait(""), 137);
         }
