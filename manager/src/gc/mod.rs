@@ -10,7 +10,7 @@ mod mark;
 mod tests;
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -62,6 +62,9 @@ struct Shared {
     /// One collection at a time; who waits here gets one that began after it asked. Holds when something
     /// expires next.
     turn: tokio::sync::Mutex<Option<SystemTime>>,
+    /// How many changes, and how many of them that may have freed something, there had been when the last collection began.
+    commits: AtomicU64,
+    deletions: AtomicU64,
 }
 
 impl Collector {
@@ -73,8 +76,16 @@ impl Collector {
         mounts: Mounts,
         config: config::Gc,
     ) -> Collector {
-        let config = RwLock::new(config);
-        let shared = Shared { db, content, snapshots, mounts, config, turn: tokio::sync::Mutex::default() };
+        let shared = Shared {
+            db,
+            content,
+            snapshots,
+            mounts,
+            config: RwLock::new(config),
+            turn: tokio::sync::Mutex::default(),
+            commits: AtomicU64::default(),
+            deletions: AtomicU64::default(),
+        };
         Collector { shared: Arc::new(shared) }
     }
 
@@ -143,10 +154,8 @@ impl Collector {
         loop {
             let config = self.shared.config();
             let idle = Duration::from_secs(config.idle_delay);
-            let mutations = changes.mutations.load(Ordering::Relaxed);
-            if changes.deletions.load(Ordering::Relaxed) > 0
-                || (config.mutation_threshold > 0 && mutations >= config.mutation_threshold)
-            {
+            let (mutations, deletions) = self.shared.uncollected();
+            if deletions > 0 || (config.mutation_threshold > 0 && mutations >= config.mutation_threshold) {
                 return tokio::time::sleep(Duration::from_millis(config.schedule_delay)).await;
             }
             let expired = async {
@@ -180,6 +189,15 @@ impl Shared {
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How many changes there were since the last collection began, and how many of them that may have freed something.
+    fn uncollected(&self) -> (u64, u64) {
+        let changes = self.db.changes();
+        let since = |now: &AtomicU64, then: &AtomicU64| {
+            now.load(Ordering::Relaxed).saturating_sub(then.load(Ordering::Relaxed))
+        };
+        (since(&changes.commits, &self.commits), since(&changes.deletions, &self.deletions))
+    }
+
     /// When something expires next.
     fn next_expiry(&self) -> Result<Option<SystemTime>> {
         let age = Duration::from_secs(self.config().ingest_expiry);
@@ -190,8 +208,8 @@ impl Shared {
     /// One collection; returns what it removed and when something expires next.
     fn collect(&self) -> Result<(Removed, Option<SystemTime>)> {
         let changes = self.db.changes();
-        changes.deletions.store(0, Ordering::Relaxed);
-        changes.mutations.store(0, Ordering::Relaxed);
+        self.commits.store(changes.commits.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.deletions.store(changes.deletions.load(Ordering::Relaxed), Ordering::Relaxed);
         let age = Duration::from_secs(self.config().ingest_expiry);
         let ingests = self.content.ingests().all()?;
         // Most collections find nothing; these need no turn among the writers.
@@ -219,8 +237,8 @@ impl Shared {
         for ingest in ingests.iter().filter(|ingest| !marked.keeps_ingest(ingest)) {
             removed.ingests += usize::from(self.content.ingests().expire(ingest)?);
         }
-        self.mounts.clean()?;
-        self.snapshots.clean()?;
+        // Both: mounts that cannot be undone must keep no files of snapshots.
+        self.mounts.clean().and(self.snapshots.clean())?;
         Ok((removed, expiry))
     }
 }
