@@ -81,7 +81,7 @@ impl Stores {
             exchange.clone(),
         )?;
         snapshots.set_write_back_delay(Duration::from_secs(config.snapshots.write_back_delay));
-        let mounts = Mounts::open(&config.root, &config.state, database.clone())?;
+        let mounts = Mounts::new(&config.root, &config.state, database.clone());
         let registries = Registries::new(registry::Settings {
             connect_timeout: Duration::from_secs(config.registry.connect_timeout),
             stall_timeout: Duration::from_secs(config.registry.stall_timeout),

@@ -255,6 +255,30 @@ fn a_file_becomes_a_device_with_a_file_system() {
 }
 
 #[test]
+fn no_mount_outlives_the_machine_and_what_it_showed_stays() {
+    let mut stage = Stage::new();
+    let (source, image) = (stage.directory("source"), stage.daemon.root().join("disk.img"));
+    fs::write(source.join("file"), "kept").unwrap();
+    stage.client.create_lease("l").unwrap();
+    stage.client = Client::new(stage.daemon.address(), stage.daemon.namespace()).with_lease("l");
+    stage.activate("bind", vec![mount("bind", &source, &["rbind"])], true).unwrap();
+    let set = vec![mount("mkfs/loop", &image, &["X-containerd.mkfs.size=4m"])];
+    let device = stage.activate("device", set, false).unwrap();
+    let device = fs::read_link(&device.active[0].mount_point).unwrap();
+
+    // Without a word of when they were made they count as another boot's, though they are still there.
+    fs::remove_file(stage.daemon.state().join("mounts/boot")).unwrap();
+    stage.restart();
+    assert_eq!((stage.mounted(), stage.names(&[])), (vec![], vec![]));
+    assert_eq!(fs::read_to_string(source.join("file")).unwrap(), "kept");
+    // By then somebody else may have the device.
+    assert_eq!(backing(&device), Some(image));
+    Cmd::new("losetup").arg("-d").arg(&device).run().success();
+    stage.daemon.stop();
+    stage.root.assert_clean();
+}
+
+#[test]
 fn a_container_runs_on_what_the_daemon_mounts_and_keeps_it() {
     let mut stage = Stage::new();
     let archive = stage.root.join("image.tar");

@@ -38,7 +38,7 @@ fn place() -> Place {
         exchange.clone(),
     )
     .unwrap();
-    let mounts = Mounts::open(directory.path(), &directory.path().join("state"), db.clone()).unwrap();
+    let mounts = Mounts::new(directory.path(), &directory.path().join("state"), db.clone());
     let collector =
         Collector::new(db.clone(), content.clone(), snapshots.clone(), mounts.clone(), config::Gc::default());
     Place {

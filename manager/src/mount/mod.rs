@@ -26,6 +26,7 @@ use crate::labels::{self, Labels, invalid};
 use crate::request::RequestContext;
 use crate::snapshot::{Mount, boot_id};
 use crate::store::{Timestamp, label_field, namespaces, now, stored};
+use perform::Links;
 pub use plan::LOOP;
 use plan::{Plan, Step};
 
@@ -119,20 +120,12 @@ struct Shared {
 
 impl Mounts {
     /// The activations of a database, with mounts below the state directory; directories and file systems are made there and
-    /// below the root directory alone.
-    ///
-    /// # Errors
-    ///
-    /// When records cannot be read.
-    pub fn open(root: &Path, state: &Path, db: Database) -> Result<Mounts> {
+    /// below the root directory alone. New ones can be made after the [recovery](Mounts::recover).
+    pub fn new(root: &Path, state: &Path, db: Database) -> Mounts {
         let directory = state.join("mounts");
-        let records = db.read_now(|tx| tx.scan(&ACTIVATIONS, ""))?;
-        let last = records.iter().map(|(_, record)| record.id).max().unwrap_or(0);
         let roots = vec![directory.clone(), root.to_owned()];
-        let last = AtomicU64::new(last);
-        let (names, undoing) = (Flights::default(), Mutex::default());
-        let shared = Shared { db, directory, roots, last, names, undoing };
-        Ok(Mounts { shared: Arc::new(shared) })
+        let (last, names, undoing) = (AtomicU64::default(), Flights::default(), Mutex::default());
+        Mounts { shared: Arc::new(Shared { db, directory, roots, last, names, undoing }) }
     }
 
     /// Makes mounts under a name; a temporary caller gets one bind mount of the last of them.
@@ -180,7 +173,7 @@ impl Mounts {
             if made.is_err() {
                 // Ignoring: the first error is the one to tell, and what is left goes with the next collection.
                 let _ = shared.db.free_now(|tx| tx.remove(&ACTIVATIONS, &key));
-                let _ = shared.undo(record.id);
+                let _ = shared.undo(record.id, Links::Valid);
             }
             made
         })
@@ -206,7 +199,7 @@ impl Mounts {
                 tx.remove(&ACTIVATIONS, &key)?;
                 Ok(record)
             })?;
-            shared.undo(record.id)
+            shared.undo(record.id, Links::Valid)
         })
         .await
     }
@@ -242,46 +235,48 @@ impl Mounts {
     }
 
     /// Brings mounts and records in line after a stop of any kind. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When records cannot be read or removed, or something is left of another boot of the machine.
     pub fn recover(&self) -> Result<()> {
-        let Shared { db, directory, .. } = self.shared.as_ref();
+        let Shared { db, directory, last, .. } = self.shared.as_ref();
         make_directory(directory)?;
         let (path, boot) = (directory.join(BOOT), boot_id()?);
         let is_same = std::fs::read_to_string(&path).is_ok_and(|known| known == boot);
-        db.free_now(|tx| {
-            tx.do_not_count();
-            for (key, record) in tx.scan(&ACTIVATIONS, "")? {
-                if !is_same || !record.is_complete {
-                    tx.remove(&ACTIVATIONS, &key)?;
-                }
-            }
-            Ok(())
-        })?;
-        if is_same {
-            return self.clean();
+        let records = db.read_now(|tx| tx.scan(&ACTIVATIONS, ""))?;
+        let mut lost = records.iter().filter(|(_, record)| !is_same || !record.is_complete).peekable();
+        if lost.peek().is_some() {
+            let lost: Vec<&String> = lost.map(|(key, _)| key).collect();
+            db.free_now(|tx| {
+                tx.do_not_count();
+                lost.iter().try_for_each(|key| tx.remove(&ACTIVATIONS, key).map(drop))
+            })?;
         }
-        // Nothing is mounted, and links mean devices of somebody else's by now.
-        for name in names(directory)?.iter().filter(|name| name.parse::<u64>().is_ok()) {
-            let path = directory.join(name);
-            std::fs::remove_dir_all(&path).context("remove", path.display().to_string())?;
+        let found = self.shared.directories()?;
+        let ids = records.iter().map(|(_, record)| record.id).chain(found.iter().copied());
+        last.fetch_max(ids.max().unwrap_or(0), Ordering::Relaxed);
+        if !is_same {
+            // Links mean devices of somebody else's by now.
+            found.iter().try_for_each(|id| self.shared.undo(*id, Links::Stale))?;
+            std::fs::write(&path, boot).context("write", path.display().to_string())?;
+        } else if let Err(error) = self.clean() {
+            tracing::warn!(%error, "mounts that nobody names are left for the next collection");
         }
-        std::fs::write(&path, boot).context("write", path.display().to_string())
+        Ok(())
     }
 
     /// Undoes mounts that have no record any more. Blocks.
     pub fn clean(&self) -> Result<()> {
-        let Shared { db, directory, .. } = self.shared.as_ref();
-        if !directory.exists() {
-            return Ok(());
-        }
         // In this order: a directory is made after its record.
-        let found: Vec<u64> = names(directory)?.iter().filter_map(|name| name.parse().ok()).collect();
+        let found = self.shared.directories()?;
         if found.is_empty() {
             return Ok(());
         }
-        let records = db.read_now(|tx| tx.scan(&ACTIVATIONS, ""))?;
+        let records = self.shared.db.read_now(|tx| tx.scan(&ACTIVATIONS, ""))?;
         let known: BTreeSet<u64> = records.iter().map(|(_, record)| record.id).collect();
         let stray = found.into_iter().filter(|id| !known.contains(id));
-        stray.map(|id| self.shared.undo(id)).fold(Ok(()), Result::and)
+        stray.map(|id| self.shared.undo(id, Links::Valid)).fold(Ok(()), Result::and)
     }
 }
 
@@ -290,9 +285,17 @@ impl Shared {
         self.directory.join(id.to_string())
     }
 
-    fn undo(&self, id: u64) -> Result<()> {
+    /// The activations that have a directory.
+    fn directories(&self) -> Result<Vec<u64>> {
+        if !self.directory.exists() {
+            return Ok(Vec::new());
+        }
+        Ok(names(&self.directory)?.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    fn undo(&self, id: u64, links: Links) -> Result<()> {
         let _turn = self.undoing.lock().unwrap_or_else(PoisonError::into_inner);
-        perform::undo(&self.path(id))
+        perform::undo(&self.path(id), links)
     }
 
     /// Carries a plan out; whatever is made by a failure is in the activation's directory.

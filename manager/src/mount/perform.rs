@@ -51,8 +51,17 @@ fn attach(mount: &Mount, point: &Path) -> Result<()> {
     linked
 }
 
+/// Whether links still lead to the devices that were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// They do.
+    Valid,
+    /// The machine was started again, and the same names may be devices of anybody's.
+    Stale,
+}
+
 /// Undoes all mounts of a directory, the last one first, and removes it. What is not there is no error. Blocks.
-pub fn undo(directory: &Path) -> Result<()> {
+pub fn undo(directory: &Path, links: Links) -> Result<()> {
     if !directory.exists() {
         return Ok(());
     }
@@ -62,7 +71,7 @@ pub fn undo(directory: &Path) -> Result<()> {
         let point = directory.join(number.to_string());
         let shown = || point.display().to_string();
         if let Ok(device) = fs::read_link(&point) {
-            if is_loop_device(&device) {
+            if links == Links::Valid && is_loop_device(&device) {
                 loop_device::detach(&device).context("detach", device.display().to_string())?;
             }
             fs::remove_file(&point).context("remove", shown())?;

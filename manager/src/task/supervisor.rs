@@ -436,15 +436,16 @@ impl Supervisor {
     }
 
     pub(super) async fn remove_bundle(&self, launcher: &Launcher) {
-        let bundle = launcher.bundle.clone();
-        if let Err(error) = blocking(move || bundle.remove()).await {
-            tracing::error!(id = %launcher.bundle.id, "{error}");
-        }
+        // First: a start after a kill finds by the bundle what is still to be undone.
         match self.shared.mounts.deactivate(&context(launcher), &launcher.bundle.id).await {
             Err(error) if error.kind() != Kind::NotFound => {
                 tracing::error!(id = %launcher.bundle.id, "{error}");
             }
             _ => {}
+        }
+        let bundle = launcher.bundle.clone();
+        if let Err(error) = blocking(move || bundle.remove()).await {
+            tracing::error!(id = %launcher.bundle.id, "{error}");
         }
     }
 }
