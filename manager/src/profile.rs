@@ -16,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use orlop_host::sys::profile::record;
+use orlop_host::sys::profile::Recording;
 use orlop_proto::error::{Context, Result};
 use prost::Message;
 use tokio::net::UnixListener;
@@ -81,8 +81,11 @@ fn seconds(query: &str) -> u64 {
 async fn profile(seconds: u64) -> Result<Vec<u8>> {
     let duration = Duration::from_secs(seconds);
     let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let recording = Recording::start(PERIOD).context("record", "profile")?;
+    // It ends with whoever asked for it, and with the daemon.
+    tokio::time::sleep(duration).await;
+    let stacks = recording.finish();
     blocking(move || {
-        let stacks = record(duration, PERIOD).context("record", "profile")?;
         let maps = std::fs::read_to_string("/proc/self/maps").context("read", "/proc/self/maps")?;
         let profile = encode(stacks, &maps, began, duration);
         let mut packed = GzEncoder::new(Vec::new(), Compression::fast());

@@ -2,11 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use orlop_proto::containerd::services::version::v1::version_client::VersionClient;
-use orlop_tests::{Daemon, Image, Orlopd, Registry, Root, Variant, host, poll_until};
+use orlop_tests::{Daemon, Image, Orlopd, Registry, Root, Variant, host, poll_for, poll_until};
 
 use crate::client::Client;
 
@@ -137,6 +138,26 @@ fn a_profile_is_taken_on_demand() {
     assert_eq!(mode & 0o777, 0o660);
     let missing = pprof(&["heap"]).run();
     assert!(!missing.status.success() || missing.stdout.contains("not found"), "{missing}");
-    daemon.stop();
+
+    // One that is being taken ends with its client, and holds up neither the next one nor the daemon's end.
+    let ask = |seconds: u32| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        let line = format!("GET /debug/pprof/profile?seconds={seconds} HTTP/1.1\r\nhost: x\r\n\r\n");
+        stream.write_all(line.as_bytes()).unwrap();
+        stream
+    };
+    let is_refused = || {
+        let mut answer = [0; 12];
+        ask(1).read_exact(&mut answer).unwrap();
+        answer == *b"HTTP/1.1 500"
+    };
+    // Whichever of two comes first, the other one is refused.
+    let long = || poll_for(DEADLINE, || Some(ask(600)).filter(|_| is_refused())).expect("a profile is taken");
+    drop(long());
+    poll_until(DEADLINE, "the profile has ended with its client", || !is_refused());
+    let client = long();
+    let stopped = daemon.stop().unwrap();
+    assert_eq!(stopped.code(), 0, "{stopped}");
+    drop(client);
     root.assert_clean();
 }

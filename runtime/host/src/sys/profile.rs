@@ -94,24 +94,40 @@ fn interrupted(context: *mut libc::c_void) -> usize {
     }
 }
 
-/// Takes the stack of whoever runs each time that the process has used `period` of processor time, for `duration`. The stacks are
-/// addresses of instructions, the innermost first; of all but the innermost, that to which the call returns. Blocks.
-///
-/// # Errors
-///
-/// `ResourceBusy` while somebody else records; those of sigaction(2) and setitimer(2).
-pub fn record(duration: Duration, period: Duration) -> io::Result<Vec<Vec<usize>>> {
-    if IS_BUSY.swap(true, Ordering::AcqRel) {
-        return Err(io::ErrorKind::ResourceBusy.into());
+/// Takes the stack of whoever runs, each time that the process has used so much processor time, until it is dropped.
+pub struct Recording(());
+
+impl Recording {
+    /// Begins to take stacks, one for each `period` of processor time.
+    ///
+    /// # Errors
+    ///
+    /// `ResourceBusy` while somebody else records; those of sigaction(2) and setitimer(2).
+    pub fn start(period: Duration) -> io::Result<Recording> {
+        if IS_BUSY.swap(true, Ordering::AcqRel) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+        let recording = Recording(());
+        start(period).map(|()| recording)
     }
-    let result = start(period).map(|()| {
-        std::thread::sleep(duration);
-        // It fails for impossible times alone.
-        let _ = set_timer(Duration::ZERO);
+
+    /// The stacks so far: addresses of instructions, the innermost first; of all but the innermost, that to which the call returns.
+    pub fn finish(self) -> Vec<Vec<usize>> {
+        stop();
         collect()
-    });
-    IS_BUSY.store(false, Ordering::Release);
-    result
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        stop();
+        IS_BUSY.store(false, Ordering::Release);
+    }
+}
+
+fn stop() {
+    // It fails for impossible times alone.
+    let _ = set_timer(Duration::ZERO);
 }
 
 fn start(period: Duration) -> io::Result<()> {
@@ -166,17 +182,18 @@ mod tests {
     #[test]
     fn whoever_uses_the_processor_is_seen_and_one_at_a_time_may_look() {
         let end = AtomicBool::new(false);
+        let period = Duration::from_millis(5);
         std::thread::scope(|scope| {
+            let first = Recording::start(period).unwrap();
+            let second = Recording::start(period);
+            assert_eq!(second.err().unwrap().kind(), io::ErrorKind::ResourceBusy);
             scope.spawn(|| spin(&end));
-            let stacks = record(Duration::from_millis(500), Duration::from_millis(5)).unwrap();
-            let first = scope.spawn(|| record(Duration::from_millis(500), Duration::from_millis(5)));
-            while !IS_BUSY.load(Ordering::Relaxed) {
+            while USED.load(Ordering::Relaxed) < 50 * DEPTH {
                 std::thread::yield_now();
             }
-            let second = record(Duration::from_millis(1), Duration::from_millis(5));
-            assert_eq!(second.unwrap_err().kind(), io::ErrorKind::ResourceBusy);
-            first.join().unwrap().unwrap();
             end.store(true, Ordering::Relaxed);
+            let stacks = first.finish();
+            drop(Recording::start(period).unwrap());
             assert!(!stacks.is_empty());
             let place = spin as *const () as usize;
             let is_spin = |stack: &&Vec<usize>| stack.iter().any(|at| (place..place + 4096).contains(at));
