@@ -113,12 +113,12 @@ async fn save(
     let labels = labels.collect();
     let index = json!({ "schemaVersion": 2, "manifests": manifests, "annotations": annotations });
     let like = image::Descriptor { media_type: image::OCI_INDEX.to_owned(), ..Default::default() };
-    let made = write_document(client, &index, labels, &like).await?;
+    let target = write_document(client, &index, labels, &like).await?;
     let name = format!("containerd.io/checkpoint/{id}:{}", date(&rfc3339(SystemTime::now())));
     let record = Image {
         name: name.clone(),
         labels: [("containerd.io/checkpoint".to_owned(), "true".to_owned())].into(),
-        target: Some((&made).into()),
+        target: Some((&target).into()),
         ..Image::default()
     };
     client

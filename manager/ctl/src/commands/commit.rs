@@ -5,11 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use orlop_proto::containerd::services::diff::v1::DiffRequest;
 use orlop_proto::containerd::services::images::v1::Image as Record;
-use orlop_proto::containerd::services::snapshots::v1::{
-    MountsRequest, RemoveSnapshotRequest, StatSnapshotRequest, ViewSnapshotRequest,
-};
 use orlop_proto::containerd::services::tasks::v1::{GetRequest, PauseTaskRequest, ResumeTaskRequest};
-use orlop_proto::containerd::types::Mount;
 use orlop_proto::containerd::v1::types::Status;
 use orlop_proto::contract::time::rfc3339_nano;
 use orlop_proto::error::{Error, Result};
@@ -18,7 +14,7 @@ use prost_types::Timestamp;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::{Context, containers, convert};
+use super::{Context, containers, convert, snapshots};
 use crate::blob::{self, write_document};
 use crate::cli::container::Commit;
 use crate::cli::images::Squash;
@@ -50,30 +46,21 @@ pub async fn commit(context: &Context<'_>, options: &Commit) -> Result<()> {
     let platform = Platform::wanted(options.platform.as_deref())?;
     let base = image::resolve(context.client, &image::target(&record)?, &platform).await?;
     let snapshotter = container.snapshotter.as_str();
-    let stat =
-        StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: container.snapshot_key.clone() };
-    let info = context.client.snapshots().stat(stat).await?.into_inner().info.unwrap_or_default();
+    let info = snapshots::stat(context.client, snapshotter, &container.snapshot_key).await?;
     if info.parent != base.chain_id() {
         return refuse(format!("image {} is another one than the container was made of", container.image));
     }
     let digest = context
         .client
         .with_lease(async |client| {
-            let request =
-                MountsRequest { snapshotter: snapshotter.to_owned(), key: container.snapshot_key.clone() };
-            let right = client.snapshots().mounts(request).await?.into_inner().mounts;
-            let diff = async {
-                with_view(client, snapshotter, &info.parent, async |left| {
-                    make_layer(client, left, right, options.zstd, epoch).await
-                })
-                .await
-            };
+            let request = layer_request(options.zstd, epoch);
+            let diff = snapshots::diff(client, snapshotter, request, &container.snapshot_key, None);
             let layer = match options.no_pause {
                 true => diff.await,
                 false => while_paused(client, &container.id, diff).await,
             }?;
             let made = Made {
-                layers: base.manifest.layers.iter().cloned().chain([layer]).collect(),
+                layers: base.manifest.layers.iter().cloned().chain([(&layer).into()]).collect(),
                 history: json!({
                     "created_by": "orlopctl containers commit",
                     "author": options.author,
@@ -102,12 +89,11 @@ pub async fn squash(context: &Context<'_>, options: &Squash) -> Result<()> {
         .client
         .with_lease(async |client| {
             unpack::unpack(client, snapshotter, &base).await?;
-            let layer = with_view(client, snapshotter, &base.chain_id(), async |right| {
-                make_layer(client, Vec::new(), right, options.zstd, epoch).await
-            })
-            .await?;
+            // From nothing to all layers.
+            let request = layer_request(options.zstd, epoch);
+            let layer = snapshots::diff(client, snapshotter, request, "", Some(&base.chain_id())).await?;
             let made = Made {
-                layers: vec![layer],
+                layers: vec![(&layer).into()],
                 history: json!({ "created_by": "orlopctl images squash" }),
                 is_squashed: true,
             };
@@ -128,28 +114,6 @@ fn epoch() -> Result<Option<i64>> {
     seconds.map(Some).ok_or_else(wrong)
 }
 
-/// Does something with the mounts of a committed snapshot, seen through one that goes afterwards.
-async fn with_view<T>(
-    client: &Client,
-    snapshotter: &str,
-    parent: &str,
-    work: impl AsyncFnOnce(Vec<Mount>) -> Result<T>,
-) -> Result<T> {
-    let key = format!("orlopctl-view-{}", random_id());
-    let request = ViewSnapshotRequest {
-        snapshotter: snapshotter.to_owned(),
-        key: key.clone(),
-        parent: parent.to_owned(),
-        ..Default::default()
-    };
-    let mounts = client.snapshots().view(request).await?.into_inner().mounts;
-    let result = work(mounts).await;
-    let removed =
-        client.snapshots().remove(RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key }).await;
-    // What went wrong first is what is reported.
-    result.and_then(|value| removed.map(|_| value).map_err(Error::from))
-}
-
 /// Does something while a container's processes stand still, where it runs.
 async fn while_paused<T>(client: &Client, id: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
     let request = GetRequest { container_id: id.to_owned(), ..GetRequest::default() };
@@ -167,25 +131,15 @@ async fn while_paused<T>(client: &Client, id: &str, work: impl Future<Output = R
     result.and_then(|value| resumed.map(|_| value).map_err(Error::from))
 }
 
-/// The layer of what two mounts differ in.
-async fn make_layer(
-    client: &Client,
-    left: Vec<Mount>,
-    right: Vec<Mount>,
-    zstd: bool,
-    epoch: Option<i64>,
-) -> Result<Descriptor> {
+/// The request for a new layer.
+fn layer_request(zstd: bool, epoch: Option<i64>) -> DiffRequest {
     let compression = if zstd { Compression::Zstd } else { Compression::Gzip };
-    let request = DiffRequest {
-        left,
-        right,
+    DiffRequest {
         media_type: media::compressed(LAYER, compression),
         r#ref: format!("orlopctl-diff-{}", random_id()),
         source_date_epoch: epoch.map(|seconds| Timestamp { seconds, nanos: 0 }),
         ..Default::default()
-    };
-    let made = client.diff().diff(request).await?.into_inner().diff;
-    made.as_ref().map(Descriptor::from).ok_or_else(|| Error::new(Kind::Internal, "make", "layer"))
+    }
 }
 
 /// What an image is made of.

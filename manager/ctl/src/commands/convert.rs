@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 use orlop_proto::containerd::services::images::v1::{
-    CreateImageRequest, DeleteImageRequest, Image as Record, UpdateImageRequest,
+    CreateImageRequest, Image as Record, UpdateImageRequest,
 };
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
@@ -63,19 +63,14 @@ pub async fn convert(context: &Context<'_>, options: &Convert) -> Result<()> {
 /// Gives an image a name, whoever has it.
 pub async fn store(client: &Client, record: Record, name: &str) -> Result<()> {
     let mut images = client.images();
-    let is_same = record.name == name;
     let image = Some(Record { name: name.to_owned(), ..record });
-    if is_same {
-        images.update(UpdateImageRequest { image, ..Default::default() }).await?;
-        return Ok(());
+    match images.create(CreateImageRequest { image: image.clone(), ..Default::default() }).await {
+        Err(status) if status.code() == Code::AlreadyExists => {
+            images.update(UpdateImageRequest { image, ..Default::default() }).await?;
+            Ok(())
+        }
+        created => Ok(created.map(drop)?),
     }
-    match images.delete(DeleteImageRequest { name: name.to_owned(), ..Default::default() }).await {
-        Ok(_) => {}
-        Err(status) if status.code() == Code::NotFound => {}
-        Err(status) => return Err(status.into()),
-    }
-    images.create(CreateImageRequest { image, ..Default::default() }).await?;
-    Ok(())
 }
 
 impl Plan {

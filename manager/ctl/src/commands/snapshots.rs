@@ -96,7 +96,7 @@ fn rooted() -> HashMap<String, String> {
     [("containerd.io/gc.root".to_owned(), rfc3339(SystemTime::now()))].into()
 }
 
-/// Makes the layer of what differs: from one snapshot to the other, or from the parent to the one.
+/// Makes the layer of what differs: from one snapshot (from nothing, without a name) to the other, or from the parent to the one.
 pub async fn diff(
     client: &Client,
     snapshotter: &str,
@@ -128,7 +128,8 @@ pub async fn diff(
     made
 }
 
-async fn stat(client: &Client, snapshotter: &str, key: &str) -> Result<Info> {
+/// What there is to say of a snapshot.
+pub async fn stat(client: &Client, snapshotter: &str, key: &str) -> Result<Info> {
     let request = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
     Ok(client.snapshots().stat(request).await?.into_inner().info.unwrap_or_default())
 }
