@@ -9,6 +9,7 @@ use std::process::Command;
 
 use nix::libc::{O_CREAT, O_DIRECTORY, O_EXCL, O_PATH, O_RDWR};
 use orlop_host::sys::path::{Resolve, open_below};
+use orlop_proto::contract::size;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -183,7 +184,8 @@ impl FileSystem {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
             match key {
                 "size" => {
-                    made.size = bytes(value).ok_or_else(|| invalid(format!("bad option size: {value:?}")))?;
+                    made.size =
+                        size::bytes(value).ok_or_else(|| invalid(format!("bad option size: {value:?}")))?;
                 }
                 "fs" => made.kind = value.to_owned(),
                 "uuid" => made.uuid = Some(value.to_owned()),
@@ -238,24 +240,6 @@ fn run(program: &str, arguments: &[String], path: &Path) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let why = format!("{program} failed: {said}: {}", output.status);
     Err(Error::because(Kind::Unknown, "format", path.display().to_string(), why))
-}
-
-/// A number of bytes with a unit of 1024 (`10m`, `1GiB`).
-fn bytes(text: &str) -> Option<u64> {
-    let text = text.trim().to_ascii_lowercase();
-    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let unit = unit.trim();
-    let shift = match unit.strip_suffix("ib").or_else(|| unit.strip_suffix('b')).unwrap_or(unit) {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        "p" => 50,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// The allowed directory that a path is in, opened, and the rest of the path.
@@ -349,9 +333,5 @@ mod tests {
         assert_eq!(made.program().unwrap().1, ["-m", "uuid=u"]);
         assert!(parse(&["size=10q"]).is_err() && parse(&[]).is_err() && parse(&["size=1", "x=y"]).is_err());
         assert!(parse(&["size=1", "fs=../x"]).unwrap().program().is_err());
-        assert_eq!(
-            (bytes("1"), bytes("2kb"), bytes("3 G"), bytes("x")),
-            (Some(1), Some(2048), Some(3 << 30), None)
-        );
     }
 }

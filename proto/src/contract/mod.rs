@@ -3,6 +3,7 @@
 
 pub mod quote;
 pub mod runc_text;
+pub mod size;
 pub mod state;
 pub mod time;
 

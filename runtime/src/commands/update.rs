@@ -4,6 +4,7 @@ use std::path::Path;
 
 use orlop_host::live;
 use orlop_proto::contract::runc_text::RuncError;
+use orlop_proto::contract::size;
 use orlop_proto::contract::state::Status;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
@@ -70,11 +71,14 @@ fn from_flags(given: &Given) -> Result<Value> {
     };
     let signed = |name: &str| number(name, i128::from(i64::MIN), i128::from(i64::MAX));
     let unsigned = |name: &str| number(name, 0, i128::from(u64::MAX));
-    let size = |name: &str| -> Result<Option<Value>> {
+    let bytes = |name: &str| -> Result<Option<Value>> {
         let Some(text) = given.text(name) else { return Ok(None) };
-        bytes(&text)
-            .map(|size| Some(size.into()))
-            .ok_or_else(|| wrong(name, format!("invalid size: '{text}'")))
+        let value = match text.as_str() {
+            // No limit.
+            "-1" => Some(json!(-1)),
+            text => size::bytes(text).map(Value::from),
+        };
+        value.map(Some).ok_or_else(|| wrong(name, format!("invalid size: '{text}'")))
     };
     let text = |name: &str| given.text(name).map(Value::from);
     let section = |pairs: Vec<(&str, Option<Value>)>| {
@@ -83,11 +87,11 @@ fn from_flags(given: &Given) -> Result<Value> {
     };
     Ok(json!({
         "memory": section(vec![
-            ("limit", size("memory")?),
-            ("reservation", size("memory-reservation")?),
-            ("swap", size("memory-swap")?),
-            ("kernel", size("kernel-memory")?),
-            ("kernelTCP", size("kernel-memory-tcp")?),
+            ("limit", bytes("memory")?),
+            ("reservation", bytes("memory-reservation")?),
+            ("swap", bytes("memory-swap")?),
+            ("kernel", bytes("kernel-memory")?),
+            ("kernelTCP", bytes("kernel-memory-tcp")?),
         ]),
         "cpu": section(vec![
             ("shares", unsigned("cpu-share")?),
@@ -105,51 +109,4 @@ fn from_flags(given: &Given) -> Result<Value> {
             ("weight", given.number("blkio-weight").filter(|weight| *weight != 0).map(Value::from)),
         ]),
     }))
-}
-
-/// A number of bytes, with an optional unit that counts in 1024s: `512m`, `1.5GiB`; `-1` for no limit.
-fn bytes(text: &str) -> Option<i64> {
-    if text == "-1" {
-        return Some(-1);
-    }
-    let end = text.rfind(|c: char| c.is_ascii_digit() || c == '.')? + 1;
-    let (number, unit) = (&text[..end], text[end..].trim_start_matches(' ').to_ascii_lowercase());
-    let number: f64 = number.parse().ok().filter(|number| *number >= 0.0)?;
-    let (letter, rest) = unit.split_at(unit.len().min(1));
-    let shift = match letter {
-        "" | "b" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        "p" => 50,
-        _ => return None,
-    };
-    let is_known =
-        if letter == "b" || letter.is_empty() { rest.is_empty() } else { matches!(rest, "" | "b" | "ib") };
-    let value = number * (1i64 << shift) as f64;
-    (is_known && value < i64::MAX as f64).then_some(value as i64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_with_units() {
-        for (text, expected) in [
-            ("512", 512),
-            ("1k", 1024),
-            ("2MiB", 2 << 20),
-            ("-1", -1),
-            ("1gb", 1 << 30),
-            ("1.5k", 1536),
-            ("7b", 7),
-        ] {
-            assert_eq!(bytes(text), Some(expected), "{text}");
-        }
-        for bad in ["", "m", "1x", "99999999999t", "-2", "1kx", "1bb", "."] {
-            assert_eq!(bytes(bad), None, "{bad}");
-        }
-    }
 }
