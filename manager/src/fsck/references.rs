@@ -11,6 +11,7 @@ use crate::content::CONTENT;
 use crate::db::{Database, META, Query, Table, Write, key};
 use crate::docker::container as docker;
 use crate::image::restore::LayerSources;
+use crate::mount::ACTIVATIONS;
 use crate::network::record::{ATTACHMENTS, NETWORKS};
 use crate::snapshot::{CHILDREN, Child, Record, SNAPSHOTS, SnapshotKind};
 use crate::store::containers::CONTAINERS;
@@ -34,6 +35,7 @@ pub fn decode_all(db: &Database) -> Result<(u64, Vec<Problem>)> {
         count(tx, &LEASES, "leases", &mut records, &mut problems)?;
         count(tx, &RESOURCES, "lease_resources", &mut records, &mut problems)?;
         count(tx, &SANDBOXES, "sandboxes", &mut records, &mut problems)?;
+        count(tx, &ACTIVATIONS, "activations", &mut records, &mut problems)?;
         count(tx, &docker::CONTAINERS, "docker.containers", &mut records, &mut problems)?;
         count(tx, &NETWORKS, "networks", &mut records, &mut problems)?;
         count(tx, &ATTACHMENTS, "network_attachments", &mut records, &mut problems)?;
@@ -195,4 +197,25 @@ fn restate(tx: &Write) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::Blob;
+
+    #[test]
+    fn a_record_of_mounts_that_cannot_be_read_is_told() {
+        // The same name with records of another kind.
+        static BYTES: Table<Blob> = Table::new("activations");
+        let directory = tempfile::tempdir().unwrap();
+        let db = Database::open(&directory.path().join("db")).unwrap();
+        let (before, problems) = decode_all(&db).unwrap();
+        assert!(problems.is_empty());
+        db.write_now(|tx| tx.put(&ACTIVATIONS, "n\0one", &Default::default())).unwrap();
+        assert_eq!(decode_all(&db).unwrap(), (before + 1, vec![]));
+        db.write_now(|tx| tx.put(&BYTES, "n\0two", &Blob { value: vec![1] })).unwrap();
+        let (_, problems) = decode_all(&db).unwrap();
+        assert_eq!(problems.iter().map(|problem| problem.name.as_str()).collect::<Vec<_>>(), ["activations"]);
+    }
 }
