@@ -1,5 +1,6 @@
 //! A connection to one shim that speaks gRPC: the same services and messages as over ttrpc.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
@@ -10,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Message;
-use tokio::sync::watch;
+use tokio::sync::SetOnce;
 use tonic::body::Body;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -28,8 +29,8 @@ const ORIGIN: &str = "http://localhost";
 pub struct Client {
     sender: http2::SendRequest<Body>,
     namespace: String,
-    /// Becomes true when the connection has ended.
-    ended: watch::Receiver<bool>,
+    /// Set when the connection has ended.
+    ended: Arc<SetOnce<()>>,
 }
 
 impl Client {
@@ -43,11 +44,12 @@ impl Client {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
             .await
             .map_err(|error| Error::because(Kind::Unavailable, "connect to shim", address, error))?;
-        let (end, ended) = watch::channel(false);
+        let ended = Arc::new(SetOnce::new());
+        let end = ended.clone();
         tokio::spawn(async move {
-            // However it ends, the shim cannot be reached any more.
+            // However it ends, the shim cannot be reached any more; nobody else says so.
             let _ = connection.await;
-            end.send_replace(true);
+            let _ = end.set(());
         });
         Ok(Client { sender, namespace: namespace.to_owned(), ended })
     }
@@ -103,13 +105,12 @@ impl Client {
 
     /// Returns when the connection has ended, whoever ended it.
     pub async fn ended(&self) {
-        // An error means that the task is gone, and with it the connection.
-        let _ = self.ended.clone().wait_for(|ended| *ended).await;
+        self.ended.wait().await;
     }
 
     /// Whether the connection has ended.
     pub fn has_ended(&self) -> bool {
-        *self.ended.borrow()
+        self.ended.initialized()
     }
 }
 

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -127,7 +128,7 @@ pub struct Launcher {
     /// The container's bundle, in which the shim works.
     pub bundle: Bundle,
     /// The daemon.
-    pub daemon: Daemon,
+    pub daemon: Arc<Daemon>,
     /// Whether the shim is a sandbox's, which outlives the container.
     pub sandboxed: bool,
 }
@@ -163,7 +164,7 @@ impl Launcher {
     }
 
     fn parameters(&self, options: Option<&Any>) -> BootstrapParams {
-        let Daemon { address, ttrpc_address, binary, debug, sockets } = &self.daemon;
+        let Daemon { address, ttrpc_address, binary, debug, sockets } = self.daemon.as_ref();
         let log_level = if *debug { LogLevel::Debug } else { LogLevel::Info };
         BootstrapParams {
             instance_id: self.bundle.id.clone(),

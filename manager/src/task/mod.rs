@@ -36,7 +36,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Message;
 use prost_types::{Any, Timestamp};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, SetOnce};
 
 pub use bundle::{TASKS, WorkDirectory};
 pub use sandbox::CreateSandbox;
@@ -135,13 +135,13 @@ pub struct Task {
     /// Whether the shim left the last question that must be answered soon without an answer.
     deaf: AtomicBool,
     /// The container's exit, as soon as it is known from an event or from cleaning up.
-    exit: watch::Sender<Option<Exit>>,
+    exit: SetOnce<Exit>,
 }
 
 impl Task {
     fn new(launcher: Launcher, shim: Shim) -> Arc<Task> {
         let (retired, deaf) = (Mutex::new(false), AtomicBool::new(false));
-        Arc::new(Task { launcher, shim, retired, deaf, exit: watch::Sender::new(None) })
+        Arc::new(Task { launcher, shim, retired, deaf, exit: SetOnce::new() })
     }
 
     /// Name of the container.
@@ -268,9 +268,7 @@ impl Task {
 
     /// The exit that cleaning up after a dead shim brings to light.
     async fn cleaned_up(&self) -> Option<Exit> {
-        let mut exits = self.exit.subscribe();
-        let known = tokio::time::timeout(CLEANUP, exits.wait_for(Option::is_some)).await.ok()?;
-        *known.ok()?
+        tokio::time::timeout(CLEANUP, self.exit.wait()).await.ok().copied()
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use orlop_proto::containerd::v1::types::Status;
 use orlop_proto::error::Result;
 use orlop_proto::kind::Kind;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SetOnce};
 
 use super::bundle::Bundle;
 use super::launch::{Bootstrap, Launcher, kill_in};
@@ -78,7 +78,7 @@ impl Supervisor {
                 name.hide();
                 tracing::warn!(id, "{error}");
                 let _turn = cleaners.acquire().await;
-                self.clean_up(&launcher, &watch::Sender::new(None), name).await;
+                self.clean_up(&launcher, &SetOnce::new(), name).await;
                 return;
             }
         };
@@ -92,7 +92,8 @@ impl Supervisor {
         match task.state_soon().await {
             Ok(state) if state.status() == Status::Stopped => {
                 let exit = Exit { pid: state.pid, status: state.exit_status, at: state.exited_at };
-                task.exit.send_replace(Some(exit));
+                // Ignoring: an event may have told it by now.
+                let _ = task.exit.set(exit);
             }
             Err(error) if error.kind() == Kind::NotFound => {
                 // Killed between the shim's start and the container's creation.

@@ -16,6 +16,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Name;
 use prost_types::Any;
+use tokio::sync::SetOnce;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -60,7 +61,7 @@ pub struct Supervisor {
 pub(super) struct Shared {
     pub bundles: Bundles,
     pub sandbox_bundles: Bundles,
-    pub daemon: Daemon,
+    pub daemon: Arc<Daemon>,
     pub runtimes: Runtimes,
     dialects: Dialects,
     mounts: Mounts,
@@ -89,7 +90,7 @@ impl Supervisor {
         let shared = Shared {
             bundles: Bundles::new(&absolute(&config.state)?, &absolute(&config.root)?),
             sandbox_bundles: Bundles::of_sandboxes(&absolute(&config.state)?, &absolute(&config.root)?),
-            daemon,
+            daemon: Arc::new(daemon),
             runtimes: Runtimes::new(config.runtimes.clone()),
             dialects: Dialects::default(),
             mounts,
@@ -153,11 +154,8 @@ impl Supervisor {
             && exit.id == exit.container_id
             && let Some(task) = self.registry.peek(&envelope.namespace, &exit.container_id)
         {
-            task.exit.send_replace(Some(Exit {
-                pid: exit.pid,
-                status: exit.exit_status,
-                at: exit.exited_at,
-            }));
+            // Ignoring: it ends once, however often that is told.
+            let _ = task.exit.set(Exit { pid: exit.pid, status: exit.exit_status, at: exit.exited_at });
         }
         self.shared.exchange.forward(envelope)
     }
@@ -377,12 +375,7 @@ impl Supervisor {
     }
 
     /// Removes what a dead shim left, and publishes the container's end.
-    pub(super) async fn clean_up(
-        &self,
-        launcher: &Launcher,
-        known: &tokio::sync::watch::Sender<Option<Exit>>,
-        name: Reservation,
-    ) {
+    pub(super) async fn clean_up(&self, launcher: &Launcher, known: &SetOnce<Exit>, name: Reservation) {
         let id = launcher.bundle.id.clone();
         tracing::warn!(%id, "cleaning up after shim disconnected");
         let deleted = launcher.delete(CLEANUP).await.unwrap_or_else(|error| {
@@ -391,12 +384,10 @@ impl Supervisor {
         });
         self.remove_bundle(launcher).await;
 
-        let seen = *known.borrow();
-        let exit = seen.unwrap_or(deleted);
-        known.send_replace(Some(exit));
+        let is_told = known.set(deleted).is_err();
+        let Exit { pid, status: exit_status, at: exited_at } = *known.wait().await;
         drop(name);
-        let Exit { pid, status: exit_status, at: exited_at } = exit;
-        if seen.is_none() {
+        if !is_told {
             let event = TaskExit { container_id: id.clone(), id: id.clone(), pid, exit_status, exited_at };
             self.publish(launcher, "/tasks/exit", &event);
         }

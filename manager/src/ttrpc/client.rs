@@ -1,6 +1,7 @@
 //! A connection to one shim: any number of calls at once, each with its own deadline.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,13 +12,13 @@ use prost::Message;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex as AsyncMutex, SetOnce, oneshot};
 use tracing::Instrument;
 
 use super::{closed, read_frame};
 
-/// Requests that may wait for the other side to read.
-const QUEUE: usize = 16;
+/// Bytes that are read ahead: room for most answers.
+const AHEAD: usize = 256;
 
 /// A client of a shim's ttrpc server. Clones share the connection, which ends with the last of them.
 #[derive(Clone)]
@@ -28,10 +29,10 @@ pub struct Client {
 struct Shared {
     namespace: String,
     calls: Mutex<Calls>,
-    /// Frames, so that a connection's queue, which has room for 32 from the start, is small.
-    requests: mpsc::Sender<Vec<u8>>,
-    /// Becomes true when the connection has ended.
-    ended: watch::Receiver<bool>,
+    /// Held until a whole request is written. Who waits here is in order.
+    writer: Arc<AsyncMutex<OwnedWriteHalf>>,
+    /// Set when the connection has ended.
+    ended: SetOnce<()>,
 }
 
 /// How many calls were made, and those that wait for their answer, by stream.
@@ -39,7 +40,6 @@ struct Shared {
 struct Calls {
     made: u32,
     waiting: HashMap<u32, oneshot::Sender<Response>>,
-    ended: bool,
 }
 
 /// Connects to `unix:///path`, to a bare path, or to an abstract socket named `@name`.
@@ -65,12 +65,10 @@ impl Client {
 
     fn over(stream: UnixStream, namespace: &str) -> Client {
         let (reader, writer) = stream.into_split();
-        let (requests, queue) = mpsc::channel(QUEUE);
-        let (end, ended) = watch::channel(false);
-        let shared =
-            Arc::new(Shared { namespace: namespace.to_owned(), calls: Mutex::default(), requests, ended });
-        tokio::spawn(read_answers(reader, Arc::downgrade(&shared), end));
-        tokio::spawn(write_requests(writer, queue));
+        let writer = Arc::new(AsyncMutex::new(writer));
+        let (calls, ended) = (Mutex::default(), SetOnce::new());
+        let shared = Arc::new(Shared { namespace: namespace.to_owned(), calls, writer, ended });
+        tokio::spawn(read_answers(reader, Arc::downgrade(&shared)));
         Client { shared }
     }
 
@@ -113,21 +111,35 @@ impl Client {
 
     async fn exchange(&self, request: Request) -> Result<Response> {
         let (answer, answered) = oneshot::channel();
-        let place = self.shared.requests.reserve().await.map_err(|_| closed())?;
-        let stream = self.shared.register(answer, request, place)?;
+        let mut writer = self.shared.writer.clone().lock_owned().await;
+        let stream = self.shared.register(answer)?;
         let _forget = Forget { shared: &self.shared, stream };
+        let bytes = frame(stream, FrameType::Request, &request);
+        match writer.try_write(&bytes) {
+            Ok(begun) if begun == bytes.len() => drop(writer),
+            Err(error) if error.kind() != ErrorKind::WouldBlock => self.shared.fail(stream),
+            begun => {
+                let (begun, shared) = (begun.unwrap_or(0), Arc::downgrade(&self.shared));
+                // By a task of its own, so that a caller that gives up leaves no torn frame.
+                tokio::spawn(async move {
+                    let written = writer.write_all(&bytes[begun..]).await;
+                    if let (Err(_), Some(shared)) = (written, shared.upgrade()) {
+                        shared.fail(stream);
+                    }
+                });
+            }
+        }
         answered.await.map_err(|_| closed())
     }
 
     /// Returns when the connection has ended, whoever ended it.
     pub async fn ended(&self) {
-        // An error means that the reader is gone, and with it the connection.
-        let _ = self.shared.ended.clone().wait_for(|ended| *ended).await;
+        self.shared.ended.wait().await;
     }
 
     /// Whether the connection has ended.
     pub fn has_ended(&self) -> bool {
-        *self.shared.ended.borrow()
+        self.shared.ended.initialized()
     }
 }
 
@@ -136,23 +148,23 @@ impl Shared {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a call its stream and queues its request; clients use the odd ones. Streams are queued in the order of their
-    /// numbers, without which containerd's server ends the connection.
-    fn register(
-        &self,
-        answer: oneshot::Sender<Response>,
-        request: Request,
-        place: mpsc::Permit<'_, Vec<u8>>,
-    ) -> Result<u32> {
+    /// Gives a call its stream; clients use the odd ones. Whoever asks has the writer: streams that begin in another order than
+    /// that of their numbers make containerd's server end the connection.
+    fn register(&self, answer: oneshot::Sender<Response>) -> Result<u32> {
         let mut calls = self.calls();
-        if calls.ended {
+        if self.ended.initialized() {
             return Err(closed());
         }
         let stream = calls.made.wrapping_mul(2) | 1;
         calls.made = calls.made.wrapping_add(1);
         calls.waiting.insert(stream, answer);
-        place.send(frame(stream, FrameType::Request, &request));
         Ok(stream)
+    }
+
+    /// Lets a call wait no longer whose request could not be written. What was answered before the other side went is still to
+    /// be read, so that only the reader knows the end of the connection.
+    fn fail(&self, stream: u32) {
+        self.calls().waiting.remove(&stream);
     }
 }
 
@@ -169,8 +181,8 @@ impl Drop for Forget<'_> {
 }
 
 /// Hands answers to the calls that wait, until the connection ends or nobody holds the client any more.
-async fn read_answers(reader: OwnedReadHalf, shared: std::sync::Weak<Shared>, end: watch::Sender<bool>) {
-    let mut reader = BufReader::with_capacity(1024, reader);
+async fn read_answers(reader: OwnedReadHalf, shared: std::sync::Weak<Shared>) {
+    let mut reader = BufReader::with_capacity(AHEAD, reader);
     // A stream that breaks the protocol cannot be followed further: it counts as ended.
     while let Ok(Some((header, payload))) = read_frame(&mut reader).await {
         let Some(shared) = shared.upgrade() else { break };
@@ -181,20 +193,9 @@ async fn read_answers(reader: OwnedReadHalf, shared: std::sync::Weak<Shared>, en
         }
     }
     if let Some(shared) = shared.upgrade() {
-        let mut calls = shared.calls();
-        calls.ended = true;
-        calls.waiting.clear();
-    }
-    end.send_replace(true);
-}
-
-/// Writes whole requests one after the other, so that a caller that gives up leaves no torn frame.
-async fn write_requests(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<Vec<u8>>) {
-    while let Some(bytes) = queue.recv().await {
-        if writer.write_all(&bytes).await.is_err() {
-            // The reader sees the end of the connection and tells the callers.
-            return;
-        }
+        // Nobody else sets it.
+        let _ = shared.ended.set(());
+        shared.calls().waiting.clear();
     }
 }
 
