@@ -4,7 +4,9 @@ use std::fs;
 use std::io::Read;
 
 use orlop_tests::image::digest;
-use orlop_tests::{Daemon, Image, Orlopd, Root, pretender};
+use orlop_tests::{Daemon, Image, Orlopd, Root, poll_until, pretender};
+
+use crate::ctl::DEADLINE;
 
 const IMAGE: &str = "registry.test/two:1";
 
@@ -21,8 +23,12 @@ fn a_blob_is_edited_and_layers_are_let_go_of() {
     let root = Root::new();
     let mut daemon = start(&root);
     let blob = digest(b"before\n");
-    daemon.orlopctl(["content", "ingest", "--expected-digest", &blob, "r"]).input("before\n").run().success();
-    daemon.orlopctl(["content", "label", &blob, "containerd.io/gc.root=1"]).run().success();
+    // The import's collection may come between the two.
+    poll_until(DEADLINE, "the blob is kept", || {
+        let ingest = ["content", "ingest", "--expected-digest", &blob, "r"];
+        daemon.orlopctl(ingest).input("before\n").run().success();
+        daemon.orlopctl(["content", "label", &blob, "containerd.io/gc.root=1"]).run().status.success()
+    });
     let editor = "sed -i s/before/after/";
     let made = daemon.orlopctl(["content", "edit", "--editor", editor, &blob]).run().success().stdout;
     assert_eq!(made.trim(), digest(b"after\n"));
@@ -107,6 +113,55 @@ fn a_task_is_saved_to_an_image() {
     for part in ["criu.checkpoint.criu.tar", "checkpoint.config.v1+proto", "image.layer.v1.tar+gzip", IMAGE] {
         assert!(index.contains(part), "{index}");
     }
+    daemon.stop();
+    root.assert_clean();
+}
+
+#[test]
+fn a_container_is_saved_by_one_client_and_restored_by_another() {
+    let root = Root::new();
+    let mut daemon = start(&root);
+    let runtime = pretender(&root).display().to_string();
+    let client = |ours: bool, words: &[&str]| if ours { daemon.orlopctl(words) } else { daemon.ctr(words) };
+    for (saver, restorer) in [(true, true), (true, false), (false, true)] {
+        let run = ["run", "-d", "--null-io", "--runc-binary", &runtime, IMAGE, "c", "sleep", "1000"];
+        daemon.orlopctl(run).run().success();
+        let exec = |script| daemon.orlopctl(["tasks", "exec", "--exec-id", "e", "c", "sh", "-c", script]);
+        exec("echo kept > /new").run().success();
+        let save = ["containers", "checkpoint", "--rw", "--image", "--task", "c", "saved:1"];
+        client(saver, &save).run().success();
+        let listed = daemon.orlopctl(["tasks", "ls"]).run().success().stdout;
+        assert!(listed.contains("RUNNING"), "{listed}");
+        let remove = || {
+            daemon.orlopctl(["tasks", "rm", "--force", "c"]).run().success();
+            daemon.orlopctl(["containers", "rm", "c"]).run().success();
+        };
+        remove();
+        client(restorer, &["containers", "restore", "--rw", "--live", "c", "saved:1"]).run().success();
+        assert_eq!(exec("cat /new").run().success().stdout, "kept\n");
+        let info = daemon.orlopctl(["containers", "info", "c"]).run().success().stdout;
+        assert!(info.contains(&runtime) && info.contains(IMAGE), "{info}");
+        remove();
+        daemon.orlopctl(["images", "rm", "--sync", "saved:1"]).run().success();
+    }
+    let calls = fs::read_to_string(root.join("calls")).unwrap();
+    let verbs: Vec<_> = calls.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(verbs, ["checkpoint", "restore"].repeat(3), "{calls}");
+
+    // One that was saved without its processes can be neither made again nor restored.
+    daemon.orlopctl(["containers", "create", IMAGE, "c"]).run().success();
+    daemon.orlopctl(["containers", "checkpoint", "c", "saved:1"]).run().success();
+    for words in [&["--live"][..], &["--rw"], &[]] {
+        let restore = daemon.orlopctl(["containers", "restore"]).args(words).args(["d", "saved:1"]);
+        let refused = restore.run().failure();
+        assert!(refused.stderr.contains("was not saved in it"), "{refused}");
+    }
+    let refused = daemon.orlopctl(["containers", "restore", "d", IMAGE]).run().failure();
+    assert!(refused.stderr.contains("no container was saved in it"), "{refused}");
+    daemon.orlopctl(["containers", "rm", "c"]).run().success();
+    assert_eq!(daemon.orlopctl(["containers", "ls", "-q"]).run().success().stdout, "");
+    let left = daemon.orlopctl(["snapshots", "ls"]).run().success().stdout;
+    assert!(!left.contains("Active"), "{left}");
     daemon.stop();
     root.assert_clean();
 }

@@ -9,6 +9,7 @@ mod ctl_content;
 mod ctl_convert;
 mod ctl_devices;
 mod ctl_images;
+mod ctl_network;
 mod daemon;
 mod diffs;
 mod erofs;

@@ -168,7 +168,21 @@ pub async fn write_document(
     like: &Descriptor,
 ) -> Result<Descriptor> {
     // The keys of a map come in order: the same document is the same bytes.
-    let data = document.to_string().into_bytes();
+    let (digest, size) = store(client, document.to_string().into_bytes(), labels).await?;
+    Ok(Descriptor { digest, size, ..like.clone() })
+}
+
+/// Stores a small blob.
+///
+/// # Errors
+///
+/// What the server says.
+pub async fn write_blob(client: &Client, data: Vec<u8>, media_type: &str) -> Result<Descriptor> {
+    let (digest, size) = store(client, data, HashMap::new()).await?;
+    Ok(Descriptor { media_type: media_type.to_owned(), digest, size, ..Descriptor::default() })
+}
+
+async fn store(client: &Client, data: Vec<u8>, labels: HashMap<String, String>) -> Result<(String, i64)> {
     let (digest, size) = (named(&Sha256::digest(&data)), data.len() as i64);
     let reference = format!("document-{digest}");
     if let Some(mut upload) = Upload::begin(client, &reference, size, &digest).await? {
@@ -177,7 +191,7 @@ pub async fn write_document(
     }
     // One that was there has its own.
     set_labels(client, &digest, labels).await?;
-    Ok(Descriptor { digest, size, ..like.clone() })
+    Ok((digest, size))
 }
 
 /// Makes a blob of another: `work` reads one and writes the other, on a thread of its own. Returns digest, size and what

@@ -3,6 +3,7 @@
 mod blob;
 mod cli;
 mod client;
+mod cni;
 mod commands;
 mod create;
 mod directory;

@@ -10,6 +10,8 @@ use super::tasks::Stdio;
 /// Verbs of `containers`.
 #[derive(Subcommand, Debug)]
 pub enum Containers {
+    /// Save a container into an image that it can be restored from
+    Checkpoint(Checkpoint),
     /// Make an image of a container's changes on top of its image
     Commit(Commit),
     /// Make a container without running it
@@ -48,6 +50,8 @@ pub enum Containers {
         /// Labels as KEY=VALUE; without a value the label is removed
         labels: Vec<String>,
     },
+    /// Make a container of an image that one was saved into, and run it
+    Restore(Restore),
 }
 
 /// `run`.
@@ -62,7 +66,24 @@ pub struct Run {
     #[command(flatten)]
     pub stdio: Stdio,
     #[command(flatten)]
+    pub cni: Cni,
+    #[command(flatten)]
     pub create: Create,
+}
+
+/// A network by plugins.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Network")]
+pub struct Cni {
+    /// Join the network that the first file of a directory configures, by plugins (CNI)
+    #[arg(long)]
+    pub cni: bool,
+    /// The directory
+    #[arg(long, value_name = "DIRECTORY", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Directories of the plugins
+    #[arg(long, value_name = "DIRECTORY", default_values = ["/opt/cni/bin", "/usr/lib/cni"])]
+    pub cni_plugin_dir: Vec<PathBuf>,
 }
 
 /// A container to make.
@@ -279,5 +300,41 @@ pub struct Commit {
     /// Container
     pub container: String,
     /// Name of the new image
+    pub image: String,
+}
+
+/// `containers checkpoint`.
+#[derive(Args, Debug)]
+pub struct Checkpoint {
+    /// Save what the container has written
+    #[arg(long)]
+    pub rw: bool,
+    /// Save the image of the container
+    #[arg(long)]
+    pub image: bool,
+    /// Save its processes, which run on
+    #[arg(long)]
+    pub task: bool,
+    /// Container
+    pub container: String,
+    /// Name of the new image
+    #[arg(value_name = "IMAGE")]
+    pub image_name: String,
+}
+
+/// `containers restore`.
+#[derive(Args, Debug)]
+pub struct Restore {
+    /// Restore what it had written
+    #[arg(long)]
+    pub rw: bool,
+    /// Restore its processes, rather than starting anew
+    #[arg(long)]
+    pub live: bool,
+    #[command(flatten)]
+    pub stdio: Stdio,
+    /// ID of the new container
+    pub container: String,
+    /// Name of the image
     pub image: String,
 }

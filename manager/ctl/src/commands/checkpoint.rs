@@ -1,6 +1,7 @@
-//! `orlopctl tasks checkpoint`: to a directory, or to an image that a container can be restored from, laid out as containerd's Go
-//! client does it.
+//! `orlopctl tasks checkpoint`, to a directory or to an image that a container can be restored from, and `orlopctl containers checkpoint`;
+//! the images are laid out as containerd's Go client does it.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -9,19 +10,37 @@ use orlop_proto::containerd::runc::v1::CheckpointOptions;
 use orlop_proto::containerd::services::diff::v1::DiffRequest;
 use orlop_proto::containerd::services::images::v1::{CreateImageRequest, Image};
 use orlop_proto::containerd::services::tasks::v1::*;
-use orlop_proto::containerd::types::Descriptor;
 use orlop_proto::containerd::v1::types::Status;
 use orlop_proto::contract::time::rfc3339;
 use orlop_proto::error::{Context as _, Error, Result};
 use orlop_proto::kind::Kind;
+use prost::Message;
+use prost_types::Any;
 use serde_json::{Value, json};
 
+use super::commit::while_paused;
 use super::{Context, containers, snapshots};
-use crate::blob::write_document;
+use crate::blob::{write_blob, write_document};
+use crate::cli::container::Checkpoint;
 use crate::client::Client;
-use crate::image;
+use crate::image::{self, Descriptor};
 use crate::output;
 use crate::platform::Platform;
+
+/// Media type of what CRIU saved.
+pub const CRIU: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+/// Media type of the OCI configuration, in its envelope.
+pub const CONFIG: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
+/// Media type of the options that a task was saved with, in their envelope.
+const OPTIONS: &str = "application/vnd.containerd.container.checkpoint.options.v1+proto";
+/// Media type of the container's options for its runtime, in their envelope.
+pub const RUNTIME_OPTIONS: &str = "application/vnd.containerd.container.checkpoint.runtime.options+proto";
+/// Annotation that names the image of a saved container.
+pub const IMAGE_NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation that names its runtime.
+pub const RUNTIME: &str = "io.containerd.checkpoint.runtime";
+/// Annotation that names its snapshotter.
+pub const SNAPSHOTTER: &str = "io.containerd.checkpoint.snapshotter";
 
 /// Where a task is saved to, and what becomes of it.
 pub struct Options {
@@ -86,46 +105,96 @@ async fn save(
         return Ok(None);
     }
     let container = containers::get(context, id).await?;
-    let host = Platform::host();
-    let platform = json!({ "os": host.os, "architecture": host.architecture });
-    let entry = |part: &Descriptor| json!({ "mediaType": part.media_type, "digest": part.digest, "size": part.size, "platform": platform });
-    let mut manifests: Vec<Value> = parts.iter().map(entry).collect();
-    let mut annotations = json!({});
+    let mut index = Index::default();
+    parts.iter().for_each(|part| index.add(part.into()));
     if !container.image.is_empty() {
-        let target = image::target(&image::record(client, &container.image).await?)?;
-        manifests
-            .push(json!({ "mediaType": target.media_type, "digest": target.digest, "size": target.size }));
-        annotations["image.name"] = container.image.clone().into();
+        index.manifests.push(image::target(&image::record(client, &container.image).await?)?);
+        index.annotations["image.name"] = container.image.clone().into();
     }
     if !container.snapshot_key.is_empty() {
-        let request = DiffRequest {
-            r#ref: format!("checkpoint-rw-{}", container.snapshot_key),
-            ..DiffRequest::default()
-        };
-        let made =
-            snapshots::diff(client, &container.snapshotter, request, &container.snapshot_key, None).await?;
-        manifests.push(entry(&made));
+        index.add(changes(client, &container.snapshotter, &container.snapshot_key).await?);
     }
-    let labels = manifests.iter().enumerate().map(|(index, manifest)| {
-        let digest = manifest["digest"].as_str().unwrap_or_default().to_owned();
-        (format!("containerd.io/gc.ref.content.{index}"), digest)
-    });
-    let labels = labels.collect();
-    let index = json!({ "schemaVersion": 2, "manifests": manifests, "annotations": annotations });
-    let like = image::Descriptor { media_type: image::OCI_INDEX.to_owned(), ..Default::default() };
-    let target = write_document(client, &index, labels, &like).await?;
     let name = format!("containerd.io/checkpoint/{id}:{}", date(&rfc3339(SystemTime::now())));
-    let record = Image {
-        name: name.clone(),
-        labels: [("containerd.io/checkpoint".to_owned(), "true".to_owned())].into(),
-        target: Some((&target).into()),
-        ..Image::default()
-    };
-    client
-        .images()
-        .create(CreateImageRequest { image: Some(record), ..CreateImageRequest::default() })
-        .await?;
+    let labels = [("containerd.io/checkpoint".to_owned(), "true".to_owned())];
+    index.name(client, &name, labels.into()).await?;
     Ok(Some(name))
+}
+
+/// Saves a container into an image: what it runs in, and whatever else is wanted.
+pub async fn container(context: &Context<'_>, options: &Checkpoint) -> Result<()> {
+    let container = containers::get(context, &options.container).await?;
+    let saving = context.client.with_lease(async |client| {
+        let target = image::target(&image::record(client, &container.image).await?)?;
+        let runtime = container.runtime.clone().unwrap_or_default();
+        let annotations = json!({
+            IMAGE_NAME: container.image,
+            RUNTIME: runtime.name,
+            SNAPSHOTTER: container.snapshotter,
+        });
+        let mut index = Index { annotations, ..Index::default() };
+        if let Some(given) = runtime.options.filter(|given| !given.value.is_empty()) {
+            index.add(write_blob(client, given.encode_to_vec(), RUNTIME_OPTIONS).await?);
+        }
+        if options.image {
+            index.manifests.push(target);
+        }
+        if options.rw {
+            index.add(changes(client, &container.snapshotter, &container.snapshot_key).await?);
+        }
+        if options.task {
+            let wanted: Any =
+                any::pack(&CheckpointOptions { file_locks: true, ..CheckpointOptions::default() });
+            let request = CheckpointTaskRequest {
+                container_id: container.id.clone(),
+                options: Some(wanted.clone()),
+                ..CheckpointTaskRequest::default()
+            };
+            let parts = client.tasks().checkpoint(request).await?.into_inner().descriptors;
+            parts.iter().for_each(|part| index.add(part.into()));
+            index.add(write_blob(client, wanted.encode_to_vec(), OPTIONS).await?);
+        }
+        index.name(client, &options.image_name, HashMap::new()).await
+    });
+    while_paused(context.client, &container.id, saving).await
+}
+
+/// The layer of what a container has changed.
+async fn changes(client: &Client, snapshotter: &str, key: &str) -> Result<Descriptor> {
+    let request = DiffRequest { r#ref: format!("checkpoint-rw-{key}"), ..DiffRequest::default() };
+    Ok((&snapshots::diff(client, snapshotter, request, key, None).await?).into())
+}
+
+/// The index of an image that a container is restored from.
+struct Index {
+    manifests: Vec<Descriptor>,
+    annotations: Value,
+}
+
+impl Default for Index {
+    fn default() -> Index {
+        Index { manifests: Vec::new(), annotations: json!({}) }
+    }
+}
+
+impl Index {
+    /// Adds a part that is this host's.
+    fn add(&mut self, part: Descriptor) {
+        self.manifests.push(Descriptor { platform: Some(Platform::host()), ..part });
+    }
+
+    /// Stores the index under a name; it keeps its parts.
+    async fn name(self, client: &Client, name: &str, labels: HashMap<String, String>) -> Result<()> {
+        let kept = self.manifests.iter().enumerate();
+        let kept = kept.map(|(at, part)| (format!("containerd.io/gc.ref.content.{at}"), part.digest.clone()));
+        let index =
+            json!({ "schemaVersion": 2, "manifests": self.manifests, "annotations": self.annotations });
+        let like = Descriptor { media_type: image::OCI_INDEX.to_owned(), ..Default::default() };
+        let target = write_document(client, &index, kept.collect(), &like).await?;
+        let target = Some((&target).into());
+        let image = Some(Image { name: name.to_owned(), labels, target, ..Image::default() });
+        client.images().create(CreateImageRequest { image, ..CreateImageRequest::default() }).await?;
+        Ok(())
+    }
 }
 
 /// A time as a tag: `01-02-2006-15:04:05`, as Go writes it.

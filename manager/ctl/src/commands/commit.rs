@@ -26,7 +26,7 @@ use crate::{output, unpack};
 
 /// The variable with which builds are made reproducible: seconds since 1970.
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 /// Label of a layer: the digest of what it decompresses to.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 const KEEP: &str = "containerd.io/gc.ref.content";
@@ -115,7 +115,7 @@ fn epoch() -> Result<Option<i64>> {
 }
 
 /// Does something while a container's processes stand still, where it runs.
-async fn while_paused<T>(client: &Client, id: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub async fn while_paused<T>(client: &Client, id: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
     let request = GetRequest { container_id: id.to_owned(), ..GetRequest::default() };
     let is_running = match client.tasks().get(request).await {
         Ok(found) => found.into_inner().process.unwrap_or_default().status == Status::Running as i32,

@@ -12,14 +12,16 @@ use prost_types::Any;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::{Context, commit};
+use super::{Context, checkpoint, commit, network, restore};
 use crate::cli::container::Containers;
 use crate::create;
 use crate::labels;
 use crate::output::{self, Gap, Table};
 
-pub async fn execute(context: &Context<'_>, verb: Containers) -> Result<()> {
-    match verb {
+pub async fn execute(context: &Context<'_>, verb: Containers) -> Result<u32> {
+    let done = match verb {
+        Containers::Checkpoint(options) => checkpoint::container(context, &options).await,
+        Containers::Restore(options) => return restore::restore(context, &options).await,
         Containers::Commit(options) => commit::commit(context, &options).await,
         Containers::Create(options) => {
             create::create(context.client, context.global, &options, None).await?;
@@ -50,7 +52,8 @@ pub async fn execute(context: &Context<'_>, verb: Containers) -> Result<()> {
             let updated = context.client.containers().update(request).await?.into_inner().container;
             output::print(&format!("{}\n", output::labels(&updated.unwrap_or_default().labels)))
         }
-    }
+    };
+    done.map(|()| 0)
 }
 
 /// A container's record.
@@ -85,6 +88,7 @@ pub async fn delete(context: &Context<'_>, id: &str, keep_snapshot: bool) -> Res
         Err(status) if status.code() == Code::NotFound => {}
         Err(status) => return Err(status.into()),
     }
+    network::leave(context, id, None).await?;
     if !keep_snapshot && !container.snapshot_key.is_empty() {
         let request = RemoveSnapshotRequest {
             snapshotter: container.snapshotter.clone(),

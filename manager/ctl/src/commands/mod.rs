@@ -10,6 +10,8 @@ mod history;
 mod images;
 mod leases;
 mod namespaces;
+mod network;
+mod restore;
 mod run;
 mod server;
 mod snapshots;
@@ -58,7 +60,7 @@ pub async fn execute(context: &Context<'_>, command: Command) -> Result<u32> {
         Command::Images(verb) => images::execute(context, verb).await.map(|()| 0),
         Command::Content(verb) => content::execute(context, verb).await.map(|()| 0),
         Command::Snapshots(group) => snapshots::execute(context, group).await.map(|()| 0),
-        Command::Containers(verb) => containers::execute(context, verb).await.map(|()| 0),
+        Command::Containers(verb) => containers::execute(context, verb).await,
         Command::Tasks(verb) => tasks::execute(context, verb).await,
         Command::Run(options) => run::run(context, *options).await,
         Command::Namespaces(verb) => namespaces::execute(context, verb).await.map(|()| 0),

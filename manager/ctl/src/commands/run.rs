@@ -8,10 +8,13 @@ use orlop_proto::containerd::types::Mount;
 use orlop_proto::error::{Context as _, Error, Result};
 use orlop_proto::kind::Kind;
 
+use super::network::{self, Namespace};
 use super::{Context, containers};
 use crate::cli::container::Run;
 use crate::cli::tasks::Stdio;
+use crate::cni::Network;
 use crate::create;
+use crate::image::Descriptor;
 use crate::process::Process;
 use crate::stdio::{Fifos, Paths, Streams};
 use crate::terminal::Raw;
@@ -29,10 +32,15 @@ pub async fn run(context: &Context<'_>, options: Run) -> Result<u32> {
         let reason = "tty and null-io cannot be used together";
         return Err(Error::because(Kind::InvalidArgument, "run", "", reason));
     }
+    let cni = &options.cni;
+    let network = cni.cni.then(|| Network::load(&cni.cni_conf_dir, &cni.cni_plugin_dir)).transpose()?;
     let id = create::create(context.client, context.global, &options.create, Some(CPU_SHARES)).await?;
     context.explain(|| format!("made container {id}"));
     let pid_file = options.create.pid_file.as_deref();
-    let outcome = start(context, &id, &options.stdio, tty, options.detach, pid_file).await;
+    let network = network.as_ref();
+    let started =
+        Start { stdio: &options.stdio, tty, detach: options.detach, pid_file, network, checkpoint: None };
+    let outcome = start(context, &id, started).await;
     if options.rm {
         let removed = containers::delete(context, &id, false).await;
         return outcome.and_then(|code| removed.map(|()| code));
@@ -40,22 +48,32 @@ pub async fn run(context: &Context<'_>, options: Run) -> Result<u32> {
     outcome
 }
 
+/// How a container's task is started.
+pub struct Start<'a> {
+    /// Its standard streams.
+    pub stdio: &'a Stdio,
+    /// Whether its process has a terminal.
+    pub tty: bool,
+    /// Whether it is left to itself.
+    pub detach: bool,
+    /// Where its process ID is written.
+    pub pid_file: Option<&'a Path>,
+    /// The network that it joins.
+    pub network: Option<&'a Network>,
+    /// What it is restored from.
+    pub checkpoint: Option<&'a Descriptor>,
+}
+
 /// Makes and starts the task of a container, and unless detached attends it until its end and removes it.
 ///
 /// # Errors
 ///
 /// What the server says; a task that cannot be started is removed again.
-pub async fn start(
-    context: &Context<'_>,
-    id: &str,
-    options: &Stdio,
-    tty: bool,
-    detach: bool,
-    pid_file: Option<&Path>,
-) -> Result<u32> {
+pub async fn start(context: &Context<'_>, id: &str, options: Start<'_>) -> Result<u32> {
+    let Start { tty, detach, pid_file, .. } = options;
     let process = Process { client: context.client.clone(), container: id.to_owned(), exec: String::new() };
     let rootfs = rootfs(context, id).await?;
-    let mut stdio = Connection::open(context, options, id, tty, detach)?;
+    let mut stdio = Connection::open(context, options.stdio, id, tty, detach)?;
     let _raw = if tty && !detach { Raw::enter()? } else { None };
     let paths = stdio.paths.clone();
     let request = CreateTaskRequest {
@@ -65,6 +83,7 @@ pub async fn start(
         stdout: paths.stdout,
         stderr: paths.stderr,
         terminal: paths.terminal,
+        checkpoint: options.checkpoint.map(Into::into),
         ..CreateTaskRequest::default()
     };
     let pid = match context.client.tasks().create(request).await {
@@ -75,9 +94,15 @@ pub async fn start(
         }
     };
     stdio.opened();
+    let mut joined = None;
     let started = async {
         if let Some(path) = pid_file {
             write_pid(path, pid)?;
+        }
+        if let Some(network) = options.network {
+            let namespace = Namespace::of(pid)?;
+            network::join(context, id, network, &namespace).await?;
+            joined = Some(namespace);
         }
         let watch = (!detach).then(|| process.watch()).transpose()?;
         process.start().await?;
@@ -88,6 +113,7 @@ pub async fn start(
         Ok(watch) => watch,
         Err(error) => {
             // What went wrong before is what is reported.
+            let _ = leave(context, id, joined).await;
             let _ = process.delete().await;
             stdio.close();
             return Err(error);
@@ -95,11 +121,19 @@ pub async fn start(
     };
     let Some(watch) = watch else { return Ok(0) };
     let code = process.attend(watch, &mut stdio.streams, tty).await;
+    let left = leave(context, id, joined).await;
     let deleted = process.delete().await;
     stdio.close();
     let code = code?;
     deleted?;
-    Ok(code)
+    left.map(|()| code)
+}
+
+async fn leave(context: &Context<'_>, id: &str, joined: Option<Namespace>) -> Result<()> {
+    match joined {
+        Some(namespace) => network::leave(context, id, Some(&namespace)).await,
+        None => Ok(()),
+    }
 }
 
 /// The mounts of a container's root, as its snapshotter gives them.

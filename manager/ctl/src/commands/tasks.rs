@@ -13,8 +13,8 @@ use orlop_proto::spec::{Accounts, merge_env};
 use prost_types::Any;
 use serde_json::{Value, json};
 
-use super::run::{Connection, start};
-use super::{Context, checkpoint, containers};
+use super::run::{Connection, Start, start};
+use super::{Context, checkpoint, containers, network};
 use crate::cli::tasks::{Exec, Tasks};
 use crate::metrics::Usage;
 use crate::output::{self, Gap, Table};
@@ -54,7 +54,9 @@ pub async fn execute(context: &Context<'_>, verb: Tasks) -> Result<u32> {
         Tasks::Start { stdio, pid_file, detach, container } => {
             let spec = containers::spec_json(&containers::get(context, &container).await?)?;
             let tty = spec["process"]["terminal"].as_bool().unwrap_or(false);
-            start(context, &container, &stdio, tty, detach, pid_file.as_deref()).await
+            let pid_file = pid_file.as_deref();
+            let options = Start { stdio: &stdio, tty, detach, pid_file, network: None, checkpoint: None };
+            start(context, &container, options).await
         }
         Tasks::Wait { exec_id, container } => {
             let process = process(context, container, exec_id);
@@ -101,6 +103,7 @@ async fn attach(context: &Context<'_>, container: String) -> Result<u32> {
     let code = process.attend(watch, &mut streams, record.terminal).await?;
     process.delete().await?;
     stdio::remove_below(&context.fifo_directory(), &paths);
+    network::leave(context, &process.container, None).await?;
     Ok(code)
 }
 
@@ -257,6 +260,9 @@ async fn delete_one(context: &Context<'_>, force: bool, process: Process) -> Res
     }
     let code = process.delete().await?;
     stdio::remove_below(&context.fifo_directory(), &paths(&record));
+    if process.exec.is_empty() {
+        network::leave(context, &process.container, None).await?;
+    }
     Ok(code)
 }
 
