@@ -76,6 +76,7 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
     let uuid = installation(&stores.database)?;
     let supervisor = Supervisor::new(&config, stores.exchange.clone(), stores.mounts.clone())?;
     let sandboxers = Sandboxers::new(&config.proxy_plugins)?;
+    let streams = Streams::default();
     let admin = AdminService {
         root: config.root.clone(),
         checker: stores.checker(),
@@ -87,6 +88,7 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         config: config.clone(),
         uuid: uuid.clone(),
         started: std::time::SystemTime::now(),
+        streams: streams.clone(),
     };
     let Stores {
         exchange,
@@ -110,7 +112,6 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         exchange: exchange.clone(),
         interval: Duration::from_secs(config.restart.interval),
     };
-    let streams = Streams::default();
     let engine = match config.docker_address() {
         None => None,
         Some(address) => {

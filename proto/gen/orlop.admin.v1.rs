@@ -356,6 +356,67 @@ impl ::prost::Name for MetricsResponse {
         "/orlop.admin.v1.MetricsResponse".into()
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReferrersRequest {
+    #[prost(message, optional, tag = "1")]
+    pub image: ::core::option::Option<
+        super::super::super::containerd::types::transfer::OciRegistry,
+    >,
+    #[prost(message, repeated, tag = "2")]
+    pub platforms: ::prost::alloc::vec::Vec<
+        super::super::super::containerd::types::Platform,
+    >,
+    #[prost(string, tag = "3")]
+    pub artifact_type: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub fetch: bool,
+}
+impl ::prost::Name for ReferrersRequest {
+    const NAME: &'static str = "ReferrersRequest";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.ReferrersRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.ReferrersRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReferrersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub referrers: ::prost::alloc::vec::Vec<Referrer>,
+}
+impl ::prost::Name for ReferrersResponse {
+    const NAME: &'static str = "ReferrersResponse";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.ReferrersResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.ReferrersResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Referrer {
+    #[prost(string, tag = "1")]
+    pub subject: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub descriptor: ::core::option::Option<
+        super::super::super::containerd::types::Descriptor,
+    >,
+    #[prost(string, tag = "3")]
+    pub artifact_type: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Referrer {
+    const NAME: &'static str = "Referrer";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.Referrer".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.Referrer".into()
+    }
+}
 /// Generated client implementations.
 #[cfg(feature = "grpc")]
 pub mod admin_client {
@@ -588,6 +649,31 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("orlop.admin.v1.Admin", "Metrics"));
             self.inner.unary(req, path, codec).await
         }
+        /// Says what refers to an image at its registry, and fetches it.
+        pub async fn referrers(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReferrersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReferrersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orlop.admin.v1.Admin/Referrers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orlop.admin.v1.Admin", "Referrers"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -634,6 +720,14 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::MetricsRequest>,
         ) -> std::result::Result<tonic::Response<super::MetricsResponse>, tonic::Status>;
+        /// Says what refers to an image at its registry, and fetches it.
+        async fn referrers(
+            &self,
+            request: tonic::Request<super::ReferrersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReferrersResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct AdminServer<T> {
@@ -954,6 +1048,49 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = MetricsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orlop.admin.v1.Admin/Referrers" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReferrersSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::ReferrersRequest>
+                    for ReferrersSvc<T> {
+                        type Response = super::ReferrersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReferrersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::referrers(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReferrersSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

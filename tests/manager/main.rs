@@ -29,6 +29,7 @@ mod power_cut;
 mod processors;
 mod programs;
 mod proxies;
+mod referrers;
 mod reflection;
 mod registry;
 mod registry_faults;

@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use orlop_proto::any;
 use orlop_proto::containerd::types::transfer::{HttpDebug, OciRegistry, RegistryResolver};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
-use prost_types::Any;
 
 use crate::cli::images::Registry;
 use crate::client::random_id;
@@ -92,7 +90,7 @@ pub fn credentials(options: &Registry) -> Result<Credentials> {
 }
 
 /// The registry side of a transfer.
-pub fn endpoint(options: &Registry, reference: &str, hosts: Option<&Hosts>, auth: &Stream) -> Any {
+pub fn endpoint(options: &Registry, reference: &str, hosts: Option<&Hosts>, auth: &Stream) -> OciRegistry {
     let made = hosts.map(|hosts| hosts.directory.to_string_lossy().into_owned());
     let debug = match (options.http_dump, options.http_trace) {
         (false, false) => HttpDebug::Disabled,
@@ -100,7 +98,7 @@ pub fn endpoint(options: &Registry, reference: &str, hosts: Option<&Hosts>, auth
         (false, true) => HttpDebug::Trace,
         (true, true) => HttpDebug::Both,
     };
-    any::pack(&OciRegistry {
+    OciRegistry {
         reference: reference.to_owned(),
         resolver: Some(RegistryResolver {
             auth_stream: auth.id.clone(),
@@ -109,7 +107,7 @@ pub fn endpoint(options: &Registry, reference: &str, hosts: Option<&Hosts>, auth
             http_debug: debug as i32,
             ..RegistryResolver::default()
         }),
-    })
+    }
 }
 
 #[cfg(test)]

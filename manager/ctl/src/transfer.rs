@@ -74,7 +74,11 @@ impl Stream {
     }
 
     /// Answers the server's requests for credentials until it closes the stream.
-    async fn authenticate(mut self, credentials: &Credentials) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// What the server says.
+    pub async fn authenticate(mut self, credentials: &Credentials) -> Result<()> {
         while let Some(message) = self.next().await? {
             let request = any::unpack::<AuthRequest>(&message)?;
             let answer = credentials.answer(&request.host).await;

@@ -1,17 +1,22 @@
 //! `orlop.admin.v1.Admin`: what an administrator asks beyond the containerd API.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use orlop_proto::error::Context;
 use orlop_proto::orlop::admin::v1 as proto;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::streaming::Streams;
+use super::transfer::{access, descriptor, platform};
 use crate::config::Config;
 use crate::db::blocking;
 use crate::fsck::{Checker, Options, Outcome, Problem, Report, Severity};
 use crate::gc::Collector;
 use crate::gc::explain::{Explanation, Step};
+use crate::image::{Job, ReferrersRequest};
 use crate::metrics::METRICS;
 use crate::request::RequestContext;
 use crate::snapshot::SNAPSHOTS;
@@ -44,6 +49,8 @@ pub struct AdminService {
     pub uuid: String,
     /// When the daemon started.
     pub started: SystemTime,
+    /// Streams that requests name.
+    pub streams: Streams,
 }
 
 /// The message of a problem.
@@ -232,5 +239,34 @@ impl proto::admin_server::Admin for AdminService {
     ) -> Result<Response<proto::MetricsResponse>, Status> {
         let text = METRICS.text(self.supervisor.count())?;
         Ok(Response::new(proto::MetricsResponse { text }))
+    }
+
+    async fn referrers(
+        &self,
+        request: Request<proto::ReferrersRequest>,
+    ) -> Result<Response<proto::ReferrersResponse>, Status> {
+        let context = RequestContext::of(&request)?;
+        let proto::ReferrersRequest { image, platforms, artifact_type, fetch } = request.into_inner();
+        let image = image.unwrap_or_default();
+        let wanted = ReferrersRequest {
+            access: access(&self.streams, &context, image.resolver)?,
+            reference: image.reference,
+            platforms: platforms.into_iter().map(platform).collect(),
+            artifact_type: Some(artifact_type).filter(|wanted| !wanted.is_empty()),
+            is_fetch: fetch,
+        };
+        let cancel = CancellationToken::new();
+        let job = Job { context, progress: Arc::default(), cancel: cancel.clone() };
+        let images = self.checker.images.clone();
+        // As with transfers, a client that goes away has it end and roll back.
+        let _stop = cancel.drop_guard();
+        let work = tokio::spawn(async move { images.referrers(&job, wanted).await });
+        let found = work.await.map_err(|error| Status::internal(error.to_string()))??;
+        let referrers = found.into_iter().map(|(subject, referrer)| proto::Referrer {
+            subject: subject.to_string(),
+            descriptor: Some(descriptor(referrer.descriptor)),
+            artifact_type: referrer.artifact_type,
+        });
+        Ok(Response::new(proto::ReferrersResponse { referrers: referrers.collect() }))
     }
 }

@@ -97,7 +97,7 @@ impl TransferService {
         let images = self.images.clone();
         Ok(match ends {
             (End::Registry(source), End::Store(store)) => {
-                let access = self.access(&job.context, source.resolver)?;
+                let access = access(&self.streams, &job.context, source.resolver)?;
                 let request = PullRequest {
                     access,
                     name: store.name,
@@ -111,7 +111,7 @@ impl TransferService {
                 Box::pin(async move { images.pull(&job, request).await.map(|_| ()) })
             }
             (End::Store(store), End::Registry(target)) => {
-                let access = self.access(&job.context, target.resolver)?;
+                let access = access(&self.streams, &job.context, target.resolver)?;
                 let request = PushRequest {
                     name: store.name,
                     access,
@@ -157,28 +157,34 @@ impl TransferService {
             }
         })
     }
-
-    fn access(
-        &self,
-        context: &RequestContext,
-        resolver: Option<transfer::RegistryResolver>,
-    ) -> Result<Access> {
-        let Some(resolver) = resolver else { return Ok(Access::default()) };
-        let credentials: Option<Arc<dyn Credentials>> = match resolver.auth_stream.as_str() {
-            "" => None,
-            id => Some(Arc::new(AskClient { stream: Mutex::new(self.streams.take(context, id)?) })),
-        };
-        Ok(Access {
-            scheme: Some(resolver.default_scheme).filter(|scheme| !scheme.is_empty()),
-            hosts: Some(resolver.host_dir).filter(|path| !path.is_empty()).map(PathBuf::from),
-            headers: sorted(resolver.headers).into_iter().collect(),
-            credentials,
-            ..Access::default()
-        })
-    }
 }
 
-fn platform(platform: types::Platform) -> Platform {
+/// How a client wants a registry to be reached.
+///
+/// # Errors
+///
+/// `NotFound` where there is no stream of the name under which it answers for itself.
+pub fn access(
+    streams: &Streams,
+    context: &RequestContext,
+    resolver: Option<transfer::RegistryResolver>,
+) -> Result<Access> {
+    let Some(resolver) = resolver else { return Ok(Access::default()) };
+    let credentials: Option<Arc<dyn Credentials>> = match resolver.auth_stream.as_str() {
+        "" => None,
+        id => Some(Arc::new(AskClient { stream: Mutex::new(streams.take(context, id)?) })),
+    };
+    Ok(Access {
+        scheme: Some(resolver.default_scheme).filter(|scheme| !scheme.is_empty()),
+        hosts: Some(resolver.host_dir).filter(|path| !path.is_empty()).map(PathBuf::from),
+        headers: sorted(resolver.headers).into_iter().collect(),
+        credentials,
+        ..Access::default()
+    })
+}
+
+/// The platform of a message.
+pub fn platform(platform: types::Platform) -> Platform {
     let types::Platform { os, architecture, variant, .. } = platform;
     Platform { os, architecture, variant }.normalised()
 }
@@ -218,7 +224,8 @@ fn listen(stream: Stream) -> mpsc::Sender<Event> {
     sender
 }
 
-fn descriptor(descriptor: Descriptor) -> types::Descriptor {
+/// The message of a descriptor.
+pub fn descriptor(descriptor: Descriptor) -> types::Descriptor {
     types::Descriptor {
         media_type: descriptor.media_type,
         digest: descriptor.digest.to_string(),

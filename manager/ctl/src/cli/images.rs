@@ -74,6 +74,8 @@ pub enum Images {
     Pull(Pull),
     /// Send an image to a registry
     Push(Push),
+    /// List what refers to an image at its registry: signatures, lists of parts, provenance
+    Referrers(Referrers),
     /// Remove images
     #[command(name = "delete", visible_aliases = ["del", "remove", "rm"])]
     Delete {
@@ -191,6 +193,9 @@ pub struct Pull {
     /// Fetch without unpacking
     #[arg(long)]
     pub no_unpack: bool,
+    /// Fetch what refers to the image too, which stays as long as the image
+    #[arg(long)]
+    pub referrers: bool,
     /// Most downloads at a time; the server decides without it
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub max_concurrent_downloads: usize,
@@ -222,6 +227,24 @@ pub struct Push {
     pub remote: String,
     /// Name here, if it differs
     pub local: Option<String>,
+}
+
+/// `images referrers`.
+#[derive(Args, Debug)]
+pub struct Referrers {
+    #[command(flatten)]
+    pub registry: Registry,
+    /// Platforms whose manifests count as well as the image's index; this machine's without it
+    #[arg(long)]
+    pub platform: Vec<String>,
+    /// Count the manifests of every platform
+    #[arg(long)]
+    pub all_platforms: bool,
+    /// List those of this artifact type alone
+    #[arg(long, value_name = "TYPE")]
+    pub artifact_type: Option<String>,
+    /// Name of the image
+    pub image: String,
 }
 
 /// `images export`.

@@ -18,7 +18,7 @@ use orlop_proto::kind::Kind;
 use serde_json::json;
 use tonic::Code;
 
-use super::{Context, commit, convert, history, transfers};
+use super::{Context, commit, convert, history, referrers, transfers};
 use crate::cli::images::{Images, Snapshotter};
 use crate::client::Client;
 use crate::image::{self, Descriptor};
@@ -46,6 +46,7 @@ pub async fn execute(context: &Context<'_>, verb: Images) -> Result<()> {
         }
         Images::Pull(options) => transfers::pull(context, &options).await,
         Images::Push(options) => transfers::push(context, &options).await,
+        Images::Referrers(options) => referrers::list(context, &options).await,
         Images::Delete { sync, images } => delete(context, sync, images).await,
         Images::Squash(options) => commit::squash(context, &options).await,
         Images::Tag { force, source, targets } => tag(context, force, &source, targets).await,

@@ -9,9 +9,10 @@ use orlop_proto::containerd::types::transfer::*;
 use orlop_proto::contract::time::rfc3339;
 use orlop_proto::error::{Context as _, Error, Result};
 use orlop_proto::kind::Kind;
+use orlop_proto::orlop::admin::v1::ReferrersRequest;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Context;
+use super::{Context, referrers};
 use crate::cli::images::{Export, Import, Pull, Push, Snapshotter};
 use crate::platform::Platform;
 use crate::progress::Display;
@@ -19,7 +20,7 @@ use crate::transfer::{Flow, Stream, transfer};
 use crate::{directory, image, labels, output, registry};
 
 /// The platforms of the options for the wire; none means all.
-fn wire_platforms(words: &[String], all: bool) -> Result<Vec<WirePlatform>> {
+pub fn wire_platforms(words: &[String], all: bool) -> Result<Vec<WirePlatform>> {
     if all {
         return Ok(Vec::new());
     }
@@ -59,7 +60,13 @@ pub async fn pull(context: &Context<'_>, options: &Pull) -> Result<()> {
     let destination = ImageStore {
         labels: labels::new(&options.label),
         all_metadata: options.all_metadata,
-        ..store(&options.image, platforms, options.no_unpack, &options.snapshotter, &options.platform)?
+        ..store(
+            &options.image,
+            platforms.clone(),
+            options.no_unpack,
+            &options.snapshotter,
+            &options.platform,
+        )?
     };
     let hosts = registry::hosts(&options.registry, &options.image, &context.fifo_directory())?;
     let credentials = registry::credentials(&options.registry)?;
@@ -68,9 +75,17 @@ pub async fn pull(context: &Context<'_>, options: &Pull) -> Result<()> {
         .client
         .with_lease(async |client| {
             let auth = Stream::open(client, "creds").await?;
-            let source = registry::endpoint(&options.registry, &options.image, hosts.as_ref(), &auth);
+            let source =
+                any::pack(&registry::endpoint(&options.registry, &options.image, hosts.as_ref(), &auth));
             let flow = Flow::Credentials(auth, &credentials);
-            transfer(client, source, any::pack(&destination), flow, &mut display).await
+            transfer(client, source, any::pack(&destination), flow, &mut display).await?;
+            if !options.referrers {
+                return Ok(());
+            }
+            let wanted = ReferrersRequest { platforms, fetch: true, ..ReferrersRequest::default() };
+            referrers::ask(client, &options.registry, &options.image, hosts.as_ref(), wanted, &credentials)
+                .await
+                .map(drop)
         })
         .await?;
     display.finish();
@@ -101,7 +116,8 @@ pub async fn push(context: &Context<'_>, options: &Push) -> Result<()> {
     let hosts = registry::hosts(&options.registry, &options.remote, &context.fifo_directory())?;
     let credentials = registry::credentials(&options.registry)?;
     let auth = Stream::open(context.client, "creds").await?;
-    let destination = registry::endpoint(&options.registry, &options.remote, hosts.as_ref(), &auth);
+    let destination =
+        any::pack(&registry::endpoint(&options.registry, &options.remote, hosts.as_ref(), &auth));
     let flow = Flow::Credentials(auth, &credentials);
     let mut display = Display::new();
     transfer(context.client, any::pack(&source), destination, flow, &mut display).await?;

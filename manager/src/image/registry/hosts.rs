@@ -44,10 +44,12 @@ pub struct Capabilities {
     pub resolve: bool,
     /// Uploads.
     pub push: bool,
+    /// Lists of what refers to a manifest.
+    pub referrers: bool,
 }
 
 impl Capabilities {
-    pub(super) const ALL: Capabilities = Capabilities { pull: true, resolve: true, push: true };
+    pub(super) const ALL: Capabilities = Capabilities { pull: true, resolve: true, push: true, referrers: true };
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -228,7 +230,12 @@ impl HostEntry {
                     return Err(format!("unknown capability {unknown}"));
                 }
                 let has = |name: &str| names.iter().any(|known| known == name);
-                Capabilities { pull: has("pull"), resolve: has("resolve"), push: has("push") }
+                Capabilities {
+                    pull: has("pull"),
+                    resolve: has("resolve"),
+                    push: has("push"),
+                    referrers: has("referrers"),
+                }
             }
         };
         let mut headers = HeaderMap::new();
@@ -344,7 +351,8 @@ mod tests {
                 "https://registry.example:5000/v2"
             ]
         );
-        assert_eq!(found[0].capabilities, Capabilities { pull: true, resolve: false, push: false });
+        let pull_alone = Capabilities { pull: true, resolve: false, push: false, referrers: false };
+        assert_eq!(found[0].capabilities, pull_alone);
         assert!(found[1].skip_verify);
         assert_eq!(found[1].authorities, [place.join("ca.crt")]);
         std::fs::write(place.join("hosts.toml"), "server = 3").unwrap();

@@ -65,6 +65,11 @@ impl<'a> Round<'a> {
         self.current
     }
 
+    /// The place said that there is none: its host is not asked over another protocol, but others may be.
+    pub(super) fn answered(&mut self) {
+        self.barred.push(&self.places[self.current].endpoint.host);
+    }
+
     /// The place could not.
     pub(super) fn failed(&mut self, error: Error) {
         let host = |index: usize| self.places[index].endpoint.host.as_str();
