@@ -166,10 +166,32 @@ fn a_registry_that_lets_in_by_certificate() {
     hosts(&root, secure.address(), &format!("{server}client = {both:?}\n"));
     pull_and_remove(&orlopd, &name);
 
+    // Of several, the one whose authority the registry trusts, wherever it stands.
+    let directory = root.join("strangers");
+    fs::create_dir(&directory).unwrap();
+    let stranger = Authority::named(&directory, "another authority");
+    let (unknown, unknown_key) = stranger.client();
+    let (unknown, unknown_key) = (unknown.display().to_string(), unknown_key.display().to_string());
+    let of_stranger = format!("[{unknown:?}, {unknown_key:?}]");
+    hosts(&root, secure.address(), &format!("{server}client = [{of_stranger}]\n"));
+    let refused = orlopd.orlopctl(["images", "pull", &name]).deadline(DEADLINE).run().failure();
+    assert!(refused.stderr.contains(secure.address()), "{refused}");
+    for order in [format!("[{of_stranger}, {both:?}]"), format!("[{both:?}, {of_stranger}]")] {
+        hosts(&root, secure.address(), &format!("{server}client = {order}\n"));
+        pull_and_remove(&orlopd, &name);
+    }
+
     // As docker lays it out, and as flags.
     let place = root.join("certs.d").join(secure.address());
     fs::remove_file(place.join("hosts.toml")).unwrap();
-    for (from, to) in [(&ca, "ca.crt"), (&certificate, "client.cert"), (&key, "client.key")] {
+    let pairs = [
+        (&ca, "ca.crt"),
+        (&unknown, "a.cert"),
+        (&unknown_key, "a.key"),
+        (&certificate, "client.cert"),
+        (&key, "client.key"),
+    ];
+    for (from, to) in pairs {
         fs::copy(from, place.join(to)).unwrap();
     }
     pull_and_remove(&orlopd, &name);

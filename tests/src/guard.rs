@@ -43,12 +43,17 @@ pub struct Authority {
 impl Authority {
     /// Makes the keys and certificates in `dir`, a directory that exists.
     pub fn new(dir: &Path) -> Authority {
+        Authority::named(dir, "orlop tests authority")
+    }
+
+    /// The same under another name.
+    pub fn named(dir: &Path, name: &str) -> Authority {
         let authority = Authority { dir: dir.to_owned() };
         let openssl = |args: &[&str]| {
             Cmd::new(binaries::system("openssl")).args(args.iter().copied()).cwd(dir).run().success();
         };
         let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"];
-        let own = ["-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=orlop tests authority"];
+        let own = ["-keyout", "ca.key", "-out", "ca.pem", "-subj", &format!("/CN={name}")];
         openssl(
             &[&request[..], &own, &["-addext", "keyUsage=critical,keyCertSign,digitalSignature"]].concat(),
         );

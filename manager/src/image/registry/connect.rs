@@ -9,8 +9,8 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use reqwest::Client;
 
-use super::failure;
 use super::hosts::Endpoint;
+use super::{failure, identity};
 use crate::image::reference::is_loopback;
 
 /// Pools of connections.
@@ -27,8 +27,8 @@ struct Terms {
     skip_verify: bool,
     connect_timeout: Duration,
     authorities: Vec<(PathBuf, Vec<u8>)>,
-    /// Our certificate and its key.
-    identity: Option<(PathBuf, Vec<u8>)>,
+    /// Our certificates, each with its key.
+    identities: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl Clients {
@@ -40,26 +40,24 @@ impl Clients {
 
     /// Connections to an endpoint itself.
     pub(super) fn to(&self, endpoint: &Endpoint) -> Result<Client> {
-        let identity = match &endpoint.client {
-            None => None,
-            Some((certificate, key)) => {
-                let mut pem = read(certificate)?;
-                if let Some(key) = key {
-                    pem.push(b'\n');
-                    pem.extend(read(key)?);
-                }
-                Some((certificate.clone(), pem))
+        let mut identities = Vec::new();
+        for (certificate, key) in &endpoint.clients {
+            let mut pem = read(certificate)?;
+            if let Some(key) = key {
+                pem.push(b'\n');
+                pem.extend(read(key)?);
             }
-        };
-        self.pool(endpoint, &endpoint.host, identity)
+            identities.push((certificate.clone(), pem));
+        }
+        self.pool(endpoint, &endpoint.host, identities)
     }
 
     /// Connections to another host that an endpoint sends us to: it does not learn who we are.
     pub(super) fn beyond(&self, endpoint: &Endpoint, host: &str) -> Result<Client> {
-        self.pool(endpoint, host, None)
+        self.pool(endpoint, host, Vec::new())
     }
 
-    fn pool(&self, endpoint: &Endpoint, host: &str, identity: Option<(PathBuf, Vec<u8>)>) -> Result<Client> {
+    fn pool(&self, endpoint: &Endpoint, host: &str, identities: Vec<(PathBuf, Vec<u8>)>) -> Result<Client> {
         let mut authorities = Vec::new();
         for path in &endpoint.authorities {
             authorities.push((path.clone(), read(path)?));
@@ -69,7 +67,7 @@ impl Clients {
             skip_verify: endpoint.skip_verify,
             connect_timeout: endpoint.connect_timeout.unwrap_or(self.connect_timeout),
             authorities,
-            identity,
+            identities,
         };
         if let Some(client) = self.pools.lock().unwrap_or_else(PoisonError::into_inner).get(&terms) {
             return Ok(client.clone());
@@ -88,26 +86,22 @@ impl Clients {
             certificates
                 .extend(reqwest::Certificate::from_pem_bundle(pem).map_err(|error| invalid(path, error))?);
         }
-        let identity = match &terms.identity {
-            None => None,
-            Some((path, pem)) => {
-                Some(reqwest::Identity::from_pem(pem).map_err(|error| invalid(path, error))?)
-            }
-        };
         let builder = || {
-            let mut builder = Client::builder()
+            let builder = Client::builder()
                 .user_agent(concat!("orlop/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(terms.connect_timeout)
                 .read_timeout(self.stall_timeout)
                 // Followed by hand: what says who we are must not go along.
                 .redirect(reqwest::redirect::Policy::none())
                 .tls_danger_accept_invalid_certs(terms.skip_verify);
-            if let Some(identity) = identity.clone() {
-                builder = builder.identity(identity);
-            }
             // This machine is not reached through a proxy.
             if terms.is_loopback { builder.no_proxy() } else { builder }
         };
+        if !terms.identities.is_empty() {
+            let tls = identity::configuration(&terms.identities, &terms.authorities, terms.skip_verify)?;
+            let built = builder().tls_backend_preconfigured(tls).build();
+            return built.map_err(|error| failure::connection("set up", "TLS", error));
+        }
         let built = match builder().tls_certs_merge(certificates.clone()).build() {
             // A machine without certificates of its own can still speak plain HTTP, and trust the given ones.
             Err(_) => builder().tls_certs_only(certificates).build(),

@@ -12,6 +12,9 @@ use serde::Deserialize;
 
 use crate::image::reference::{Reference, is_loopback};
 
+/// A file with a certificate, and that with its key where it is another.
+pub type Pair = (PathBuf, Option<PathBuf>);
+
 /// One place that serves a registry's API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
@@ -25,8 +28,8 @@ pub struct Endpoint {
     pub skip_verify: bool,
     /// Certificates of authorities to trust besides the system's.
     pub authorities: Vec<PathBuf>,
-    /// Our certificate and its key, which may be in the same file.
-    pub client: Option<(PathBuf, Option<PathBuf>)>,
+    /// Our certificates and their keys, each of which may be in the same file.
+    pub clients: Vec<Pair>,
     /// Headers to send with every request.
     pub headers: HeaderMap,
     /// Time for a connection to be made, where it differs from the usual one.
@@ -49,7 +52,8 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    pub(super) const ALL: Capabilities = Capabilities { pull: true, resolve: true, push: true, referrers: true };
+    pub(super) const ALL: Capabilities =
+        Capabilities { pull: true, resolve: true, push: true, referrers: true };
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -160,13 +164,14 @@ fn certificates(base: &Path, mut endpoints: Vec<Endpoint>) -> Result<Vec<Endpoin
     let of_kind =
         |kind: &'static str| files.iter().filter(move |path| path.extension().is_some_and(|e| e == kind));
     let authorities: Vec<PathBuf> = of_kind("crt").cloned().collect();
-    let client = of_kind("cert").next().map(|certificate| {
+    let pair = |certificate: &PathBuf| {
         let key = certificate.with_extension("key");
         (certificate.clone(), key.exists().then_some(key))
-    });
+    };
+    let clients: Vec<Pair> = of_kind("cert").map(pair).collect();
     for endpoint in &mut endpoints {
         endpoint.authorities.clone_from(&authorities);
-        endpoint.client.clone_from(&client);
+        endpoint.clients.clone_from(&clients);
     }
     Ok(endpoints)
 }
@@ -211,7 +216,7 @@ impl Endpoint {
             path,
             skip_verify: false,
             authorities: Vec::new(),
-            client: None,
+            clients: Vec::new(),
             headers: HeaderMap::new(),
             connect_timeout: None,
             capabilities: Capabilities::ALL,
@@ -252,7 +257,7 @@ impl HostEntry {
         Ok(Endpoint {
             skip_verify: self.skip_verify,
             authorities,
-            client: self.certificate(base)?,
+            clients: self.certificates(base)?,
             headers,
             connect_timeout: self.dial_timeout.as_deref().map(duration).transpose()?,
             capabilities,
@@ -260,20 +265,18 @@ impl HostEntry {
         })
     }
 
-    fn certificate(&self, base: &Path) -> Result<Option<(PathBuf, Option<PathBuf>)>, String> {
-        let several = match &self.client {
-            None => return Ok(None),
-            Some(Certificates::File(file)) => return Ok(Some((base.join(file), None))),
-            Some(Certificates::Several(several)) => several.as_slice(),
-        };
-        match several {
-            [] => Ok(None),
-            [OneOrMore::One(file)] => Ok(Some((base.join(file), None))),
-            [OneOrMore::More(pair)] => match pair.as_slice() {
-                [certificate, key] => Ok(Some((base.join(certificate), Some(base.join(key))))),
+    fn certificates(&self, base: &Path) -> Result<Vec<Pair>, String> {
+        let one = |entry: &OneOrMore<PathBuf>| match entry {
+            OneOrMore::One(file) => Ok((base.join(file), None)),
+            OneOrMore::More(pair) => match pair.as_slice() {
+                [certificate, key] => Ok((base.join(certificate), Some(base.join(key)))),
                 _ => Err("client: a pair is a certificate and its key".to_owned()),
             },
-            _ => Err("client: more than one certificate is not supported".to_owned()),
+        };
+        match &self.client {
+            None => Ok(Vec::new()),
+            Some(Certificates::File(file)) => Ok(vec![(base.join(file), None)]),
+            Some(Certificates::Several(several)) => several.iter().map(one).collect(),
         }
     }
 }
@@ -367,14 +370,17 @@ mod tests {
     #[test]
     fn certificates_and_headers_have_every_form_that_containerd_takes() {
         let client = |value: &str| {
-            parsed(&format!("[host.\"https://m\"]\nclient = {value}\n")).map(|found| found[0].client.clone())
+            parsed(&format!("[host.\"https://m\"]\nclient = {value}\n")).map(|found| found[0].clients.clone())
         };
         let file = |name: &str| Path::new("/d").join(name);
-        assert_eq!(client("'both.pem'").unwrap(), Some((file("both.pem"), None)));
-        assert_eq!(client("['/both.pem']").unwrap(), Some((PathBuf::from("/both.pem"), None)));
-        assert_eq!(client("[['a.cert', 'a.key']]").unwrap(), Some((file("a.cert"), Some(file("a.key")))));
-        assert_eq!(client("[]").unwrap(), None);
-        for wrong in ["[['a.cert']]", "[['a', 'b', 'c']]", "3", "[['a', 'b'], ['c', 'd']]"] {
+        let pair = |name: &str| (file(&format!("{name}.cert")), Some(file(&format!("{name}.key"))));
+        assert_eq!(client("'both.pem'").unwrap(), [(file("both.pem"), None)]);
+        assert_eq!(client("['/both.pem', 'c']").unwrap(), [("/both.pem".into(), None), (file("c"), None)]);
+        assert_eq!(client("[['a.cert', 'a.key']]").unwrap(), [pair("a")]);
+        let several = client("[['a.cert', 'a.key'], 'c', ['b.cert', 'b.key']]").unwrap();
+        assert_eq!(several, [pair("a"), (file("c"), None), pair("b")]);
+        assert_eq!(client("[]").unwrap(), []);
+        for wrong in ["[['a.cert']]", "[['a', 'b', 'c']]", "3", "[['a', 'b'], ['c']]"] {
             assert!(client(wrong).is_err(), "{wrong}");
         }
         let found = parsed(
@@ -426,12 +432,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let place = directory.path().join("registry.example");
         std::fs::create_dir(&place).unwrap();
-        for name in ["b.crt", "a.crt", "me.cert", "me.key", "README"] {
+        for name in ["b.crt", "a.crt", "me.cert", "me.key", "you.cert", "README"] {
             std::fs::write(place.join(name), "").unwrap();
         }
         let reference = Reference::parse("registry.example/x").unwrap();
         let found = endpoints(Some(directory.path()), &reference, None).unwrap();
         assert_eq!(found[0].authorities, [place.join("a.crt"), place.join("b.crt")]);
-        assert_eq!(found[0].client, Some((place.join("me.cert"), Some(place.join("me.key")))));
+        let clients = [(place.join("me.cert"), Some(place.join("me.key"))), (place.join("you.cert"), None)];
+        assert_eq!(found[0].clients, clients);
     }
 }

@@ -7,6 +7,7 @@ pub mod challenge;
 mod connect;
 mod failure;
 pub(super) mod hosts;
+mod identity;
 mod limits;
 mod place;
 mod referrers;
