@@ -200,6 +200,8 @@ pub struct Gc {
 pub struct Snapshots {
     /// Time between the commit of a layer and the writing back of its files, in seconds.
     pub write_back_delay: u64,
+    /// Whether layers that are EROFS images are mounted as they come, after a check.
+    pub erofs_layers: bool,
 }
 
 /// Registries.
@@ -366,7 +368,7 @@ impl Default for Gc {
 
 impl Default for Snapshots {
     fn default() -> Self {
-        Snapshots { write_back_delay: 2 }
+        Snapshots { write_back_delay: 2, erofs_layers: false }
     }
 }
 

@@ -100,6 +100,7 @@ impl Stores {
                 differs: Differs::new(&config.proxy_plugins)?,
             },
         );
+        transfers.set_erofs_layers(config.snapshots.erofs_layers);
         Ok(Stores {
             namespaces: Namespaces::new(database.clone(), exchange.clone()),
             containers: Containers::new(database.clone(), exchange.clone()),

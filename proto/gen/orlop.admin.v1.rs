@@ -356,6 +356,40 @@ impl ::prost::Name for MetricsResponse {
         "/orlop.admin.v1.MetricsResponse".into()
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoreLayerImageRequest {
+    #[prost(string, tag = "1")]
+    pub snapshotter: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+impl ::prost::Name for StoreLayerImageRequest {
+    const NAME: &'static str = "StoreLayerImageRequest";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.StoreLayerImageRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.StoreLayerImageRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StoreLayerImageResponse {
+    #[prost(message, optional, tag = "1")]
+    pub descriptor: ::core::option::Option<
+        super::super::super::containerd::types::Descriptor,
+    >,
+}
+impl ::prost::Name for StoreLayerImageResponse {
+    const NAME: &'static str = "StoreLayerImageResponse";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.StoreLayerImageResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.StoreLayerImageResponse".into()
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReferrersRequest {
     #[prost(message, optional, tag = "1")]
@@ -674,6 +708,31 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("orlop.admin.v1.Admin", "Referrers"));
             self.inner.unary(req, path, codec).await
         }
+        /// Puts the EROFS image that a snapshot's layer is kept as into the content store.
+        pub async fn store_layer_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StoreLayerImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StoreLayerImageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orlop.admin.v1.Admin/StoreLayerImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orlop.admin.v1.Admin", "StoreLayerImage"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -726,6 +785,14 @@ pub mod admin_server {
             request: tonic::Request<super::ReferrersRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReferrersResponse>,
+            tonic::Status,
+        >;
+        /// Puts the EROFS image that a snapshot's layer is kept as into the content store.
+        async fn store_layer_image(
+            &self,
+            request: tonic::Request<super::StoreLayerImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StoreLayerImageResponse>,
             tonic::Status,
         >;
     }
@@ -1091,6 +1158,51 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReferrersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orlop.admin.v1.Admin/StoreLayerImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct StoreLayerImageSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::StoreLayerImageRequest>
+                    for StoreLayerImageSvc<T> {
+                        type Response = super::StoreLayerImageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StoreLayerImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::store_layer_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StoreLayerImageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

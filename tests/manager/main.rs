@@ -13,6 +13,7 @@ mod ctl_network;
 mod daemon;
 mod diffs;
 mod erofs;
+mod erofs_layers;
 mod evidence;
 mod exhaustion;
 mod greedy;

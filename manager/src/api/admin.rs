@@ -241,6 +241,16 @@ impl proto::admin_server::Admin for AdminService {
         Ok(Response::new(proto::MetricsResponse { text }))
     }
 
+    async fn store_layer_image(
+        &self,
+        request: Request<proto::StoreLayerImageRequest>,
+    ) -> Result<Response<proto::StoreLayerImageResponse>, Status> {
+        let context = RequestContext::of(&request)?;
+        let proto::StoreLayerImageRequest { snapshotter, name } = request.into_inner();
+        let stored = self.checker.images.store_layer_image(&context, &snapshotter, &name).await?;
+        Ok(Response::new(proto::StoreLayerImageResponse { descriptor: Some(descriptor(stored)) }))
+    }
+
     async fn referrers(
         &self,
         request: Request<proto::ReferrersRequest>,

@@ -25,6 +25,9 @@ pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.ta
 /// Docker layer, zstd.
 pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
 
+/// A layer that is an EROFS image, as containerd 2.2 names it; before, whatever ended in `.erofs` was one.
+pub const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
+
 /// What a blob is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -61,7 +64,31 @@ pub fn is_foreign(media_type: &str) -> bool {
     media_type.contains(".foreign.") || media_type.contains(".nondistributable.")
 }
 
+/// What a layer holds once it is decompressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A tar archive.
+    Archive,
+    /// An EROFS image.
+    Image,
+}
+
+/// What a layer of that media type holds.
+pub fn form(media_type: &str) -> Form {
+    if is_erofs(media_type) { Form::Image } else { Form::Archive }
+}
+
+/// Whether a layer is an EROFS image, compressed as a whole or not.
+fn is_erofs(media_type: &str) -> bool {
+    let name = bare(media_type);
+    let name = name.strip_suffix("+zstd").or_else(|| name.strip_suffix("+gzip")).unwrap_or(name);
+    name == EROFS_LAYER || name.ends_with(".erofs")
+}
+
 fn is_layer(media_type: &str) -> bool {
+    if is_erofs(media_type) {
+        return true;
+    }
     let name = media_type
         .strip_prefix("application/vnd.docker.image.rootfs.")
         .map(|rest| rest.strip_prefix("foreign.").unwrap_or(rest))
@@ -98,6 +125,10 @@ mod tests {
             ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", Role::Layer),
             ("application/vnd.oci.image.manifest.v1+json; charset=utf-8", Role::Manifest),
             ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", Role::Other),
+            ("application/vnd.erofs.layer.v1", Role::Layer),
+            ("application/vnd.erofs.layer.v1+zstd", Role::Layer),
+            ("application/vnd.oci.image.layer.v1.erofs", Role::Layer),
+            ("application/vnd.erofs.layer.v2", Role::Other),
             ("application/vnd.in-toto+json", Role::Other),
             ("", Role::Other),
         ] {

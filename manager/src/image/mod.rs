@@ -9,6 +9,7 @@ mod export;
 mod fetch;
 pub mod flights;
 mod import;
+mod layer_image;
 mod lookup;
 pub mod manifest;
 pub mod media;
@@ -28,6 +29,7 @@ mod unpacker;
 pub mod verifier;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use orlop_proto::error::{Error, Result};
@@ -91,6 +93,8 @@ struct Shared {
     verifiers: Verifiers,
     processors: Processors,
     differs: Differs,
+    /// Whether layers that are EROFS images already may be mounted.
+    erofs_layers: AtomicBool,
     /// Blobs being downloaded, by digest.
     downloads: Flights,
     /// Snapshots being made, by namespace, snapshotter and name.
@@ -170,6 +174,7 @@ impl ImageService {
                 verifiers,
                 processors,
                 differs,
+                erofs_layers: AtomicBool::new(false),
                 downloads: Flights::default(),
                 unpacks: Flights::default(),
                 transfers: Semaphore::new(TRANSFERS),
@@ -181,6 +186,11 @@ impl ImageService {
     /// The programs that apply and make layers before we do.
     pub fn differs(&self) -> &Differs {
         &self.shared.differs
+    }
+
+    /// Says whether layers that are EROFS images already may be mounted.
+    pub fn set_erofs_layers(&self, are_allowed: bool) {
+        self.shared.erofs_layers.store(are_allowed, Ordering::Relaxed);
     }
 
     /// Gives an image another name.

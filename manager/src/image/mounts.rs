@@ -13,6 +13,7 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use rustix::fs::OFlags;
 
+use super::media::Form;
 use super::unpack::{self, Place, Target, Unpacked, Whiteouts};
 use crate::snapshot::{Mount, UnpackPlace};
 
@@ -36,8 +37,20 @@ pub fn target(mounts: &[Mount]) -> Result<Target> {
 }
 
 /// Unpacks a layer where a snapshotter wants it. Blocks.
-pub fn unpack(input: impl Read + Send, place: &UnpackPlace) -> Result<Unpacked> {
+///
+/// # Errors
+///
+/// Those of unpacking; `Unimplemented` for an image that is to become files.
+pub fn unpack(input: impl Read + Send, form: Form, place: &UnpackPlace) -> Result<Unpacked> {
     let place = match place {
+        UnpackPlace::Directory { .. } if form == Form::Image => {
+            return Err(Error::because(
+                Kind::Unimplemented,
+                "unpack",
+                "EROFS image",
+                "it is mounted as it is",
+            ));
+        }
         UnpackPlace::Directory { root, userxattr } => Place::Directory {
             root: directory(&root.display().to_string())?,
             whiteouts: Whiteouts::Overlay { userxattr: *userxattr },
@@ -45,7 +58,11 @@ pub fn unpack(input: impl Read + Send, place: &UnpackPlace) -> Result<Unpacked> 
         UnpackPlace::Image(path) => {
             let file =
                 OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
-            Place::Image(file.context("create", path.display().to_string())?)
+            let file = file.context("create", path.display().to_string())?;
+            match form {
+                Form::Archive => Place::Image(file),
+                Form::Image => Place::Ready(file),
+            }
         }
     };
     unpack::unpack(input, place)

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
-use super::media::{self, Role};
+use super::media::{self, Form, Role};
 use crate::config::StreamProcessor;
 
 /// Variable that tells a program the media type of what it reads.
@@ -40,17 +40,24 @@ impl Processors {
 
     /// Whether a blob can be unpacked as a layer, by itself or after programs.
     pub fn is_layer(&self, media_type: &str) -> bool {
+        self.layer_type(media_type).is_some()
+    }
+
+    /// What the layer holds that comes of a blob.
+    pub fn form(&self, media_type: &str) -> Form {
+        media::form(self.layer_type(media_type).unwrap_or_default())
+    }
+
+    /// The media type of the layer that comes of a blob, if one does.
+    fn layer_type<'a>(&'a self, media_type: &'a str) -> Option<&'a str> {
         let mut media_type = media_type;
         for _ in 0..=MAX_CHAIN {
             if media::role(media_type) == Role::Layer {
-                return true;
+                return Some(media_type);
             }
-            match self.of(media_type) {
-                Some((_, one)) => media_type = &one.returns,
-                None => return false,
-            }
+            media_type = &self.of(media_type)?.1.returns;
         }
-        false
+        None
     }
 
     /// The layer that comes of a blob; the blob itself where it is one. Starts the programs; reading blocks.

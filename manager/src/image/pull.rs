@@ -201,6 +201,7 @@ impl ImageService {
         };
         if let (Some(config), false) = (&config, unpacks.is_empty()) {
             Stack::check(manifest, config, &self.shared.processors, &self.shared.differs)?;
+            unpacks.iter().try_for_each(|unpack| self.check_forms(&unpack.snapshotter, manifest))?;
         }
 
         // When one layer fails, the others are given up.

@@ -167,11 +167,17 @@ impl ImageService {
         let namespace = namespace.clone();
         let (layer, expected) = (source.blob.to_string(), source.diff_id.clone());
         let input = self.shared.processors.layer(&source.media_type, Box::new(blob.file))?;
+        let service = self.clone();
+        let media_type = source.media_type.clone();
         blocking(move || {
             let rebuilt = snapshots.rebuild(&namespace, &snapshotter, &name)?;
             let target = mounts::target(&rebuilt.mounts)?;
-            let applied = match rebuilt.image_place() {
-                Some(place) => mounts::unpack(input, &place).and_then(|made| made.finish(&target.lowers)),
+            let place = rebuilt.image_place();
+            let form = service.form(&media_type, &layer, place.as_ref())?;
+            let applied = match place {
+                Some(place) => {
+                    mounts::unpack(input, form, &place).and_then(|made| made.finish(&target.lowers))
+                }
                 None => unpack::apply(input, target),
             };
             let applied =

@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use futures_util::future::join_all;
@@ -12,7 +13,7 @@ use tracing::Instrument;
 
 use super::download::{Download, Follow};
 use super::manifest::{Config, Descriptor, Manifest, chain_ids};
-use super::media;
+use super::media::{self, Form};
 use super::processor::Processors;
 pub use super::remote::Stack;
 use super::unpack::{self, Applied, Place, Target};
@@ -22,7 +23,7 @@ use crate::db::blocking;
 use crate::external::differ::Differs;
 use crate::labels::Labels;
 use crate::metrics::METRICS;
-use crate::snapshot::Mount;
+use crate::snapshot::{Mount, UnpackPlace};
 use crate::store::leases::{self, Resource};
 
 /// Label that names what a snapshot will be, or is, committed as.
@@ -72,6 +73,7 @@ impl ImageService {
         let kind = self.shared.snapshots.snapshotter(snapshotter)?;
         // A program that applies layers goes by the mounts.
         let is_apart = kind.unpack_place(0).is_some() && self.shared.differs.is_empty();
+        self.check_forms(snapshotter, stack.manifest)?;
         let is_remote = kind.is_remote();
         let steps = (start..chain.len()).map(|index| Step {
             layer: &stack.manifest.layers[index],
@@ -94,6 +96,36 @@ impl ImageService {
         let Some(top) = chain.last() else { return Ok(()) };
         let label = Labels::from([(format!("containerd.io/gc.ref.snapshot.{snapshotter}"), top.clone())]);
         self.label(&job.context, &stack.manifest.config.digest, label).await
+    }
+
+    /// Checks, before anything is fetched or made, that a snapshotter takes the forms of all layers. Programs that apply layers
+    /// know for themselves.
+    pub(super) fn check_forms(&self, snapshotter: &str, manifest: &Manifest) -> Result<()> {
+        if !self.shared.differs.is_empty() {
+            return Ok(());
+        }
+        let place = self.shared.snapshots.snapshotter(snapshotter)?.unpack_place(0);
+        let check = |layer: &Descriptor| self.form(&layer.media_type, layer.digest.as_str(), place.as_ref());
+        manifest.layers.iter().try_for_each(|layer| check(layer).map(drop))
+    }
+
+    /// What a layer holds, if it may be unpacked to that place.
+    ///
+    /// # Errors
+    ///
+    /// `FailedPrecondition` for an EROFS image where nobody has said that strangers' images may be mounted, and where it would
+    /// have to become files.
+    pub(super) fn form(&self, media_type: &str, layer: &str, place: Option<&UnpackPlace>) -> Result<Form> {
+        let form = self.shared.processors.form(media_type);
+        let are_allowed = self.shared.erofs_layers.load(Ordering::Relaxed);
+        let why = match (form, are_allowed, place) {
+            (Form::Archive, ..) | (Form::Image, true, Some(UnpackPlace::Image(_))) => return Ok(form),
+            (Form::Image, false, _) => {
+                "it is an EROFS image, which the kernel would read as a stranger made it: `erofs_layers` in [snapshots] allows that"
+            }
+            (Form::Image, true, _) => "it is an EROFS image, which the snapshotter erofs alone mounts",
+        };
+        Err(Error::because(Kind::FailedPrecondition, "unpack", layer, why))
     }
 
     /// Whether the snapshot is there; if so, the job's lease holds it from now on.
@@ -255,8 +287,9 @@ impl ImageService {
             true => self.shared.snapshots.unpack_place(&job.context, snapshotter, key).await?,
             false => None,
         };
+        let form = self.form(&step.layer.media_type, step.layer.digest.as_str(), place.as_ref())?;
         let unpacked = blocking(move || match place {
-            Some(place) => Ok((mounts::unpack(input, &place)?, Vec::new())),
+            Some(place) => Ok((mounts::unpack(input, form, &place)?, Vec::new())),
             None => {
                 let Target { root, lowers, whiteouts } = mounts::target(&mounts)?;
                 Ok((unpack::unpack(input, Place::Directory { root, whiteouts })?, lowers))

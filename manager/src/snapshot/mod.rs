@@ -19,13 +19,14 @@ pub mod usage;
 mod write_back;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use orlop_proto::containerd::events::{SnapshotCommit, SnapshotPrepare, SnapshotRemove};
-use orlop_proto::error::{Error, Result};
+use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
 use crate::config::{ProxyKind, ProxyPlugin};
@@ -315,6 +316,25 @@ impl Snapshots {
         blocking(move || {
             let layers = shared.db.read_now(|tx| place.chain(tx, &name))?;
             place.snapshotter.roots(&layers)
+        })
+        .await
+    }
+
+    /// The file that a committed snapshot's own layer is kept as, opened for reading.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` for an unknown snapshot, `FailedPrecondition` for one that is kept otherwise.
+    pub async fn image(&self, context: &RequestContext, snapshotter: &str, name: &str) -> Result<File> {
+        let place = self.place(context, snapshotter)?;
+        let (shared, name) = (self.shared.clone(), name.to_owned());
+        blocking(move || {
+            let record = shared.db.read_now(|tx| place.get(tx, &name))?;
+            let is_committed = record.kind() == SnapshotKind::Committed;
+            let path = place.snapshotter.image(record.layer).filter(|_| is_committed).ok_or_else(|| {
+                Error::because(Kind::FailedPrecondition, "use snapshot", name, "it is not kept as an image")
+            })?;
+            File::open(&path).context("open", path.display().to_string())
         })
         .await
     }

@@ -314,6 +314,9 @@ pub struct Convert {
     /// Compress layers by zstd
     #[arg(long, group = "compression")]
     pub zstd: bool,
+    /// Make each layer an EROFS image, as the snapshotter erofs keeps it
+    #[arg(long, group = "compression")]
+    pub erofs: bool,
     /// Replace Docker's media types by OCI's
     #[arg(long)]
     pub oci: bool,

@@ -8,6 +8,7 @@ use orlop_proto::containerd::services::images::v1::{
 };
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
+use orlop_proto::orlop::admin::v1::StoreLayerImageRequest;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tonic::Code;
@@ -20,15 +21,20 @@ use crate::image::{self, Descriptor, Index};
 use crate::media::{self, Compression};
 use crate::output;
 use crate::platform::Platform;
+use crate::unpack;
 
 /// Label of a layer: the digest of what it decompresses to.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+/// The snapshotter that keeps layers as images.
+const EROFS: &str = "erofs";
 /// What labels that keep content start with.
 const KEEP: &str = "containerd.io/gc.ref.content";
 
 /// What becomes of an image.
 struct Plan {
     compression: Option<Compression>,
+    /// Whether layers become images of a file system.
+    to_erofs: bool,
     to_oci: bool,
     /// The platforms that stay; all without any.
     platforms: Vec<Platform>,
@@ -47,7 +53,8 @@ pub async fn convert(context: &Context<'_>, options: &Convert) -> Result<()> {
         (false, []) => vec![Platform::host()],
         (false, wanted) => wanted.iter().map(|text| text.parse()).collect::<Result<_>>()?,
     };
-    let plan = Plan { compression, to_oci: options.oci, platforms };
+    let (to_erofs, to_oci) = (options.erofs, options.oci);
+    let plan = Plan { compression, to_erofs, to_oci, platforms };
     let target = context
         .client
         .with_lease(async |client| {
@@ -109,16 +116,22 @@ impl Plan {
     async fn manifest(&self, client: &Client, descriptor: &Descriptor) -> Result<Descriptor> {
         let mut document: Value = image::document(client, &descriptor.digest).await?;
         let manifest: image::Manifest = parse(&document, descriptor)?;
+        let (config, images) = match self.to_erofs {
+            true => erofs(client, &manifest).await?,
+            false => (manifest.config.clone(), Vec::new()),
+        };
+        let mut images = images.into_iter();
         let listed = document["layers"].as_array().cloned().unwrap_or_default();
         let mut layers = Vec::new();
         for (listed, layer) in listed.into_iter().zip(&manifest.layers) {
-            let made = match self.compression {
-                Some(wanted) => convert_layer(client, layer, wanted).await?,
-                None => layer.clone(),
+            let made = match (images.next(), self.compression) {
+                (Some(image), _) => image,
+                (None, Some(wanted)) => convert_layer(client, layer, wanted).await?,
+                (None, None) => layer.clone(),
             };
             layers.push(self.described(listed, layer, &made));
         }
-        let config = self.described(document["config"].take(), &manifest.config, &manifest.config);
+        let config = self.described(document["config"].take(), &manifest.config, &config);
         let mut keep = HashMap::from([(format!("{KEEP}.config"), digest_of(&config))]);
         keep.extend(layers.iter().enumerate().map(|(n, layer)| (format!("{KEEP}.l.{n}"), digest_of(layer))));
         document["config"] = config;
@@ -159,6 +172,24 @@ impl Plan {
         labels.extend(keep);
         write_document(client, &document, labels, &like).await
     }
+}
+
+/// The images that the layers are kept as once they are unpacked, and a configuration that has them for its content.
+async fn erofs(client: &Client, manifest: &image::Manifest) -> Result<(Descriptor, Vec<Descriptor>)> {
+    let old = &manifest.config;
+    let mut document: Value = image::document(client, &old.digest).await?;
+    let unpacked =
+        image::Image { path: Vec::new(), manifest: manifest.clone(), config: parse(&document, old)? };
+    unpack::unpack(client, EROFS, &unpacked).await?;
+    let mut images = Vec::new();
+    for name in image::chain_ids(&unpacked.config.rootfs.diff_ids) {
+        let request = StoreLayerImageRequest { snapshotter: EROFS.to_owned(), name };
+        let stored = client.admin().store_layer_image(request).await?.into_inner().descriptor;
+        images.push(Descriptor::from(&stored.unwrap_or_default()));
+    }
+    document["rootfs"]["diff_ids"] = images.iter().map(|image| image.digest.clone()).collect();
+    let config = write_document(client, &document, HashMap::new(), old).await?;
+    Ok((config, images))
 }
 
 /// The layer with another compression. Its content, and so its diff ID, stays.

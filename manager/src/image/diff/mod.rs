@@ -74,12 +74,13 @@ impl ImageService {
         let input = self.shared.processors.layer(&layer.media_type, Box::new(blob.file))?;
         // A snapshotter that keeps images gets one, though the client thinks of a directory.
         let place = mounts::written(&mounts).and_then(|upper| self.shared.snapshots.place_of(upper));
+        let form = self.form(&layer.media_type, name, place.as_ref())?;
         let applied = blocking(move || {
             let target = mounts::target(&mounts)?;
             let root = target.root.try_clone().map_err(|error| Error::io("open", "mount", error))?;
             let applied = match place {
                 Some(place @ UnpackPlace::Image(_)) => {
-                    mounts::unpack(input, &place)?.finish(&target.lowers)?
+                    mounts::unpack(input, form, &place)?.finish(&target.lowers)?
                 }
                 _ => unpack::apply(input, target)?,
             };
@@ -140,7 +141,7 @@ impl ImageService {
         }
     }
 
-    async fn commit_diff(
+    pub(super) async fn commit_diff(
         &self,
         context: &RequestContext,
         writer: Writer,

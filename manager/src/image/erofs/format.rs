@@ -13,22 +13,26 @@ pub const MAX_NAME: usize = 255;
 /// Size of an extended inode, in bytes: it holds times and 32-bit owners, which the compact one does not.
 pub const INODE: usize = 64;
 /// Where the superblock starts, in bytes.
-const SUPERBLOCK: usize = 1024;
-const SUPERBLOCK_LEN: usize = 128;
+pub const SUPERBLOCK: usize = 1024;
+/// Its length, in bytes.
+pub const SUPERBLOCK_LEN: usize = 128;
 /// Where the root's inode lies: right after the superblock, since its number must be a small one.
 pub const ROOT: u64 = (SUPERBLOCK + SUPERBLOCK_LEN) as u64;
 /// Room for the root's inode and attributes, in bytes.
 pub const ROOT_LEN: usize = BLOCK_LEN - ROOT as usize;
 
-const MAGIC: u32 = 0xE0F5_E1E2;
+/// What a superblock starts with.
+pub const MAGIC: u32 = 0xE0F5_E1E2;
 /// The superblock has a checksum.
-const COMPAT_CHECKSUM: u32 = 1;
+pub const COMPAT_CHECKSUM: u32 = 1;
 /// Times in inodes are those of the last change of content.
 const COMPAT_MTIME: u32 = 2;
-/// Size of the head of inline attributes, and of one attribute's head, in bytes.
-const XATTR_HEADER: usize = 12;
-const XATTR_ENTRY: usize = 4;
-const DIRENT: usize = 12;
+/// Size of the head of inline attributes, in bytes.
+pub const XATTR_HEADER: usize = 12;
+/// Size of one attribute's head, in bytes.
+pub const XATTR_ENTRY: usize = 4;
+/// Size of a directory's entry without its name, in bytes.
+pub const DIRENT: usize = 12;
 
 /// Where a file's data lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,7 +251,7 @@ impl Superblock {
 }
 
 /// CRC-32C as the kernel's `crc32c(~0, …)` gives it, not inverted at the end.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub fn crc32c(bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0x82F6_3B78;
     bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (POLYNOMIAL & (crc & 1).wrapping_neg()))

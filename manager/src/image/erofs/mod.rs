@@ -4,6 +4,7 @@
 //! Nothing is unpacked file by file: a layer of 40,000 files costs a write per megabyte. The same entries give the same
 //! bytes. What overlayfs reads in directories (whiteouts, opaque marks) it reads in the image too.
 
+mod check;
 mod format;
 mod names;
 mod output;
@@ -20,6 +21,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use rustix::fs::{FileType, OFlags, Stat};
 
+pub use self::check::check;
 use self::format::{BLOCK, BLOCK_LEN, Dirent, INODE, Inode, Layout, ROOT, ROOT_LEN, SLOT, Superblock};
 use self::names::{Names, Node};
 use self::output::Output;

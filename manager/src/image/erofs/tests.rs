@@ -75,7 +75,9 @@ impl Both {
 /// Unpacks a layer as an image.
 fn make(layer: &[u8], path: &Path, lowers: &[OwnedFd]) -> Result<()> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap();
-    unpack(layer, Place::Image(file))?.finish(lowers).map(drop)
+    unpack(layer, Place::Image(file.try_clone().unwrap()))?.finish(lowers)?;
+    // What we make is what we would take from others.
+    super::check(&file)
 }
 
 fn fsck(image: &Path) {

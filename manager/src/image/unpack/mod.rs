@@ -24,7 +24,7 @@ mod switches;
 mod tree;
 
 use std::fs::File;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -43,7 +43,7 @@ pub(super) use self::directories::{failed, find_in_lowers};
 use self::files::Files;
 use self::tree::Tree;
 pub(super) use self::tree::{missing, refused};
-use super::erofs::Image;
+use super::erofs::{self, Image};
 
 /// The size of the pieces that go from the decompressing thread to the writing one, in bytes.
 const PIECE: usize = 256 << 10;
@@ -126,12 +126,16 @@ pub enum Place {
     },
     /// As one EROFS image, in this empty file.
     Image(File),
+    /// As the EROFS image that the stream is, in this empty file.
+    Ready(File),
 }
 
 /// What became of a layer.
 enum Made {
     Tree(Box<Tree>),
     Image(Box<Image>),
+    /// Complete as it came.
+    Ready,
 }
 
 impl Unpacked {
@@ -156,6 +160,7 @@ impl Unpacked {
                     identity.copy_from_slice(&Sha256::digest(diff_id)[..16]);
                     image.finish(lowers, identity).map(drop)
                 }
+                Made::Ready => Ok(()),
             };
             start("unpack")
                 .spawn_scoped(scope, finish)
@@ -201,7 +206,7 @@ pub fn unpack(mut input: impl Read + Send, place: Place) -> Result<Unpacked> {
             .spawn_scoped(scope, move || confine(Task::Compute).map(|()| hash(&hashed, &used_too)))
             .context("start", "hash thread")?;
         let writer = start("unpack")
-            .spawn_scoped(scope, move || write(Archive::new(Pieces::new(written, used)), place))
+            .spawn_scoped(scope, move || write(Pieces::new(written, used), place))
             .context("start", "unpack thread")?;
         let reader = start("decompress")
             .spawn_scoped(scope, move || {
@@ -294,17 +299,34 @@ fn fill(reader: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
 }
 
 /// The writing side.
-fn write(mut archive: Archive<Pieces>, place: Place) -> Result<Made> {
+fn write(mut pieces: Pieces, place: Place) -> Result<Made> {
     match place {
-        Place::Directory { root, whiteouts } => write_tree(archive, root, whiteouts),
+        Place::Directory { root, whiteouts } => write_tree(Archive::new(pieces), root, whiteouts),
         Place::Image(file) => {
             confine(Task::Image { lowers: &[] })?;
+            let mut archive = Archive::new(pieces);
             let mut image = Image::new(file)?;
             while let Some(entry) = archive.next_entry()? {
                 image.write(&entry, &mut archive)?;
             }
             archive.drain()?;
             Ok(Made::Image(Box::new(image)))
+        }
+        Place::Ready(mut file) => {
+            confine(Task::Image { lowers: &[] })?;
+            loop {
+                let length = {
+                    let piece = pieces.fill_buf().map_err(from_stream)?;
+                    file.write_all(piece).context("write", "image")?;
+                    piece.len()
+                };
+                if length == 0 {
+                    break;
+                }
+                pieces.consume(length);
+            }
+            erofs::check(&file)?;
+            Ok(Made::Ready)
         }
     }
 }
