@@ -74,7 +74,8 @@ endif
 # In the guest nothing is built: it gets by path the test programs, and the runtime whose guards can be switched off. Three guests,
 # one after the other: a bare one with the suites that hold anywhere, and two whose process 1 is systemd, with cgroup v2 and v1.
 # What the suites mount, and what CRIU asks of the network.
-VM_MODULES := loop ext4 crc32c_generic nf_tables veth tun unix_diag inet_diag tcp_diag udp_diag raw_diag netlink_diag af_packet_diag
+VM_MODULES := loop ext4 crc32c_generic nf_tables nft_compat xt_mark xt_tcpudp veth tun unix_diag inet_diag tcp_diag udp_diag raw_diag netlink_diag \
+	af_packet_diag
 VM_SUITES := -p orlop-host -p orlop-tests --lib --test runtime --test shim
 VM_RUN := $(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800
 VM_PROGRAMS = $$($(CARGO) test --no-run --locked $(1) 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p')
@@ -85,7 +86,8 @@ test-vm: build-static ## the runtime's and the shim's suites in virtual machines
 	$(CARGO) test --no-run --locked $(VM_SUITES) --test vm
 	@$(VM_RUN) --modules "$(VM_MODULES)" -- tests/vm/suites $(call VM_PROGRAMS,$(VM_SUITES))
 	@ORLOP_VM_ONLY="systemd:: user::" $(VM_RUN) --systemd -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test vm)
-	@ORLOP_VM_ONLY="hybrid::" $(VM_RUN) --systemd --hybrid -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test vm)
+	@ORLOP_VM_ONLY="hybrid:: checkpoint::" $(VM_RUN) --systemd --hybrid --modules "$(VM_MODULES)" -- \
+		tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test runtime --test shim --test vm)
 
 lint: ## formatting, clippy, licences and bans
 	$(CARGO) fmt --all --check

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use orlop_tests::Cmd;
 use serde_json::json;
 
 use super::support::Runtime;
@@ -224,6 +225,22 @@ fn nothing_of_the_containers_mounts_is_seen_on_the_host() {
     runtime.detach(&bundle, "c1");
     assert!(runtime.root.leaks().mounts.is_empty());
     runtime.finish("c1");
+}
+
+/// As on hosts with systemd, where all mounts are shared; CRIU saves no mount that belongs together with one outside.
+#[test]
+fn cgroups_in_a_namespace_of_their_own_belong_to_no_mount_of_the_host() {
+    let runtime = Runtime::new();
+    let bundle = runtime.sh("cat /proc/self/mountinfo").save();
+    let run = runtime.cmd().args(["run", "--bundle"]).arg(bundle.path()).arg("c1");
+    let shared = Cmd::new("unshare").args(["--mount", "--propagation", "shared"]).args(run.words());
+    let table = shared.run().success().stdout;
+    let cgroups: Vec<&str> = table.lines().filter(|line| line.contains(" - cgroup")).collect();
+    assert!(!cgroups.is_empty(), "{table}");
+    for line in cgroups {
+        assert!(!line.contains("master:") && !line.contains("shared:"), "{line}");
+    }
+    runtime.assert_clean();
 }
 
 #[test]

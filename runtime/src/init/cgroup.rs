@@ -14,7 +14,7 @@ use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind as ErrorKind;
 
 use super::Init;
-use super::mounts::{apply_options, attach, set_propagation};
+use super::mounts::{apply_with, attach, set_propagation};
 use super::paths::{Kind, ensure};
 use crate::plan::mounts::Mount;
 
@@ -55,7 +55,10 @@ fn legacy(init: &Init, hierarchy: &Hierarchy, mount: &Mount, base: &OwnedFd) -> 
     let own = hierarchy.controllers.iter().find_map(|one| init.cgroup_paths.get(one));
     let own = own.unwrap_or(&hierarchy.own);
     let tree = sys::mount::clone_tree(cwd(), own, false).context("bind", own.to_string_lossy())?;
-    show(&tree, mount, false)?;
+    // In a namespace of its own it stands for the file system itself, which is in no group with the host's mount: CRIU saves no
+    // mount whose group has other members outside.
+    let own_namespace = init.plan.namespaces.is_new_or_joined(libc::CLONE_NEWCGROUP);
+    show(&tree, mount, false, if own_namespace { libc::MS_PRIVATE } else { 0 })?;
     mkdirat(base, name, Mode::from_bits_truncate(0o755)).context("create a directory for", shown())?;
     // In a directory that is ours and new.
     sys::mount::attach_at(tree.as_fd(), base.as_fd(), Path::new(name))
@@ -72,14 +75,14 @@ fn legacy(init: &Init, hierarchy: &Hierarchy, mount: &Mount, base: &OwnedFd) -> 
 
 /// Gives what is shown of the host's hierarchies the mount's options, `ro` above all: their owner may be the container's root
 /// (CVE-2023-25809).
-fn show(tree: &OwnedFd, mount: &Mount, is_recursive: bool) -> Result<()> {
+fn show(tree: &OwnedFd, mount: &Mount, is_recursive: bool, propagation: u64) -> Result<()> {
     let mut options = mount.options.clone();
     if crate::switches::is_off("cgroup-readonly") {
         options.set &= !ATTR_RDONLY;
     } else if is_recursive && options.set & ATTR_RDONLY != 0 {
         options.recursive_set |= ATTR_RDONLY;
     }
-    apply_options(tree.as_fd(), &options)
+    apply_with(tree.as_fd(), &options, propagation)
 }
 
 fn unified(init: &Init, hierarchies: &Hierarchies, mount: &Mount) -> Result<OwnedFd> {
@@ -91,7 +94,7 @@ fn unified(init: &Init, hierarchies: &Hierarchies, mount: &Mount) -> Result<Owne
         (Err(error), Some(unified)) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EBUSY)) => {
             let own = init.cgroup_paths.get("").filter(|_| own_namespace).unwrap_or(&unified.mountpoint);
             let tree = sys::mount::clone_tree(cwd(), own, true).context("bind", own.to_string_lossy())?;
-            show(&tree, mount, true)?;
+            show(&tree, mount, true, 0)?;
             Ok(tree)
         }
         (Err(error), _) => Err(Error::io("mount file system", "cgroup2", error)),

@@ -146,8 +146,13 @@ fn is_procfs(source: &OwnedFd) -> Result<bool> {
 
 /// Attributes of the mount itself and then of the tree below it.
 pub fn apply_options(tree: BorrowedFd, options: &MountOptions) -> Result<()> {
-    let own = Attributes { set: options.set, clear: options.clear, propagation: 0 };
-    if own.set | own.clear != 0 {
+    apply_with(tree, options, 0)
+}
+
+/// The same, and in the same call the propagation of the mount itself (`MS_…`); 0 leaves it.
+pub fn apply_with(tree: BorrowedFd, options: &MountOptions, propagation: u64) -> Result<()> {
+    let own = Attributes { set: options.set, clear: options.clear, propagation };
+    if own.set | own.clear | own.propagation != 0 {
         set_attributes(tree, false, own).context("set options of", "it")?;
     }
     let all = Attributes { set: options.recursive_set, clear: options.recursive_clear, propagation: 0 };
