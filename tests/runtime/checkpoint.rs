@@ -1,10 +1,15 @@
 //! Containers saved to files and brought back by CRIU. Where CRIU does not run, as on kernels newer than it, what is asked for is
 //! refused and the container goes on; `make test-vm` has a kernel on which it runs.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::libc::O_NONBLOCK;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use orlop_tests::{Bundle, Cmd, Output, binaries, poll_until, poll_value};
 use serde_json::json;
 
@@ -32,14 +37,18 @@ struct Saved {
 }
 
 impl Saved {
-    /// A container that counts, in the network of the host, since CRIU 3.17 fails on the network namespaces of newer kernels.
+    /// A container that counts.
     fn new() -> Saved {
+        Saved::with(|bundle| bundle.sh(COUNTER))
+    }
+
+    /// A container in the network of the host, since CRIU 3.17 fails on the network namespaces of newer kernels.
+    fn with(change: impl FnOnce(Bundle) -> Bundle) -> Saved {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let runtime = Runtime::new();
         let data = runtime.root.join("data");
         fs::create_dir(&data).unwrap();
-        let bundle = runtime
-            .sh(COUNTER)
+        let bundle = change(runtime.sh(""))
             .mount(json!({"destination": "/data", "type": "bind", "source": data, "options": ["rbind"]}))
             .mount(json!({"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]}))
             .edit(|config| {
@@ -78,13 +87,12 @@ impl Saved {
     }
 
     fn checkpoint(&self, arguments: &[&str]) -> Output {
-        self.runtime
-            .cmd()
-            .args(["checkpoint", "--image-path"])
-            .arg(&self.images)
-            .args(arguments)
-            .arg("c1")
-            .run()
+        self.saving(arguments).run()
+    }
+
+    fn saving(&self, arguments: &[&str]) -> Cmd {
+        let call = self.runtime.cmd().args(["checkpoint", "--image-path"]).arg(&self.images);
+        call.args(arguments).arg("c1")
     }
 
     fn restore(&self, flags: &str) -> Output {
@@ -173,6 +181,95 @@ fn memory_is_saved_in_advance() {
     saved.restore("--detach").success();
     saved.wait_for_more_than(before);
     saved.runtime.finish("c1");
+}
+
+/// A port of loopback, for one test at a time.
+const PORT: u16 = 4455;
+
+/// Sends what it counts to itself, through a connection of the network that it shares with the host.
+fn sending() -> String {
+    let listens = format!("grep -q ':{PORT:04X} 0*:0000 0A' /proc/net/tcp6");
+    format!(
+        "sleep 100000 | nc -l -p {PORT} >/data/got & until {listens}; do sleep 0.05; done
+         n=0; trap 'exit 9' TERM
+         while :; do n=$((n+1)); echo $n; echo $n >/data/new; mv /data/new /data/count; sleep 0.05; done | nc ::1 {PORT}"
+    )
+}
+
+/// Connections of TCP come back with both of their ends, and nothing that was on the way is lost or comes twice.
+#[test]
+fn connections_go_on() {
+    if !criu_works() {
+        return;
+    }
+    let saved = Saved::with(|bundle| bundle.sh(&sending()));
+    let got = || {
+        let text = fs::read_to_string(saved.data.join("got")).unwrap_or_default();
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole).to_owned();
+        whole.lines().map(|line| line.parse().expect("a number")).collect::<Vec<u32>>()
+    };
+    saved.start();
+    poll_until(PATIENCE, "something arrives", || got().len() > 2);
+    let refused = saved.checkpoint(&[]);
+    assert!(refused.stderr.contains("criu failed"), "{refused}");
+    let count = saved.count();
+    saved.wait_for_more_than(count);
+    saved.checkpoint(&["--tcp-established"]).success();
+    let before = got().len();
+    saved.restore("--detach --tcp-established").success();
+    poll_until(PATIENCE, "more arrives", || got().len() > before + 2);
+    assert_eq!(got(), (1..=got().len() as u32).collect::<Vec<_>>());
+    saved.runtime.finish("c1");
+}
+
+/// Memory stays where it was until the restored container asks for it; who waits for that is told when it can be fetched.
+#[test]
+fn memory_is_fetched_when_it_is_wanted() {
+    if !criu_works() {
+        return;
+    }
+    let saved = Saved::new();
+    saved.start();
+    let address = format!("127.0.0.1:{PORT}");
+    let told = saved.runtime.root.join("told");
+    mkfifo(&told, Mode::S_IRWXU).unwrap();
+    let flags = format!("--lazy-pages --page-server {address} --status-fd 5 --manage-cgroups-mode ignore");
+    let command = format!("exec \"$0\" --root \"$1\" checkpoint {flags} --image-path \"$2\" c1 5<>\"$3\"");
+    let serving = Cmd::new("/bin/sh")
+        .args(["-c", &command])
+        .arg(binaries::orlop())
+        .args([&saved.runtime.state_dir(), &saved.images, &told])
+        .spawn();
+    let mut word = [1];
+    let mut hears = File::options().read(true).custom_flags(O_NONBLOCK).open(&told).unwrap();
+    poll_until(PATIENCE, "memory can be fetched", || matches!(hears.read(&mut word), Ok(1)));
+    assert_eq!(word, [0]);
+    let before = saved.count();
+    // The saved one is there until its memory has been fetched.
+    let second = Bundle::beside(&saved.runtime.root, "second", &saved.bundle);
+    let second = second.edit(|config| {
+        let (root, cgroup) = (config["root"].take(), config["linux"]["cgroupsPath"].take());
+        *config = saved.bundle.config().clone();
+        (config["root"], config["linux"]["cgroupsPath"]) = (root, cgroup);
+    });
+    let second = second.save();
+    let fetching = Cmd::new(binaries::find("criu").unwrap())
+        .args(["lazy-pages", "--page-server", "--address", "127.0.0.1", "--port", &PORT.to_string(), "-D"])
+        .arg(&saved.images)
+        .spawn();
+    poll_until(PATIENCE, "somebody fetches", || saved.images.join("lazy-pages.socket").exists());
+    let errors = saved.runtime.root.join("errors");
+    let command = "exec \"$0\" --root \"$1\" restore --detach --lazy-pages --manage-cgroups-mode ignore --bundle \"$2\" \
+                   --image-path \"$3\" --work-path \"$3\" c2 </dev/null >/dev/null 2>\"$4\"";
+    let restored = saved.shell(command, &[second.path(), &saved.images, &errors]);
+    assert!(restored.status.success(), "{}", fs::read_to_string(&errors).unwrap_or_default());
+    saved.wait_for_more_than(before);
+    serving.wait(PATIENCE).success();
+    fetching.wait(PATIENCE).success();
+    assert_eq!(saved.runtime.call(&["list", "--quiet"]).success().stdout.trim(), "c2");
+    let count = saved.count();
+    saved.wait_for_more_than(count);
+    saved.runtime.finish("c2");
 }
 
 /// Damaged images: one error with what CRIU's log says, and neither state, cgroup, mount nor process is left.
