@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::libc::O_NONBLOCK;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use orlop_tests::{Bundle, Cmd, Output, binaries, poll_until, poll_value};
+use orlop_tests::{Bundle, Cmd, Output, Root, binaries, poll_until, poll_value};
 use serde_json::json;
 
 use crate::support::{PATIENCE, Runtime};
@@ -196,13 +196,20 @@ fn sending() -> String {
     )
 }
 
-/// Connections of TCP come back with both of their ends, and nothing that was on the way is lost or comes twice.
+/// Connections of TCP come back with both of their ends, and nothing that was on the way is lost or comes twice, whether a flag asks
+/// for it or CRIU's configuration, which an annotation names.
 #[test]
 fn connections_go_on() {
     if !criu_works() {
         return;
     }
-    let saved = Saved::with(|bundle| bundle.sh(&sending()));
+    let elsewhere = Root::new();
+    let configuration = elsewhere.join("criu.conf");
+    fs::write(&configuration, "").unwrap();
+    let saved = Saved::with(|bundle| {
+        let annotations = json!({ "org.criu.config": configuration });
+        bundle.sh(&sending()).edit(|config| config["annotations"] = annotations)
+    });
     let got = || {
         let text = fs::read_to_string(saved.data.join("got")).unwrap_or_default();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole).to_owned();
@@ -214,11 +221,15 @@ fn connections_go_on() {
     assert!(refused.stderr.contains("criu failed"), "{refused}");
     let count = saved.count();
     saved.wait_for_more_than(count);
-    saved.checkpoint(&["--tcp-established"]).success();
-    let before = got().len();
-    saved.restore("--detach --tcp-established").success();
-    poll_until(PATIENCE, "more arrives", || got().len() > before + 2);
-    assert_eq!(got(), (1..=got().len() as u32).collect::<Vec<_>>());
+    for (flags, configured) in [(&["--tcp-established"][..], ""), (&[], "tcp-established\n")] {
+        fs::write(&configuration, configured).unwrap();
+        saved.checkpoint(flags).success();
+        let before = got().len();
+        saved.restore(&format!("--detach {}", flags.join(" "))).success();
+        poll_until(PATIENCE, "more arrives", || got().len() > before + 2);
+    }
+    let all = got();
+    assert_eq!(all, (1..=all.len() as u32).collect::<Vec<_>>());
     saved.runtime.finish("c1");
 }
 
