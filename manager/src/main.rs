@@ -1,6 +1,8 @@
 //! `orlopd`: the manager. Serves the containerd API to any of its clients.
 
 mod api;
+#[cfg(test)]
+mod chance;
 mod cli;
 mod config;
 mod content;

@@ -12,29 +12,10 @@ use tar::EntryType;
 
 use super::Whiteouts;
 use super::tests::{Layer, Place, is_root};
+use crate::chance::Chance;
 
 /// Rounds of an ordinary test run.
 const ROUNDS: u64 = 300;
-
-/// A generator of numbers that look like chance (xorshift*).
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-}
 
 /// Names that lead astray.
 const NAMES: [&str; 16] = [
@@ -129,7 +110,7 @@ fn mutate(bytes: &mut Vec<u8>, chance: &mut Chance) {
                 let part = bytes[at..end].to_vec();
                 bytes.splice(at..at, part);
             }
-            _ => bytes[at] = chance.next() as u8,
+            _ => bytes[at] = chance.number() as u8,
         }
     }
 }
@@ -160,7 +141,7 @@ fn mutated_layers_stay_in_their_root() {
             println!("unpack: {round} rounds of seed {seed}");
             break;
         }
-        let mut chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(round) | 1);
+        let mut chance = Chance::of(seed, round);
         let whiteouts = *chance.pick(&[Whiteouts::Delete, Whiteouts::Overlay { userxattr: false }]);
         // The place itself checks, after every layer, that nothing around the root has changed.
         let place = Place::new();

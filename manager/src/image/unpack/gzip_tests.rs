@@ -5,6 +5,7 @@ use std::io::{BufReader, Read, Write};
 use flate2::{Compression, GzBuilder};
 
 use super::*;
+use crate::chance::Chance;
 
 /// Gives so many bytes at a time.
 struct Drip<'a>(&'a [u8], usize);
@@ -34,18 +35,6 @@ fn read<I: Inflate>(stream: &[u8], comes: usize, asked: usize) -> io::Result<Vec
     all(Gzip::<_, I>::new(BufReader::with_capacity(4096, Drip(stream, comes))), asked)
 }
 
-/// Numbers that look like chance (xorshift*).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16) as usize % limit.max(1)
-    }
-}
-
 /// Something that compresses here and there, with what repeats from far away.
 fn text(chance: &mut Chance, length: usize) -> Vec<u8> {
     let mut text = Vec::with_capacity(length);
@@ -72,7 +61,7 @@ fn gzip(bytes: &[u8], level: u32) -> Vec<u8> {
 
 #[test]
 fn streams_are_read_in_pieces_of_every_size() {
-    let mut chance = Chance(7);
+    let mut chance = Chance::of(7, 0);
     for level in [0, 1, 6, 9] {
         let (one, two) = (text(&mut chance, 300_000), text(&mut chance, 1000));
         let stream = [gzip(&one, level), gzip(b"", level), gzip(&two, level)].concat();
@@ -122,7 +111,7 @@ fn headers_are_read_with_all_that_they_may_have() {
 
 #[test]
 fn what_is_cut_or_damaged_is_refused() {
-    let mut chance = Chance(3);
+    let mut chance = Chance::of(3, 0);
     let whole = gzip(&text(&mut chance, 3000), 6);
     for length in 0..whole.len() {
         let error = read::<Fastest>(&whole[..length], 100, 4096).unwrap_err();

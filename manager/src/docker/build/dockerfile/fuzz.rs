@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::chance::Chance;
 
 /// Rounds of an ordinary test run.
 const ROUNDS: u64 = 3000;
@@ -34,18 +35,6 @@ const PIECES: [&str; 18] = [
     "é",
 ];
 
-/// A generator of numbers that look like chance (xorshift*).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) % limit.max(1) as u64) as usize
-    }
-}
-
 fn mutated(chance: &mut Chance) -> String {
     let mut letters: Vec<char> = SEED.chars().collect();
     for _ in 0..=chance.below(8) {
@@ -68,7 +57,7 @@ fn whatever_a_dockerfile_says_it_is_read_or_refused() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let until = number("ORLOP_FUZZ_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let rounds = number("ORLOP_FUZZ_ROUNDS").unwrap_or(ROUNDS);
-    let mut chance = Chance(0x0d0c_cafe);
+    let mut chance = Chance::of(0x0d0c_cafe, 0);
     let variables = vec!["X=1.2".to_owned(), "q=80 443".to_owned()];
     let mut round = 0;
     while round < rounds || until.is_some_and(|until| Instant::now() < until) {
