@@ -1,12 +1,18 @@
 //! The Sandbox service of a pod's shim. The pod is no process of its own: what its containers share is made by whoever
-//! makes their configurations, and the shim itself is what runs for it from its creation to its end.
+//! makes their configurations, and the shim itself is what runs for it from its creation to its end, in the pod's network
+//! (docs/decisions/0311-pods-network.md).
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::time::SystemTime;
+
+use nix::libc::CLONE_NEWNET;
+use orlop_host::sys::pid::setns;
 
 use orlop_proto::containerd::runtime::sandbox::v1 as api;
 use orlop_proto::containerd::runtime::sandbox::v1::sandbox_ttrpc as method;
 use orlop_proto::containerd::types::Platform;
-use orlop_proto::error::{Error, Result};
+use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Message;
 
@@ -16,8 +22,13 @@ use crate::task::Call;
 /// What a client asks of the pod.
 #[derive(Debug, PartialEq)]
 pub enum Command {
-    /// Make it, under this id.
-    Create(String),
+    /// Make it.
+    Create {
+        /// Under this id.
+        id: String,
+        /// The path of its network namespace; empty for the host's.
+        network: String,
+    },
     /// Start it.
     Start(String),
     /// What may run in it?
@@ -43,7 +54,10 @@ pub enum Command {
 /// `Unimplemented` for other methods; `InvalidArgument` for what is no such message.
 pub fn decode(name: &str, payload: &[u8]) -> Result<Command> {
     Ok(match name {
-        method::CREATE_SANDBOX => Command::Create(message::<api::CreateSandboxRequest>(payload)?.sandbox_id),
+        method::CREATE_SANDBOX => {
+            let api::CreateSandboxRequest { sandbox_id: id, netns_path: network, .. } = message(payload)?;
+            Command::Create { id, network }
+        }
         method::START_SANDBOX => Command::Start(message::<api::StartSandboxRequest>(payload)?.sandbox_id),
         method::PLATFORM => Command::Platform,
         method::STOP_SANDBOX => Command::Stop(message::<api::StopSandboxRequest>(payload)?.sandbox_id),
@@ -78,7 +92,7 @@ impl Sandbox {
     /// Takes a request; what is to be answered now, to this and earlier callers.
     pub fn step(&mut self, call: Call, command: Command, now: SystemTime) -> Vec<Answer> {
         let reply = match command {
-            Command::Create(id) => self.create(id, now).map(|()| Vec::new()),
+            Command::Create { id, .. } => self.create(id, now).map(|()| Vec::new()),
             Command::Start(id) => self.pod(&id).map(|pod| {
                 pod.started = true;
                 let (pid, created_at) = (std::process::id(), Some(pod.created.into()));
@@ -106,6 +120,14 @@ impl Sandbox {
             Command::Shutdown => return self.stop(now).into_iter().chain([(call, Ok(Vec::new()))]).collect(),
         };
         vec![(call, reply)]
+    }
+
+    /// The network namespace that a request has the shim go into first.
+    pub fn wants_network<'a>(&self, command: &'a Command) -> Option<&'a str> {
+        match command {
+            Command::Create { network, .. } if self.pod.is_none() && !network.is_empty() => Some(network),
+            _ => None,
+        }
     }
 
     /// Nobody waits on a connection that has ended.
@@ -150,6 +172,12 @@ impl Pod {
     }
 }
 
+/// Takes this process into a network namespace.
+pub fn join_network(path: &str) -> Result<()> {
+    let namespace = File::open(path).context("open network namespace", path)?;
+    setns(namespace.as_fd(), CLONE_NEWNET).context("join network namespace", path)
+}
+
 fn waited(at: SystemTime) -> Vec<u8> {
     api::WaitSandboxResponse { exit_status: 0, exited_at: Some(at.into()) }.encode_to_vec()
 }
@@ -182,7 +210,7 @@ mod tests {
     fn waiters_hear_of_the_end_once() {
         let mut sandbox = Sandbox::default();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
-        only(sandbox.step(call(1), Command::Create("p".into()), now)).unwrap();
+        only(sandbox.step(call(1), Command::Create { id: "p".into(), network: String::new() }, now)).unwrap();
         only(sandbox.step(call(3), Command::Start("p".into()), now)).unwrap();
         assert!(sandbox.step(call(5), Command::Wait("p".into()), now).is_empty());
         let gone = Call { connection: 2, stream: 1, deadline: None };
@@ -206,8 +234,11 @@ mod tests {
         let now = SystemTime::now();
         let kind = |answers: Vec<Answer>| only(answers).unwrap_err().kind();
         assert_eq!(kind(sandbox.step(call(1), Command::Status("p".into()), now)), Kind::NotFound);
-        only(sandbox.step(call(3), Command::Create("p".into()), now)).unwrap();
-        assert_eq!(kind(sandbox.step(call(5), Command::Create("p".into()), now)), Kind::AlreadyExists);
+        only(sandbox.step(call(3), Command::Create { id: "p".into(), network: String::new() }, now)).unwrap();
+        assert_eq!(
+            kind(sandbox.step(call(5), Command::Create { id: "p".into(), network: String::new() }, now)),
+            Kind::AlreadyExists
+        );
         assert_eq!(kind(sandbox.step(call(7), Command::Wait("q".into()), now)), Kind::NotFound);
         assert_eq!(decode("Dance", &[]).unwrap_err().kind(), Kind::Unimplemented);
         assert_eq!(decode("CreateSandbox", &[0xff]).unwrap_err().kind(), Kind::InvalidArgument);

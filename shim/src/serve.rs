@@ -281,6 +281,10 @@ impl Shim {
                 self.answer(call, Ok(Vec::new()));
             }
             Request::Sandbox(command) => {
+                let joined = self.sandbox.wants_network(&command).map_or(Ok(()), sandbox::join_network);
+                if let Err(error) = joined {
+                    return self.answer(call, Err(error));
+                }
                 let ends = command == sandbox::Command::Shutdown;
                 for (call, reply) in self.sandbox.step(call, command, SystemTime::now()) {
                     self.answer(call, reply);

@@ -12,7 +12,7 @@ use orlop_proto::containerd::task::v2::ShutdownRequest;
 use orlop_proto::error::Result;
 use orlop_proto::kind::Kind;
 use orlop_proto::runtimeoptions::v1::Options as General;
-use orlop_tests::{Bundle, Root, host, poll_until};
+use orlop_tests::{Bundle, Cmd, Root, host, poll_until};
 use prost::Message;
 use prost_types::Any;
 
@@ -88,6 +88,34 @@ fn a_sandbox_without_containers_ends_its_shim() {
     call::<ShutdownSandboxResponse>(&mut shim.client, method::SHUTDOWN_SANDBOX, &end).unwrap();
     poll_until(DEADLINE, "the shim ends", || !host::alive(pid));
     assert!(!shim.socket.exists());
+    root.assert_clean();
+}
+
+/// Its containers join the namespaces of the process that the sandbox names.
+#[test]
+fn a_sandbox_is_in_the_network_that_it_was_made_for() {
+    let root = Root::new();
+    let other = Cmd::new("unshare").args(["--net", "sh", "-c", "echo ready; exec sleep 1000"]).spawn();
+    poll_until(DEADLINE, "the network is there", || other.stdout().starts_with("ready"));
+    let mut shim = Shim::start_with(&root, "c", &runtime("orlop"), |bundle| bundle);
+    let network = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+    let create = |path: String| CreateSandboxRequest {
+        sandbox_id: "pod".into(),
+        netns_path: path,
+        ..CreateSandboxRequest::default()
+    };
+    let refused =
+        call::<CreateSandboxResponse>(&mut shim.client, method::CREATE_SANDBOX, &create("/no/such".into()));
+    assert!(refused.unwrap_err().to_string().contains("open network namespace /no/such"));
+    let request = create(format!("/proc/{}/ns/net", other.pid()));
+    call::<CreateSandboxResponse>(&mut shim.client, method::CREATE_SANDBOX, &request).unwrap();
+    let start = StartSandboxRequest { sandbox_id: "pod".into() };
+    let started: StartSandboxResponse = call(&mut shim.client, method::START_SANDBOX, &start).unwrap();
+    assert_eq!(network(started.pid as i32), network(other.pid()));
+    assert_ne!(network(started.pid as i32), network(std::process::id() as i32));
+    shim.run();
+    shim.finish();
+    drop(other);
     root.assert_clean();
 }
 

@@ -3,6 +3,7 @@
 //! Sandbox service in its place. `make test` leaves it out and says so.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -70,8 +71,50 @@ impl Cri<'_> {
     }
 }
 
-/// A pod with two containers through their lives.
-fn pods(root: &Root, cri: &Cri, with_pause: bool) {
+/// The address of a pod with a network of its own.
+const ADDRESS: &str = "10.213.7.2";
+
+/// A network plugin (CNI) that needs nothing of the host: both ends of a pair of devices lie in the pod's namespace. As `loopback`
+/// it does what containerd asks for in every pod.
+const PLUGIN: &str = r#"#!/bin/sh
+if [ "$CNI_COMMAND" = VERSION ]; then
+  echo '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0.0"]}'
+  exit
+fi
+version=$(sed -n 's/.*"cniVersion" *: *"\([^"]*\)".*/\1/p')
+[ "$CNI_COMMAND" = ADD ] || exit 0
+inside() { nsenter "--net=$CNI_NETNS" ip "$@" >&2 || exit 1; }
+place="\"sandbox\":\"$CNI_NETNS\""
+case $0 in
+*/loopback)
+  inside link set lo up
+  echo "{\"cniVersion\":\"$version\",\"interfaces\":[{\"name\":\"lo\",$place}]}";;
+*)
+  inside link add eth0 type veth peer name eth1
+  inside addr add ADDRESS/24 dev eth0
+  inside link set eth0 up
+  echo "{\"cniVersion\":\"$version\",\"interfaces\":[{\"name\":\"eth0\",$place}],
+    \"ips\":[{\"version\":\"4\",\"interface\":0,\"address\":\"ADDRESS/24\"}]}";;
+esac
+"#;
+
+/// Writes the plugin and the network that uses it.
+fn write_network(root: &Root) {
+    let (programs, networks) = (root.join("cni/bin"), root.join("cni/net.d"));
+    for directory in [&programs, &networks] {
+        fs::create_dir_all(directory).unwrap();
+    }
+    for name in ["loopback", "inside"] {
+        let program = programs.join(name);
+        fs::write(&program, PLUGIN.replace("ADDRESS", ADDRESS)).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let network = json!({"cniVersion": "0.4.0", "name": "pods", "plugins": [{"type": "inside"}]});
+    fs::write(networks.join("10-pods.conflist"), network.to_string()).unwrap();
+}
+
+/// A pod with two containers through their lives, in the host's network or one of its own.
+fn pods(root: &Root, cri: &Cri, with_pause: bool, own_network: bool) {
     let log = root.join("logs");
     fs::create_dir_all(&log).unwrap();
     let write = |name: &str, value: Value| -> String {
@@ -79,8 +122,9 @@ fn pods(root: &Root, cri: &Cri, with_pause: bool) {
         fs::write(&path, value.to_string()).unwrap();
         path.display().to_string()
     };
-    // In the host's network, which takes no CNI. 2 is NODE.
-    let security = json!({"namespace_options": {"network": 2}});
+    // POD and NODE.
+    let network = if own_network { 0 } else { 2 };
+    let security = json!({"namespace_options": {"network": network}});
     let pod = write(
         "pod.json",
         json!({
@@ -112,6 +156,10 @@ fn pods(root: &Root, cri: &Cri, with_pause: bool) {
         fs::read_to_string(log.join("long.log")).is_ok_and(|text| text.contains("stdout F hello"))
     });
     assert_eq!(cri.say(&["exec", "--sync", &long, "echo", "in the pod"]), "in the pod");
+    let addresses = cri.say(&["exec", "--sync", &long, "busybox", "ip", "-o", "addr"]);
+    assert_eq!(addresses.contains(ADDRESS), own_network, "{addresses}");
+    let told: Value = serde_json::from_str(&cri.say(&["inspectp", &sandbox])).expect("JSON");
+    assert_eq!(told["status"]["network"]["ip"] == ADDRESS, own_network, "{told}");
     let exec = cri.cmd(&["exec", "--sync", &long, "sh", "-c", "exit 5"]).run();
     assert!(exec.stderr.contains("exited with 5"), "{exec}");
     cri.say(&["update", "--cpu-quota", "50000", "--cpu-period", "100000", &long]);
@@ -139,7 +187,7 @@ fn pods(root: &Root, cri: &Cri, with_pause: bool) {
 }
 
 /// The configuration of CRI's plugins, whose names differ.
-fn configuration(is_newest: bool, sandboxer: &str) -> String {
+fn configuration(root: &Root, is_newest: bool, sandboxer: &str) -> String {
     let runtime = if is_newest { "io.containerd.cri.v1.runtime" } else { "io.containerd.grpc.v1.cri" };
     let pause = if is_newest {
         format!(
@@ -150,16 +198,23 @@ fn configuration(is_newest: bool, sandboxer: &str) -> String {
     };
     // Not everybody who runs this may make processes less likely to be killed than their own.
     let pause = pause + "restrict_oom_score_adj = true\n";
+    let pause = pause + "netns_mounts_under_state_dir = true\n";
     let sandboxer = if is_newest { format!("sandboxer = {sandboxer:?}\n") } else { String::new() };
+    let programs = root.join("cni/bin");
+    let programs =
+        if is_newest { format!("bin_dirs = [{programs:?}]") } else { format!("bin_dir = {programs:?}") };
     format!(
-        "{pause}[plugins.{runtime:?}.containerd]\ndefault_runtime_name = \"orlop\"\n\
-         [plugins.{runtime:?}.containerd.runtimes.orlop]\nruntime_type = \"io.containerd.orlop.v1\"\n{sandboxer}"
+        "{pause}[plugins.{runtime:?}.cni]\n{programs}\nconf_dir = {:?}\n\
+         [plugins.{runtime:?}.containerd]\ndefault_runtime_name = \"orlop\"\n\
+         [plugins.{runtime:?}.containerd.runtimes.orlop]\nruntime_type = \"io.containerd.orlop.v1\"\n{sandboxer}",
+        root.join("cni/net.d")
     )
 }
 
 fn check(crictl: &Path, containerd: Option<PathBuf>, client: Option<PathBuf>, sandboxer: &str) {
     let root = Root::new();
-    let containerd_config = configuration(containerd.is_some(), sandboxer);
+    write_network(&root);
+    let containerd_config = configuration(&root, containerd.is_some(), sandboxer);
     let variant = Variant { containerd, client, cri: true, containerd_config, ..Variant::default() };
     let mut daemon = Containerd::start_as(&root, &variant);
     let archive = root.join("image.tar");
@@ -171,7 +226,9 @@ fn check(crictl: &Path, containerd: Option<PathBuf>, client: Option<PathBuf>, sa
     poll_until(Duration::from_secs(30), "CRI knows the image", || {
         cri.say(&["images", "-q"]).contains("sha256")
     });
-    pods(&root, &cri, sandboxer != "shim");
+    for own_network in [false, true] {
+        pods(&root, &cri, sandboxer != "shim", own_network);
+    }
     daemon.stop();
     root.assert_clean();
 }
