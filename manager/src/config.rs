@@ -202,6 +202,8 @@ pub struct Snapshots {
     pub write_back_delay: u64,
     /// Whether layers that are EROFS images are mounted as they come, after a check.
     pub erofs_layers: bool,
+    /// Whether the kernel checks images of layers at each read (fs-verity), where kernel and file system can.
+    pub fs_verity: bool,
 }
 
 /// Registries.
@@ -368,7 +370,7 @@ impl Default for Gc {
 
 impl Default for Snapshots {
     fn default() -> Self {
-        Snapshots { write_back_delay: 2, erofs_layers: false }
+        Snapshots { write_back_delay: 2, erofs_layers: false, fs_verity: false }
     }
 }
 

@@ -56,6 +56,7 @@ impl Reload {
         }
         stores.collector.configure(new.gc.clone());
         stores.snapshots.set_write_back_delay(Duration::from_secs(new.snapshots.write_back_delay));
+        stores.snapshots.set_seals(new.snapshots.fs_verity);
         stores.transfers.set_erofs_layers(new.snapshots.erofs_layers);
         supervisor.configure(new.runtimes.clone());
         let applied = Config {

@@ -81,6 +81,7 @@ impl Stores {
             exchange.clone(),
         )?;
         snapshots.set_write_back_delay(Duration::from_secs(config.snapshots.write_back_delay));
+        snapshots.set_seals(config.snapshots.fs_verity);
         let mounts = Mounts::new(&config.root, &config.state, database.clone());
         let registries = Registries::new(registry::Settings {
             connect_timeout: Duration::from_secs(config.registry.connect_timeout),

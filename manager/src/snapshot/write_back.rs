@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use orlop_host::sys::verity;
 use orlop_proto::error::{Context, Result};
 use orlop_proto::kind::Kind;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
@@ -52,6 +53,8 @@ pub(super) struct Queue {
     is_running: AtomicBool,
     /// How long a layer waits at most for others to come, in milliseconds.
     delay: AtomicU64,
+    /// Whether images are sealed once they are on the disk.
+    seals: AtomicBool,
 }
 
 impl Snapshots {
@@ -59,6 +62,11 @@ impl Snapshots {
     pub fn set_write_back_delay(&self, delay: Duration) {
         let delay = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         self.shared.write_back.delay.store(delay, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel checks images at each read from when they are on the disk, where kernel and file system can.
+    pub fn set_seals(&self, are_wanted: bool) {
+        self.shared.write_back.seals.store(are_wanted, Ordering::Relaxed);
     }
 
     /// The layers that are not known to be on the disk, each after those below it. Blocks.
@@ -100,14 +108,29 @@ impl Snapshots {
     }
 }
 
+/// What is written back next.
+struct Waiting {
+    layer: Unsynced,
+    /// Where its files are.
+    files: Option<PathBuf>,
+    /// The image among them that is to be sealed.
+    image: Option<PathBuf>,
+}
+
 /// Writes back until nothing waits, or nobody has the snapshots any more.
 fn work(shared: &Weak<Shared>, delay: Duration) {
     // Ignoring: without it the disk is shared as usual.
     let _ = orlop_host::sys::disk::use_idle_io_priority();
     std::thread::sleep(delay);
-    while let Some((layer, files)) = shared.upgrade().and_then(|shared| shared.next()) {
+    while let Some(Waiting { layer, files, image }) = shared.upgrade().and_then(|shared| shared.next()) {
         let started = std::time::Instant::now();
         let synced = files.map_or(Ok(()), |files| sync_tree(&files));
+        if let (Ok(()), Some(image)) = (&synced, image)
+            && let Err(error) = seal(&image)
+            && error.kind() != Kind::NotFound
+        {
+            tracing::warn!(layer = layer.layer, %error, "layer is not sealed");
+        }
         let Some(shared) = shared.upgrade() else { return };
         let settled = match synced {
             // It was removed meanwhile.
@@ -126,8 +149,8 @@ fn work(shared: &Weak<Shared>, delay: Duration) {
 }
 
 impl Shared {
-    /// The next layer and where its files are; with none left, the worker is gone.
-    fn next(&self) -> Option<(Unsynced, Option<PathBuf>)> {
+    /// The next layer; with none left, the worker is gone.
+    fn next(&self) -> Option<Waiting> {
         let mut waiting = self.write_back.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(layer) = waiting.pop_front() else {
             self.write_back.is_running.store(false, Ordering::Release);
@@ -135,7 +158,9 @@ impl Shared {
         };
         let snapshotter = self.snapshotters.get(layer.snapshotter.as_str());
         let files = snapshotter.and_then(|snapshotter| snapshotter.files(layer.layer));
-        Some((layer, files))
+        let image = snapshotter.and_then(|snapshotter| snapshotter.image(layer.layer));
+        let image = image.filter(|_| self.write_back.seals.load(Ordering::Relaxed));
+        Some(Waiting { layer, files, image })
     }
 
     /// Records that a layer's files are on the disk.
@@ -169,6 +194,20 @@ fn sync_tree(root: &Path) -> Result<()> {
         .context("sync", name.clone())?;
     // The names on the way to it: of the layer, and of its files within.
     root.ancestors().skip(1).take(2).try_for_each(crate::content::blobs::sync_directory)
+}
+
+/// Has the kernel check an image at each read from now on, if kernel and file system can.
+fn seal(image: &Path) -> Result<()> {
+    let name = || image.display().to_string();
+    let file = File::open(image).context("open", name())?;
+    match verity::seal(file.as_fd()) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOTTY)) => {
+            tracing::debug!(image = name(), "no fs-verity here");
+            Ok(())
+        }
+        Err(error) => Err(error).context("seal", name()),
+        Ok(()) => file.sync_all().context("sync", name()),
+    }
 }
 
 /// Shows each regular file, and each directory after what is in it.
@@ -224,5 +263,9 @@ mod tests {
         assert_eq!((files, directories), (1, 3));
         sync_tree(root.path()).unwrap();
         assert_eq!(sync_tree(&root.path().join("gone")).unwrap_err().kind(), Kind::NotFound);
+        // Whether or not there is such a thing here.
+        seal(&root.path().join("a/b/file")).unwrap();
+        assert_eq!(std::fs::read(root.path().join("a/b/file")).unwrap(), b"x");
+        assert_eq!(seal(&root.path().join("gone")).unwrap_err().kind(), Kind::NotFound);
     }
 }

@@ -26,6 +26,7 @@ pub mod profile;
 pub mod seccomp;
 pub mod spawn;
 pub mod tty;
+pub mod verity;
 
 use std::ffi::CString;
 use std::io;
