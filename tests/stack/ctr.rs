@@ -40,7 +40,12 @@ impl<D: Daemon> Session<'_, D> {
 
     fn lines(&self, text: &str) -> Vec<String> {
         // How often progress is drawn depends on the machine's speed.
-        let progress = |line: &&str| line.contains("\u{1b}[") || line.starts_with("elapsed:");
+        let progress = |line: &&str| {
+            line.contains("\u{1b}[")
+                || line.starts_with("elapsed:")
+                // What draws it is stopped with the pull, now and then between a question and its answer, and then says so.
+                || line.ends_with("error=\"context canceled\"")
+        };
         text.lines()
             .filter(|line| !progress(line))
             .map(|line| self.plain(line))
