@@ -3,28 +3,31 @@
 //! A table maps a string key to a protobuf record, so that records can gain fields without a migration. Keys
 //! with several parts are joined by NUL ([`key`]); only the last part may be arbitrary text, the others are
 //! checked identifiers. A change commits durably or leaves no trace; what a caller wants to tell the world it
-//! tells after the commit. redb refuses all work after a failed write (a full disk), so the file is then opened
+//! tells after the commit. Changes that come together are synced together ([`group`]). redb refuses all work after a failed write (a full disk), so the file is then opened
 //! again, which goes back to the last commit. A file beside it reserves what a change needs that frees something:
 //! one can delete on a full disk.
 
+mod group;
 mod schema;
 
 use std::marker::PhantomData;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Message;
-use redb::{ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+use redb::{Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use tokio::sync::Notify;
+
+use group::{Group, Place};
 
 /// Bytes kept free for changes that free something.
 const RESERVE: u64 = 1 << 20;
-/// Bytes of memory that redb may keep as a cache of its file.
-const CACHE: usize = 2 << 20;
+/// Bytes of memory that redb may keep as a cache of its file: what all changes go through. The kernel has the rest.
+const CACHE: usize = 256 << 10;
 
 /// A record's bytes by its key.
 type Definition = TableDefinition<'static, &'static str, &'static [u8]>;
@@ -79,6 +82,9 @@ struct Shared {
     path: PathBuf,
     /// Read-locked by each transaction; write-locked only to open the file again. Empty while that fails.
     open: RwLock<Option<redb::Database>>,
+    group: Group,
+    /// Held while a change uses the reserved space.
+    freeing: Mutex<()>,
     changes: Changes,
 }
 
@@ -106,6 +112,8 @@ impl Database {
             shared: Arc::new(Shared {
                 path: path.to_owned(),
                 open: RwLock::new(Some(open_file(path)?)),
+                group: Group::default(),
+                freeing: Mutex::default(),
                 changes: Changes::default(),
             }),
         };
@@ -154,6 +162,8 @@ impl Database {
         };
         match self.write_now(freeing) {
             Err(error) if error.operation() == BROKEN && error.kind() == Kind::ResourceExhausted => {
+                // One at a time: changes that failed together would take the reserve from each other.
+                let _turn = self.shared.freeing.lock().unwrap_or_else(PoisonError::into_inner);
                 self.shared.release()?;
                 let result = self.write_now(freeing);
                 self.shared.reserve();
@@ -173,16 +183,10 @@ impl Database {
 
     /// [`Database::write`] for callers that may block.
     pub fn write_now<T>(&self, change: impl FnOnce(&Write) -> Result<T>) -> Result<T> {
-        let (value, deleted, counted) = self.guarded(|database| {
-            let write = Write {
-                transaction: database.begin_write().map_err(failed)?,
-                deleted: false.into(),
-                counted: true.into(),
-            };
-            let value = change(&write)?;
-            write.transaction.commit().map_err(failed)?;
-            Ok((value, write.deleted.get(), write.counted.get()))
-        })?;
+        let (value, place, deleted, counted) = self.commit(change)?;
+        if !place.is_last {
+            self.shared.group.wait(place, || self.sync())?;
+        }
         if counted {
             let changes = &self.shared.changes;
             changes.commits.fetch_add(1, Ordering::Relaxed);
@@ -192,6 +196,40 @@ impl Database {
         Ok(value)
     }
 
+    /// Runs a change and commits it in its place; returns whether it may have freed something, and whether it counts.
+    fn commit<T>(&self, change: impl FnOnce(&Write) -> Result<T>) -> Result<(T, Place, bool, bool)> {
+        let writer = self.shared.group.enter();
+        self.guarded(|database| {
+            let mut write = Write {
+                transaction: database.begin_write().map_err(failed)?,
+                deleted: false.into(),
+                counted: true.into(),
+            };
+            let value = change(&write)?;
+            let place = writer.place();
+            if !place.is_last {
+                write.transaction.set_durability(Durability::None).map_err(failed)?;
+            }
+            write.transaction.commit().map_err(failed)?;
+            if place.is_last {
+                writer.synced(place);
+            }
+            Ok((value, place, write.deleted.get(), write.counted.get()))
+        })
+    }
+
+    /// Syncs what is committed, by a commit of nothing.
+    fn sync(&self) -> Result<()> {
+        let writer = self.shared.group.enter();
+        self.guarded(|database| {
+            let transaction = database.begin_write().map_err(failed)?;
+            let place = writer.place();
+            transaction.commit().map_err(failed)?;
+            writer.synced(place);
+            Ok(())
+        })
+    }
+
     /// Checks the file's own structure, and repairs it; says whether it was intact. Blocks, and nobody else may use the
     /// database meanwhile.
     pub fn verify(&self) -> Result<bool> {
@@ -199,6 +237,9 @@ impl Database {
         let database = open.as_mut().ok_or_else(|| {
             Error::new(Kind::Unavailable, "open database", self.shared.path.display().to_string())
         })?;
+        // What others still wait for must not get in its way.
+        database.begin_write().map_err(failed)?.commit().map_err(failed)?;
+        self.shared.group.all_synced();
         database.check_integrity().map_err(|error| {
             Error::because(Kind::DataLoss, "check database", self.shared.path.display().to_string(), error)
         })
@@ -223,6 +264,7 @@ impl Database {
         {
             let mut open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
             *open = None;
+            self.shared.group.end(error.kind());
             *open = open_file(&self.shared.path).ok();
         }
         result
@@ -537,5 +579,86 @@ mod tests {
         db.free_now(|tx| tx.remove(&TEST, "a")).unwrap();
         assert_eq!(db.changes().deletions.load(Ordering::Relaxed), 1);
         assert_eq!(db.changes().commits.load(Ordering::Relaxed), before + 2);
+    }
+
+    /// What a database has that is opened with the file as it is now.
+    fn on_disk(path: &Path, name: &str) -> bool {
+        let copy = path.with_extension("copy");
+        std::fs::copy(path, &copy).unwrap();
+        Database::open(&copy).unwrap().read_now(|tx| tx.get(&TEST, name)).unwrap().is_some()
+    }
+
+    #[test]
+    fn a_change_that_others_wait_behind_is_synced_with_them_or_without() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let db = Database::open(&path).unwrap();
+        let group = &db.shared.group;
+        for (first, second) in [("a", Some("b")), ("c", None)] {
+            std::thread::scope(|scope| {
+                let (begun, is_begun) = std::sync::mpsc::channel();
+                let db = &db;
+                let writing = scope.spawn(move || {
+                    db.write_now(|tx| {
+                        begun.send(()).unwrap();
+                        while group.writers() < 2 {
+                            std::thread::yield_now();
+                        }
+                        tx.put(&TEST, first, &record("1"))
+                    })
+                });
+                is_begun.recv().unwrap();
+                let last = db.write_now(|tx| match second {
+                    Some(name) => tx.put(&TEST, name, &record("2")),
+                    None => Err(Error::new(Kind::Canceled, "give", "up")),
+                });
+                assert_eq!(last.is_ok(), second.is_some());
+                writing.join().unwrap().unwrap();
+            });
+            assert_eq!(group.writers(), 0);
+            assert!(on_disk(&path, first), "{first}");
+            assert!(second.is_none_or(|name| on_disk(&path, name)));
+        }
+    }
+
+    #[test]
+    fn what_is_not_synced_is_lost_with_the_file_that_failed() {
+        let group = Group::default();
+        let (first, second) = (group.enter(), group.enter());
+        let lost = first.place();
+        assert!(!lost.is_last);
+        drop(first);
+        drop(second);
+        group.end(Kind::ResourceExhausted);
+        let error = group.wait(lost, || Ok(())).unwrap_err();
+        assert_eq!((error.operation(), error.kind()), (BROKEN, Kind::ResourceExhausted));
+        // What comes later does not bring it back, and is there by itself.
+        let writer = group.enter();
+        let next = writer.place();
+        assert!(next.is_last);
+        writer.synced(next);
+        drop(writer);
+        group.wait(next, || Ok(())).unwrap();
+        assert!(group.wait(lost, || Ok(())).is_err());
+        // One that nobody syncs does it by itself.
+        let (first, second) = (group.enter(), group.enter());
+        let alone = first.place();
+        drop(first);
+        drop(second);
+        let sync = || {
+            let writer = group.enter();
+            let place = writer.place();
+            writer.synced(place);
+            Ok(())
+        };
+        group.wait(alone, sync).unwrap();
+    }
+
+    #[test]
+    fn nobody_waits_for_others_without_end() {
+        let group = Group::default();
+        let (writer, _other) = (group.enter(), group.enter());
+        let waiting = std::iter::repeat_with(|| writer.place()).take_while(|place| !place.is_last).count();
+        assert_eq!(waiting, 63);
     }
 }
