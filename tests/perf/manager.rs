@@ -106,6 +106,8 @@ impl Client {
             let prepare = snapshots::PrepareSnapshotRequest {
                 snapshotter: "overlayfs".into(),
                 key: id.into(),
+                // A collection may come at any moment.
+                labels: [("containerd.io/gc.root".to_owned(), "1".to_owned())].into(),
                 ..Default::default()
             };
             layers.prepare(self.request(prepare)).await.expect("prepare");
