@@ -96,6 +96,8 @@ pub struct Docker {
     pub tls_cert: Option<PathBuf>,
     /// Its key.
     pub tls_key: Option<PathBuf>,
+    /// The buildkitd that clients of BuildKit are given, `unix://PATH`; they are refused without one.
+    pub buildkit: Option<String>,
 }
 
 /// Logging.
@@ -352,6 +354,7 @@ impl Default for Docker {
             tls_ca_cert: None,
             tls_cert: None,
             tls_key: None,
+            buildkit: None,
         }
     }
 }

@@ -133,6 +133,7 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
                 state: config.state.join("docker"),
                 id: uuid.clone(),
                 cgroup_parent: config.docker.cgroup_parent.clone(),
+                buildkit: config.docker.buildkit.as_deref().map(docker::buildkit::address).transpose()?,
                 settings: file.as_ref().map(Settings::of).transpose()?.unwrap_or_default(),
             };
             Some((docker::Engine::new(parts)?, address, sockets))

@@ -6,6 +6,7 @@
 
 mod auth;
 mod build;
+pub mod buildkit;
 mod connection;
 pub mod container;
 mod errand;
@@ -79,6 +80,8 @@ pub struct Parts {
     pub id: String,
     /// The cgroup above those of containers that name none.
     pub cgroup_parent: String,
+    /// The socket of the buildkitd that clients of BuildKit are given.
+    pub buildkit: Option<PathBuf>,
     /// What holds for the whole engine.
     pub settings: Settings,
 }

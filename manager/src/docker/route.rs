@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use super::Engine;
 use super::failure::{Failure, Result};
 use super::message::{self, ApiVersion, Query, Reply, Request};
-use super::{auth, build, container, image, networks, swarm, system, volumes};
+use super::{auth, build, buildkit, container, image, networks, swarm, system, volumes};
 
 /// The newest version of the API.
 pub const NEWEST: ApiVersion = ApiVersion(1, 51);
@@ -92,9 +92,10 @@ async fn dispatch(engine: Engine, request: Request) -> Result<Reply> {
         "commit" if request.method == Method::POST => engine.commit_container(request).await,
         "networks" => networks::answer(engine, request).await,
         "volumes" => volumes::answer(engine, request).await,
-        "swarm" | "nodes" | "services" | "tasks" | "secrets" | "configs" | "plugins" | "session" | "grpc" => {
+        "swarm" | "nodes" | "services" | "tasks" | "secrets" | "configs" | "plugins" => {
             swarm::answer(request)
         }
+        "session" | "grpc" => buildkit::answer(engine, request).await,
         _ => Err(page_not_found()),
     }
 }

@@ -1,4 +1,4 @@
-//! End points of parts that this engine does not have: swarm mode, plugins, BuildKit. They answer as dockerd without them.
+//! End points of parts that this engine does not have: swarm mode, plugins. They answer as dockerd without them.
 
 use http::{Method, StatusCode};
 
@@ -28,9 +28,6 @@ pub fn answer(request: Request) -> Result<Reply> {
         }
         (_, ["plugins", ..]) => {
             Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "plugins are not supported by this engine"))
-        }
-        (_, ["session" | "grpc"]) => {
-            Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "BuildKit is not configured for this engine"))
         }
         _ => Err(page_not_found()),
     }

@@ -17,7 +17,7 @@ use crate::image::reference::Reference;
 use crate::store::images::Image;
 
 /// What the name of an image without one starts with, as dockerd names it.
-const DANGLING: &str = "moby-dangling@";
+pub const DANGLING: &str = "moby-dangling@";
 /// How deep indexes may refer to indexes.
 const MAX_DEPTH: u32 = 4;
 

@@ -9,7 +9,7 @@ mod remove;
 mod route;
 mod transfer;
 
-pub use found::{Found, dangling, familiar, normal, platform};
+pub use found::{DANGLING, Found, dangling, familiar, normal, platform};
 pub use remote::distribution;
 pub use route::answer;
 pub use transfer::{AuthConfig, ToClient, pull_failure, pull_step, wanted_platform};
