@@ -28,7 +28,7 @@ TOP := $(CURDIR)
 BINARIES := ORLOP=$(TOP)/$(STATIC_DIR)/orlop ORLOP_SHIM=$(TOP)/$(STATIC_DIR)/containerd-shim-orlop-v1 \
 	ORLOPD=$(TOP)/$(DYNAMIC_DIR)/orlopd ORLOPCTL=$(TOP)/$(DYNAMIC_DIR)/orlopctl
 
-.PHONY: help setup build build-static demo run-demo test test-vm run-tests lint unit integration conformance newest bench fuzz fuzz-coverage soak proto install clean
+.PHONY: help setup build build-static demo run-demo test test-vm run-tests lint unit integration conformance newest clients bench fuzz fuzz-coverage soak proto install clean
 .DEFAULT_GOAL := help
 
 help: ## print this list
@@ -109,6 +109,9 @@ conformance: ## a foreign suite on orlop, runc and crun side by side; needs Go a
 
 newest: build ## the newest containerd 2.x with its shim, ctr and Go client, crictl, nerdctl and crun, with ours; needs Go and ten minutes (as root)
 	$(BINARIES) ORLOP_NEWEST=1 $(CARGO) test --locked -p orlop-tests --test stack newest -- --nocapture
+
+clients: build ## PostgreSQL, Redis and MariaDB, compose 2, buildx, testcontainers, bollard on orlopd; needs Go, a network and ten minutes (as root)
+	$(BINARIES) ORLOP_CLIENTS=1 $(CARGO) test --locked -p orlop-tests --test docker clients -- --nocapture --test-threads 1
 
 bench: build ## times and sizes beside the peers, in one run (as root)
 	$(BINARIES) $(CARGO) bench --locked -p orlop-tests --bench perf

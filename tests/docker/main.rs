@@ -1,6 +1,7 @@
 //! The Docker Engine API: the real `docker` command line on orlopd, and beside it on Debian's dockerd.
 
 mod build;
+mod clients;
 mod containers;
 mod engine;
 mod files;

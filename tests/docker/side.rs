@@ -55,6 +55,14 @@ impl Side {
         Side::orlopd_in(root, docker, Some(host), &format!("daemon_json = {path:?}\n"))
     }
 
+    /// orlopd on a host of its own, which passes BuildKit's clients on to `$dir/buildkit.sock`.
+    pub fn orlopd_with_buildkit(docker: PathBuf) -> Side {
+        let root = Root::new();
+        let host = own_host(&root);
+        let address = format!("unix://{}", root.join("buildkit.sock").display());
+        Side::orlopd_in(root, docker, Some(host), &format!("buildkit = {address:?}\n"))
+    }
+
     /// orlopd with more lines in its configuration, below a root that has something in it already.
     pub fn orlopd_on_host(root: Root, docker: PathBuf, more: &str) -> Side {
         Side::orlopd_in(root, docker, None, more)
