@@ -6,8 +6,8 @@ pub struct Chance(u64);
 impl Chance {
     /// The one of a seed and of a round with it.
     pub fn of(seed: u64, round: u64) -> Chance {
-        // Zero would stay zero.
-        Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(round) | 1)
+        // Zero would stay zero, and each round is another.
+        Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(2 * round) | 1)
     }
 
     /// The next number.

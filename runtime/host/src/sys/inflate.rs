@@ -188,12 +188,15 @@ mod fuzz {
         stream
     }
 
-    /// What zlib makes of a stream: all of it and how much of it that took, or nothing where it is damaged or cut.
-    fn by_zlib(stream: &[u8]) -> Option<(Vec<u8>, usize)> {
+    /// What zlib makes of a stream: all of it and how much of it that took, or why it is refused; nothing where it is cut.
+    fn by_zlib(stream: &[u8]) -> Option<Result<(Vec<u8>, usize), String>> {
         let mut decoder = Decompress::new(false);
         let mut out = Vec::with_capacity(1 << 20);
-        let status = decoder.decompress_vec(stream, &mut out, FlushDecompress::Finish).ok()?;
-        (status == Status::StreamEnd).then(|| (out, decoder.total_in() as usize))
+        match decoder.decompress_vec(stream, &mut out, FlushDecompress::Finish) {
+            Ok(Status::StreamEnd) => Some(Ok((out, decoder.total_in() as usize))),
+            Ok(_) => None,
+            Err(error) => Some(Err(error.message().unwrap_or_default().to_owned())),
+        }
     }
 
     #[test]
@@ -204,7 +207,7 @@ mod fuzz {
         let (mut input, mut output, mut inflate) = (Fenced::new(), Fenced::new(), Inflate::new());
         let mut whole = 0;
         for run in 0..runs {
-            let mut chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(run) | 1);
+            let mut chance = Chance(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(2 * run) | 1);
             let stream = stream(&mut chance);
             let (mut rest, mut found) = (&stream[..], Vec::new());
             inflate.reset();
@@ -223,16 +226,22 @@ mod fuzz {
                     break false;
                 }
             };
-            let expected = by_zlib(&stream);
-            if is_whole {
-                whole += 1;
-                let (text, length) =
-                    expected.unwrap_or_else(|| panic!("seed {seed}, run {run}: zlib refuses it"));
-                assert!(text == found, "seed {seed}, run {run}");
-                let (behind, ahead) = inflate.behind();
-                let used = stream.len() - rest.len() - ahead;
-                assert_eq!(used, length, "seed {seed}, run {run}");
-                assert_eq!(behind[..ahead], stream[used..used + ahead], "seed {seed}, run {run}");
+            if !is_whole {
+                continue;
+            }
+            whole += 1;
+            match by_zlib(&stream) {
+                Some(Ok((text, length))) => {
+                    assert!(text == found, "seed {seed}, run {run}");
+                    let (behind, ahead) = inflate.behind();
+                    let used = stream.len() - rest.len() - ahead;
+                    assert_eq!(used, length, "seed {seed}, run {run}");
+                    assert_eq!(behind[..ahead], stream[used..used + ahead], "seed {seed}, run {run}");
+                }
+                // Codes that leave words without a meaning, of which none is used.
+                Some(Err(why))
+                    if ["invalid literal/lengths set", "invalid distances set"].contains(&&*why) => {}
+                refused => panic!("seed {seed}, run {run}: zlib: {refused:?}"),
             }
         }
         println!("{whole} of {runs} were whole");
