@@ -5,11 +5,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use orlop_proto::containerd::services::content::v1 as content;
 use orlop_tests::{
     Authority, Daemon, Deed, Front, Guard, Image, Orlopd, PASSWORD, Registry, Root, TokenServer, USER,
     Variant,
 };
 
+use crate::client::Client;
 use crate::ctl::DEADLINE;
 
 /// An orlopd that reads hosts from `certs.d` below the root.
@@ -130,6 +132,34 @@ fn a_mirror_that_sends_wrong_bytes_is_left() {
         assert!(asked > usize::from(wrong_layers) && asked <= most, "{:?}", bad.seen());
         orlopd.orlopctl(["images", "rm", "--sync", name]).deadline(DEADLINE).run().success();
     }
+    orlopd.stop();
+}
+
+#[test]
+fn a_start_that_is_none_is_fetched_again_and_nobody_blamed() {
+    let root = Root::new();
+    let origin = Registry::start(&root);
+    let image = Image::two_layers();
+    let name = image.push(&origin, "two", "1");
+    let mut orlopd = orlopd(&root, &[]);
+    let client = Client::new(orlopd.address(), orlopd.namespace());
+    // What an earlier pull left, from whoever it had it: a start of each layer, and one that is as long as the whole.
+    for (layer, share) in image.layers().iter().zip([2, 1]) {
+        let wrong = vec![b'x'; layer.bytes.len() / share];
+        let write = content::WriteContentRequest {
+            action: content::WriteAction::Write.into(),
+            r#ref: format!("layer-{}", layer.digest),
+            total: layer.bytes.len() as i64,
+            expected: layer.digest.clone(),
+            data: wrong.into(),
+            ..Default::default()
+        };
+        client.write(vec![write]).unwrap();
+    }
+    let pulled = orlopd.orlopctl(["images", "pull", &name]).deadline(DEADLINE).run().success();
+    assert!(pulled.stderr.contains("fetching it from the start"), "{pulled}");
+    let run = ["run", "--rm", &name, "c", "cat", "/etc/changed"];
+    assert_eq!(orlopd.orlopctl(run).run().success().stdout, "two\n");
     orlopd.stop();
 }
 

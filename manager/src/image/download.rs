@@ -15,7 +15,7 @@ struct State {
     file: Option<Arc<File>>,
     /// Bytes that can be read.
     available: u64,
-    /// Whether somebody else could be asked for it.
+    /// Whether it could be had another way: from somebody else, or from its start.
     is_elsewhere: bool,
     /// How it ended: `Ok` when every byte is there and verified.
     end: Option<Result<(), (Kind, String)>>,
@@ -40,12 +40,12 @@ impl Download {
         self.change(|state| (state.file, state.available) = (Some(Arc::new(file)), available));
     }
 
-    /// Somebody else could be asked for the blob, should this one turn out wrong.
+    /// The blob could be had another way, should this one turn out wrong: from somebody else, or from its start.
     pub fn note_elsewhere(&self) {
         self.lock().is_elsewhere = true;
     }
 
-    /// Whether somebody else could be asked for the blob: then it matters who is to blame for what is in it.
+    /// Whether the blob could be had another way: then it matters who is to blame for what is in it.
     pub fn is_elsewhere(&self) -> bool {
         self.lock().is_elsewhere
     }

@@ -1,6 +1,7 @@
 //! Brings blobs into the content store: documents whole, layers as they come.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -28,9 +29,36 @@ pub struct Origin {
     pub repository: Arc<Repository>,
     /// The job.
     pub job: Job,
+    /// The blobs that went on from a start which turned out wrong; shared by all attempts of a pull.
+    wrong_starts: Arc<Mutex<HashSet<Digest>>>,
 }
 
 impl Origin {
+    /// Of a job's first attempt.
+    pub fn new(repository: Arc<Repository>, job: Job) -> Origin {
+        Origin { repository, job, wrong_starts: Arc::default() }
+    }
+
+    /// The same for another job, such as a part of this one.
+    pub fn with_job(&self, job: Job) -> Origin {
+        Origin { repository: self.repository.clone(), job, wrong_starts: self.wrong_starts.clone() }
+    }
+
+    /// How often something was found out that makes another attempt worth it.
+    pub fn lessons(&self) -> usize {
+        self.repository.distrusted() + self.wrong_starts().len()
+    }
+
+    fn wrong_starts(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.wrong_starts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what an earlier attempt left of a blob may be gone on from: not once that was wrong, nor what may be from a
+    /// place that sent something else. So each blob is wrong in this way once at most.
+    fn may_go_on(&self, digest: &Digest) -> bool {
+        self.repository.distrusted() == 0 && !self.wrong_starts().contains(digest)
+    }
+
     /// The label that says where a blob comes from, so that a push to a neighbour can take it over.
     fn label(&self) -> (String, String) {
         let reference = self.repository.reference();
@@ -183,7 +211,7 @@ impl ImageService {
         };
         let _permit = self.shared.transfers.acquire().await.map_err(|_| canceled())?;
         let mut offset = writer.status().offset;
-        if offset > descriptor.size {
+        if offset > descriptor.size || !origin.may_go_on(&descriptor.digest) {
             writer.truncate(0).await?;
             offset = 0;
         }
@@ -191,7 +219,7 @@ impl ImageService {
         let mut reader = None;
         let received = match writer.file()? {
             Some(file) => {
-                if origin.repository.has_others() {
+                if origin.repository.has_others() || offset > 0 {
                     download.note_elsewhere();
                 }
                 download.begin(file, offset);
@@ -211,10 +239,17 @@ impl ImageService {
         };
         if let (Err(error), Some(reader)) = (&done, &reader)
             && error.kind() == Kind::FailedPrecondition
-            && reader.distrust()
         {
-            let text = format!("wrong content of {}: asking elsewhere", descriptor.digest);
-            progress.note(&text, "").await;
+            let text = if offset > 0 {
+                // Who is to blame is not known: whoever sent the start may be another one.
+                origin.wrong_starts().insert(descriptor.digest.clone());
+                Some("fetching it from the start")
+            } else {
+                reader.distrust().then_some("asking elsewhere")
+            };
+            if let Some(text) = text {
+                progress.note(&format!("wrong content of {}: {text}", descriptor.digest), "").await;
+            }
         }
         done?;
         progress.blob("complete", descriptor, parent, descriptor.size).await;

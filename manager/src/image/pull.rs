@@ -88,7 +88,7 @@ impl ImageService {
         self.shared.verifiers.check(&reference.to_string(), &root).await?;
         let images = self
             .under_lease(job, async |job: Job| {
-                let origin = Arc::new(Origin { repository, job: job.clone() });
+                let origin = Arc::new(Origin::new(repository, job.clone()));
                 let mut found = Found::default();
                 self.discover(&origin, &request, &root, None, MAX_DEPTH, &mut found).await?;
                 if found.wanted.is_empty() {
@@ -151,8 +151,8 @@ impl ImageService {
         Ok(())
     }
 
-    /// Pulls an image, once more for every place that turned out to send something else: what was unpacked of that is
-    /// thrown away, and what was verified stays.
+    /// Pulls an image, once more for every place that turned out to send something else and for every start of a blob that
+    /// was none of it: what was unpacked of that is thrown away, and what was verified stays.
     async fn pull_anywhere(
         &self,
         origin: &Arc<Origin>,
@@ -162,9 +162,9 @@ impl ImageService {
         platform: Option<&Platform>,
     ) -> Result<()> {
         loop {
-            let distrusted = origin.repository.distrusted();
+            let lessons = origin.lessons();
             match self.pull_manifest(origin, request, descriptor, manifest, platform).await {
-                Err(_) if origin.repository.distrusted() > distrusted => origin.job.check()?,
+                Err(_) if origin.lessons() > lessons => origin.job.check()?,
                 result => return result,
             }
         }
@@ -207,7 +207,7 @@ impl ImageService {
         // When one layer fails, the others are given up.
         let mut job = origin.job.clone();
         job.cancel = job.cancel.child_token();
-        let origin = Arc::new(Origin { repository: origin.repository.clone(), job: job.clone() });
+        let origin = Arc::new(origin.with_job(job.clone()));
         let (reference, digest) = (request.reference.as_str(), descriptor.digest.as_str());
         let claimed = match &config {
             Some(config) => {

@@ -53,7 +53,7 @@ impl ImageService {
         let repository =
             Arc::new(self.shared.registries.repository(&reference, request.access.clone(), &job.progress)?);
         let work = async |job: Job| {
-            let origin = Origin { repository, job };
+            let origin = Origin::new(repository, job);
             let root = origin.repository.resolve().await?;
             let mut found = Vec::new();
             for subject in self.subjects(&origin, &root, &request).await? {
