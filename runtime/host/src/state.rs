@@ -7,6 +7,8 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use orlop_proto::contract::runc_text::RuncError;
@@ -19,7 +21,9 @@ use crate::file;
 use crate::process::Stat;
 
 /// How often a root that vanishes again at once is made.
-const ROOT_ATTEMPTS: usize = 100;
+const ROOT_ATTEMPTS: u32 = 100;
+/// By how much longer each of them waits than the one before; the first does not.
+const ROOT_PAUSE: Duration = Duration::from_micros(10);
 
 /// The directory of one container.
 #[derive(Clone, Debug)]
@@ -50,11 +54,13 @@ impl StateDirectory {
             builder
         };
         let mut made = builder.create(&path);
-        for _ in 0..ROOT_ATTEMPTS {
+        for attempt in 0..ROOT_ATTEMPTS {
             // The root is not there yet, or whoever deleted the last container of it has just taken it away.
             if !made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
                 break;
             }
+            // Whoever deletes one container after the other comes between the same two calls again: get out of step with it.
+            thread::sleep(ROOT_PAUSE * attempt);
             let mut parents = fs::DirBuilder::new();
             // Sticky, since below XDG_RUNTIME_DIR the rest may be cleaned away (XDG Base Directory specification).
             match parents.recursive(true).mode(0o1700).create(root) {
@@ -227,7 +233,7 @@ mod tests {
             }
             Ok(())
         };
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             let other = scope.spawn(|| come_and_go("a"));
             come_and_go("b").unwrap();
             other.join().unwrap().unwrap();
