@@ -77,7 +77,7 @@ const LINES: &[Line] = &[
     (
         0,
         "$run --detach --restart on-failure:2 --name again localhost/bb:1 sh -c 'exit 3' >/dev/null; \
-         until $podman inspect --format '{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}' again | grep '2 exited'; do sleep 0.2; done; \
+         until $podman inspect --format '{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}' again 2>/dev/null | grep '2 exited'; do sleep 0.2; done; \
          $podman rm again >/dev/null",
     ),
     (127, "$run --rm localhost/bb:1 no-such-program"),
