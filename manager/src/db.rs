@@ -3,9 +3,9 @@
 //! A table maps a string key to a protobuf record, so that records can gain fields without a migration. Keys
 //! with several parts are joined by NUL ([`key`]); only the last part may be arbitrary text, the others are
 //! checked identifiers. A change commits durably or leaves no trace; what a caller wants to tell the world it
-//! tells after the commit. Changes that come together are synced together ([`group`]). redb refuses all work after a failed write (a full disk), so the file is then opened
-//! again, which goes back to the last commit. A file beside it reserves what a change needs that frees something:
-//! one can delete on a full disk.
+//! tells after the commit. Changes that come together are synced together ([`group`]). redb refuses all work after a
+//! failed write (a full disk), so the file is then opened again, which goes back to the last commit. A file beside it
+//! reserves what a change needs that frees something: one can delete on a full disk.
 
 mod group;
 mod schema;
