@@ -79,7 +79,7 @@ impl Root {
             mounts: mounts_below(&self.dir),
             cgroups: nonempty_or_child_cgroups(&self.tag),
             network_namespaces: names_with(Path::new("/run/netns"), &self.tag),
-            sockets: host::unix_sockets().into_iter().filter(|name| name.contains(&self.tag)).collect(),
+            sockets: host::unix_sockets().into_iter().filter(|name| carries(name, &self.tag)).collect(),
             files: ["/run/orlop", "/run/orlopd", "/run/containerd", "/var/lib/orlopd"]
                 .into_iter()
                 .flat_map(|dir| names_with(Path::new(dir), &self.tag))
@@ -242,7 +242,28 @@ fn names_with(dir: &Path, tag: &str) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(dir) else { return BTreeSet::new() };
     entries
         .filter_map(|entry| entry.ok())
-        .filter(|entry| entry.file_name().to_string_lossy().contains(tag))
+        .filter(|entry| carries(&entry.file_name().to_string_lossy(), tag))
         .map(|entry| entry.path().to_string_lossy().into_owned())
         .collect()
+}
+
+/// Whether a name has the tag in it, and not that of a later test which begins with it.
+fn carries(name: &str, tag: &str) -> bool {
+    let is_longer = |at: usize| name[at + tag.len()..].starts_with(|next: char| next.is_ascii_digit());
+    name.match_indices(tag).any(|(at, _)| !is_longer(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_not_the_start_of_another() {
+        for name in ["ot-7-1", "/tmp/ot-7-1/docker.sock", "ot-7-1_x", "ot-7-12 ot-7-1"] {
+            assert!(carries(name, "ot-7-1"), "{name}");
+        }
+        for name in ["ot-7-12", "/tmp/ot-7-10/docker.sock", "ot-8-1"] {
+            assert!(!carries(name, "ot-7-1"), "{name}");
+        }
+    }
 }
