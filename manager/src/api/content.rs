@@ -97,23 +97,37 @@ fn encode_answer(Answer { action, status, digest }: Answer) -> proto::WriteConte
     }
 }
 
-/// Streams a range of a blob; offsets count from the start of the range, as containerd's do.
-fn read(blob: Blob, start: u64, length: u64) -> Streamed<proto::ReadContentResponse> {
-    Box::pin(try_unfold((blob.file, 0), move |(file, offset)| async move {
-        if offset == length {
-            return Ok(None);
-        }
-        let (file, data) = blocking(move || {
-            let mut data = vec![0; READ.min(length - offset) as usize];
-            file.read_exact_at(&mut data, start + offset)
-                .map_err(|error| Error::io("read", "content", error))?;
-            Ok((file, data))
-        })
-        .await?;
-        let next = offset + data.len() as u64;
-        let message = proto::ReadContentResponse { offset: offset.cast_signed(), data: Bytes::from(data) };
-        Ok(Some((message, (file, next))))
-    }))
+/// A part of a blob that is read in pieces.
+struct Range {
+    file: std::fs::File,
+    start: u64,
+    length: u64,
+}
+
+impl Range {
+    /// The piece at an offset, which counts from the start of the range; nothing at its end. Blocks.
+    fn piece(&self, offset: u64) -> DomainResult<Bytes> {
+        let mut data = vec![0; READ.min(self.length - offset) as usize];
+        let read = self.file.read_exact_at(&mut data, self.start + offset);
+        read.map_err(|error| Error::io("read", "content", error))?;
+        Ok(data.into())
+    }
+
+    /// Streams the pieces, of which the first is read already; offsets count from the start of the range, as containerd's do.
+    fn stream(self, first: Bytes) -> Streamed<proto::ReadContentResponse> {
+        Box::pin(try_unfold((self, Some(first), 0), |(range, first, offset)| async move {
+            if offset == range.length {
+                return Ok(None);
+            }
+            let (range, data) = match first {
+                Some(data) => (range, data),
+                None => blocking(move || range.piece(offset).map(|data| (range, data))).await?,
+            };
+            let next = offset + data.len() as u64;
+            let message = proto::ReadContentResponse { offset: offset.cast_signed(), data };
+            Ok(Some((message, (range, None, next))))
+        }))
+    }
 }
 
 #[tonic::async_trait]
@@ -171,13 +185,18 @@ impl proto::content_server::Content for ContentService {
         let context = RequestContext::of(&request)?;
         let proto::ReadContentRequest { digest, offset, size } = request.into_inner();
         let digest = decode_digest(&digest, |why| format!("{digest}: {why}"))?;
-        let blob = self.0.open_blob(&context, &digest).await?;
         let start = u64::try_from(offset).unwrap_or(0);
-        let Some(left) = blob.size.checked_sub(start) else {
-            return Err(Status::out_of_range(format!("read past object length {} bytes", blob.size)));
+        // Clients read in many small parts: one turn of another thread for each.
+        let begin = move |blob: Blob| {
+            let Some(left) = blob.size.checked_sub(start) else { return Ok(Err(blob.size)) };
+            let wanted = u64::try_from(size).ok().filter(|size| *size > 0);
+            let range = Range { file: blob.file, start, length: wanted.map_or(left, |size| size.min(left)) };
+            range.piece(0).map(|first| Ok((range, first)))
         };
-        let length = u64::try_from(size).ok().filter(|size| *size > 0).map_or(left, |size| size.min(left));
-        Ok(Response::new(read(blob, start, length)))
+        match self.0.with_blob(&context, &digest, begin).await? {
+            Ok((range, first)) => Ok(Response::new(range.stream(first))),
+            Err(size) => Err(Status::out_of_range(format!("read past object length {size} bytes"))),
+        }
     }
 
     async fn status(

@@ -190,9 +190,23 @@ impl ContentStore {
 
     /// Opens a blob for reading.
     pub async fn open_blob(&self, context: &RequestContext, digest: &Digest) -> Result<Blob> {
-        let size = self.info(context, digest).await?.size;
-        let (blobs, digest) = (self.blobs.clone(), digest.clone());
-        blocking(move || Ok(Blob { file: blobs.file(&digest)?, size })).await
+        self.with_blob(context, digest, Ok).await
+    }
+
+    /// Opens a blob for something that blocks and follows at once.
+    pub async fn with_blob<T: Send + 'static>(
+        &self,
+        context: &RequestContext,
+        digest: &Digest,
+        work: impl FnOnce(Blob) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (key, digest) = (key(&[context.namespace.as_str(), digest.as_str()]), digest.clone());
+        let (db, blobs) = (self.db.clone(), self.blobs.clone());
+        blocking(move || {
+            let record = db.read_now(|tx| tx.get(&CONTENT, &key))?.ok_or_else(|| unknown(&digest))?;
+            work(Blob { file: blobs.file(&digest)?, size: record.size })
+        })
+        .await
     }
 
     /// The whole of a small blob (an index, manifest or configuration), whatever it holds.
@@ -201,19 +215,18 @@ impl ContentStore {
     ///
     /// `ResourceExhausted` when it is larger than `limit` bytes.
     pub async fn read_all(&self, context: &RequestContext, digest: &Digest, limit: u64) -> Result<Vec<u8>> {
-        let Blob { mut file, size } = self.open_blob(context, digest).await?;
-        if size > limit {
-            let text = format!("{size} bytes, more than the {limit} allowed");
-            return Err(Error::because(Kind::ResourceExhausted, "read content", digest.to_string(), text));
-        }
         let name = digest.to_string();
-        blocking(move || {
+        let read = move |Blob { mut file, size }| {
+            if size > limit {
+                let text = format!("{size} bytes, more than the {limit} allowed");
+                return Err(Error::because(Kind::ResourceExhausted, "read content", name, text));
+            }
             let mut bytes = Vec::with_capacity(size as usize);
             std::io::Read::read_to_end(&mut file, &mut bytes)
                 .map_err(|error| Error::io("read content", name, error))?;
             Ok(bytes)
-        })
-        .await
+        };
+        self.with_blob(context, digest, read).await
     }
 
     /// Opens a write under a reference, which it locks; an unfinished write of that reference is resumed.
