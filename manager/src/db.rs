@@ -22,7 +22,7 @@ use prost::Message;
 use redb::{Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 use tokio::sync::Notify;
 
-use group::{Group, Place};
+use group::{Group, Place, Writer};
 
 /// Bytes kept free for changes that free something.
 const RESERVE: u64 = 1 << 20;
@@ -161,7 +161,11 @@ impl Database {
             change(tx)
         };
         match self.write_now(freeing) {
-            Err(error) if error.operation() == BROKEN && error.kind() == Kind::ResourceExhausted => {
+            // Unavailable: it came upon a file that another's failure had left.
+            Err(error)
+                if error.operation() == BROKEN
+                    && matches!(error.kind(), Kind::ResourceExhausted | Kind::Unavailable) =>
+            {
                 // One at a time: changes that failed together would take the reserve from each other.
                 let _turn = self.shared.freeing.lock().unwrap_or_else(PoisonError::into_inner);
                 self.shared.release()?;
@@ -181,11 +185,22 @@ impl Database {
         })
     }
 
+    /// [`Database::read_now`], and waits until all that it saw is synced: for who does by it what no change takes back.
+    pub fn read_synced_now<T>(&self, query: impl FnOnce(&Read) -> Result<T>) -> Result<T> {
+        let (value, seen) = self.guarded(|database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            let value = query(&Read(transaction))?;
+            Ok((value, self.shared.group.last()))
+        })?;
+        self.shared.group.wait(seen, |writer| self.sync(writer))?;
+        Ok(value)
+    }
+
     /// [`Database::write`] for callers that may block.
     pub fn write_now<T>(&self, change: impl FnOnce(&Write) -> Result<T>) -> Result<T> {
         let (value, place, deleted, counted) = self.commit(change)?;
         if !place.is_last {
-            self.shared.group.wait(place, || self.sync())?;
+            self.shared.group.wait(place, |writer| self.sync(writer))?;
         }
         if counted {
             let changes = &self.shared.changes;
@@ -219,8 +234,7 @@ impl Database {
     }
 
     /// Syncs what is committed, by a commit of nothing.
-    fn sync(&self) -> Result<()> {
-        let writer = self.shared.group.enter();
+    fn sync(&self, writer: &Writer) -> Result<()> {
         self.guarded(|database| {
             let transaction = database.begin_write().map_err(failed)?;
             let place = writer.place();
@@ -238,7 +252,7 @@ impl Database {
             Error::new(Kind::Unavailable, "open database", self.shared.path.display().to_string())
         })?;
         // What others still wait for must not get in its way.
-        database.begin_write().map_err(failed)?.commit().map_err(failed)?;
+        commit_nothing(database)?;
         self.shared.group.all_synced();
         database.check_integrity().map_err(|error| {
             Error::because(Kind::DataLoss, "check database", self.shared.path.display().to_string(), error)
@@ -257,15 +271,17 @@ impl Database {
             let database = guard.as_ref().ok_or_else(|| {
                 Error::new(Kind::Unavailable, "open database", self.shared.path.display().to_string())
             })?;
-            work(database)
+            let result = work(database);
+            if let Err(error) = &result
+                && error.operation() == BROKEN
+            {
+                // Before anybody can open it again.
+                self.shared.group.fail(error.kind());
+            }
+            result
         };
-        if let Err(error) = &result
-            && error.operation() == BROKEN
-        {
-            let mut open = self.shared.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-            *open = None;
-            self.shared.group.end(error.kind());
-            *open = open_file(&self.shared.path).ok();
+        if result.as_ref().is_err_and(|error| error.operation() == BROKEN) {
+            self.shared.open_again();
         }
         result
     }
@@ -287,6 +303,18 @@ impl Database {
 }
 
 impl Shared {
+    /// Opens the file again, unless somebody else has done so since it failed.
+    fn open_again(&self) {
+        let mut open = self.open.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // redb syncs what waits in a file that works when it closes it, so that nothing of it may be told to be lost.
+        if open.as_ref().is_some_and(|database| commit_nothing(database).is_ok()) {
+            return self.group.all_synced();
+        }
+        *open = None;
+        self.group.end();
+        *open = open_file(&self.path).ok();
+    }
+
     fn reserve_path(&self) -> PathBuf {
         self.path.with_extension("reserve")
     }
@@ -326,6 +354,11 @@ fn open_file(path: &Path) -> Result<redb::Database> {
         };
         Error::because(kind, "open database", path.display().to_string(), error)
     })
+}
+
+/// Syncs all commits before it.
+fn commit_nothing(database: &redb::Database) -> Result<()> {
+    database.begin_write().map_err(failed)?.commit().map_err(failed)
 }
 
 /// The error of a failed storage call.
@@ -629,8 +662,11 @@ mod tests {
         assert!(!lost.is_last);
         drop(first);
         drop(second);
-        group.end(Kind::ResourceExhausted);
-        let error = group.wait(lost, || Ok(())).unwrap_err();
+        // Whoever comes upon the file later knows no more than that.
+        group.fail(Kind::ResourceExhausted);
+        group.fail(Kind::Unavailable);
+        group.end();
+        let error = group.wait(lost, |_| Ok(())).unwrap_err();
         assert_eq!((error.operation(), error.kind()), (BROKEN, Kind::ResourceExhausted));
         // What comes later does not bring it back, and is there by itself.
         let writer = group.enter();
@@ -638,20 +674,70 @@ mod tests {
         assert!(next.is_last);
         writer.synced(next);
         drop(writer);
-        group.wait(next, || Ok(())).unwrap();
-        assert!(group.wait(lost, || Ok(())).is_err());
+        group.wait(next, |_| Ok(())).unwrap();
+        assert!(group.wait(lost, |_| Ok(())).is_err());
         // One that nobody syncs does it by itself.
         let (first, second) = (group.enter(), group.enter());
         let alone = first.place();
         drop(first);
         drop(second);
-        let sync = || {
-            let writer = group.enter();
+        let sync = |writer: &Writer| {
+            // Others who wait leave it to this one.
+            assert_eq!(group.writers(), 1);
             let place = writer.place();
             writer.synced(place);
             Ok(())
         };
         group.wait(alone, sync).unwrap();
+        assert_eq!(group.writers(), 0);
+        // One that another one synced is not lost by what comes then.
+        let (first, second) = (group.enter(), group.enter());
+        let synced = first.place();
+        drop(first);
+        drop(second);
+        let late = |writer: &Writer| {
+            sync(writer)?;
+            Err(Error::new(Kind::Unavailable, BROKEN, ""))
+        };
+        group.wait(synced, late).unwrap();
+    }
+
+    #[test]
+    fn who_comes_upon_a_file_that_is_open_again_takes_nothing_from_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let db = Database::open(&path).unwrap();
+        std::thread::scope(|scope| {
+            let other = db.shared.group.enter();
+            let writing = scope.spawn(|| db.write_now(|tx| tx.put(&TEST, "a", &record("1"))));
+            while db.read_now(|tx| tx.get(&TEST, "a")).unwrap().is_none() {
+                std::thread::yield_now();
+            }
+            let late = db.guarded(|_| Err::<(), _>(Error::new(Kind::Unavailable, BROKEN, "")));
+            assert_eq!(late.unwrap_err().kind(), Kind::Unavailable);
+            drop(other);
+            writing.join().unwrap().unwrap();
+        });
+        assert!(on_disk(&path, "a"));
+    }
+
+    #[test]
+    fn what_is_read_to_be_acted_on_is_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        let db = Database::open(&path).unwrap();
+        std::thread::scope(|scope| {
+            let other = db.shared.group.enter();
+            let writing = scope.spawn(|| db.write_now(|tx| tx.put(&TEST, "a", &record("1"))));
+            while db.read_now(|tx| tx.get(&TEST, "a")).unwrap().is_none() {
+                std::thread::yield_now();
+            }
+            assert!(!on_disk(&path, "a"));
+            drop(other);
+            assert!(db.read_synced_now(|tx| tx.get(&TEST, "a")).unwrap().is_some());
+            assert!(on_disk(&path, "a"));
+            writing.join().unwrap().unwrap();
+        });
     }
 
     #[test]

@@ -25,7 +25,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Message;
 
-use crate::db::{Database, Query, Table, Write, blocking, key, prefix};
+use crate::db::{Database, Query, Read, Table, Write, blocking, key, prefix};
 use crate::events::Exchange;
 use crate::filter::{Filter, text};
 use crate::labels::{self, Labels, invalid};
@@ -305,7 +305,17 @@ impl ContentStore {
         candidates.extend(self.blobs.take_suspects());
         candidates.sort_unstable();
         candidates.dedup();
-        let trash: Result<Vec<_>> = candidates
+        // Whoever removes a record of one meanwhile sweeps it: until that is synced, a power cut brings the record back.
+        let gone = self.db.read_synced_now(|tx| {
+            let mut gone = Vec::new();
+            for digest in candidates {
+                if !is_recorded(tx, &digest)? {
+                    gone.push(digest);
+                }
+            }
+            Ok(gone)
+        })?;
+        let trash: Result<Vec<_>> = gone
             .iter()
             .map(|digest| self.blobs.take_away(digest, || Ok(!is_known(&self.db, digest)?)))
             .collect();
@@ -340,14 +350,16 @@ impl ContentStore {
 
 /// Whether any namespace has a blob.
 fn is_known(db: &Database, digest: &Digest) -> Result<bool> {
-    db.read_now(|tx| {
-        for (namespace, _) in tx.scan(&namespaces::NAMESPACES, "")? {
-            if tx.get(&CONTENT, &key(&[&namespace, digest.as_str()]))?.is_some() {
-                return Ok(true);
-            }
+    db.read_now(|tx| is_recorded(tx, digest))
+}
+
+fn is_recorded(tx: &Read, digest: &Digest) -> Result<bool> {
+    for (namespace, _) in tx.scan(&namespaces::NAMESPACES, "")? {
+        if tx.get(&CONTENT, &key(&[&namespace, digest.as_str()]))?.is_some() {
+            return Ok(true);
         }
-        Ok(false)
-    })
+    }
+    Ok(false)
 }
 
 fn unknown(digest: &Digest) -> Error {

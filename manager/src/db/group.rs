@@ -32,6 +32,22 @@ struct State {
     synced: u64,
     /// What was synced each time that the file had to be opened again, and why it had to: what came after is lost.
     ended: Vec<(u64, Kind)>,
+    /// Why the file will have to be opened again.
+    failed: Option<Kind>,
+}
+
+impl State {
+    /// What became of a commit, as soon as that is certain.
+    fn outcome(&self, place: Place) -> Option<Result<()>> {
+        let ended = self.ended.get(place.epoch);
+        if ended.map_or(self.synced, |(synced, _)| *synced) >= place.number {
+            return Some(Ok(()));
+        }
+        let lost = |(_, kind): &(u64, Kind)| {
+            Err(Error::because(*kind, BROKEN, "", "it was lost with a write that failed"))
+        };
+        ended.map(lost)
+    }
 }
 
 /// A commit in its place.
@@ -58,46 +74,64 @@ impl Group {
         Writer(self)
     }
 
-    /// Notes that the file is opened again: what is not synced is lost. Nobody may be writing.
-    pub fn end(&self, kind: Kind) {
+    /// Notes that the file refuses work, and why: `Unavailable` where that is because of an earlier failure.
+    pub fn fail(&self, kind: Kind) {
         let mut state = self.state();
-        let synced = state.synced;
+        if kind != Kind::Unavailable || state.failed.is_none() {
+            state.failed = Some(kind);
+        }
+    }
+
+    /// Notes that the file is opened again: what is not synced is lost, for the reason that was noted. Nobody may be writing.
+    pub fn end(&self) {
+        let mut state = self.state();
+        let (synced, kind) = (state.synced, state.failed.take().unwrap_or(Kind::Unavailable));
         state.ended.push((synced, kind));
         drop(state);
         self.changed.notify_all();
     }
 
-    /// Notes that all commits are synced. Nobody may be writing.
+    /// Notes that the file works and all commits are synced. Nobody may be writing.
     pub fn all_synced(&self) {
         let mut state = self.state();
+        state.failed = None;
         state.synced = state.made;
         drop(state);
         self.changed.notify_all();
     }
 
-    /// Waits until a commit is synced; syncs by an empty one where nobody else is about to. Blocks.
+    /// The last commit so far.
+    pub fn last(&self) -> Place {
+        let state = self.state();
+        Place { number: state.made, epoch: state.ended.len(), is_last: false }
+    }
+
+    /// Waits until a commit is synced; where nobody else is about to, one of those who wait syncs for all, by an empty one. Blocks.
     ///
     /// # Errors
     ///
     /// When it is lost; those of `sync`.
-    pub fn wait(&self, place: Place, sync: impl Fn() -> Result<()>) -> Result<()> {
+    pub fn wait(&self, place: Place, sync: impl Fn(&Writer) -> Result<()>) -> Result<()> {
         let mut state = self.state();
         loop {
-            let ended = state.ended.get(place.epoch).copied();
-            let synced = ended.map_or(state.synced, |(synced, _)| synced);
-            if synced >= place.number {
-                return Ok(());
-            }
-            if let Some((_, kind)) = ended {
-                return Err(Error::because(kind, BROKEN, "", "it was lost with a write that failed"));
+            if let Some(outcome) = state.outcome(place) {
+                return outcome;
             }
             if state.writers > 0 {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
+            state.writers += 1;
             drop(state);
-            sync()?;
+            let tried = {
+                let writer = Writer(self);
+                sync(&writer)
+            };
             state = self.state();
+            // A writer who came between may have synced it before this failed.
+            if state.outcome(place).is_none() {
+                tried?;
+            }
         }
     }
 
