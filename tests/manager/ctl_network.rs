@@ -88,6 +88,9 @@ fn a_network_that_cannot_be_joined_leaves_nothing() {
     let refused = stage.run(&["--rm", IMAGE, "c", "true"]).failure();
     assert!(refused.stderr.contains("ask plugin for network tuning:"), "{refused}");
     assert_eq!(refused.stderr.lines().filter(|line| line.starts_with("orlopctl:")).count(), 1, "{refused}");
+    // Plugins would make their devices on the host, and take away what has their name.
+    let refused = stage.run(&["--rm", "--net-host", IMAGE, "c", "true"]).failure();
+    assert!(refused.stderr.contains("it is in the host's network"), "{refused}");
     fs::remove_file(list).unwrap();
     let refused = stage.run(&[IMAGE, "c", "true"]).failure();
     assert!(refused.stderr.contains("no file there configures one"), "{refused}");

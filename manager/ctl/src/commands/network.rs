@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use orlop_proto::containerd::services::containers::v1::{Container, UpdateContainerRequest};
@@ -14,6 +15,8 @@ use crate::cni::{Joined, Network};
 
 /// Under which name a container keeps what it has joined, as JSON.
 const EXTENSION: &str = "orlopctl.cni";
+/// This process's own network namespace.
+const OWN: &str = "/proc/self/ns/net";
 
 /// A network namespace that stays reachable after its last process.
 pub struct Namespace(File);
@@ -29,6 +32,13 @@ impl Namespace {
         Ok(Namespace(File::open(&path).context("open", path)?))
     }
 
+    /// Whether this process is in it: it is the host's, whose devices are no plugin's to make or to take away.
+    fn is_ours(&self) -> Result<bool> {
+        let (own, other) = (File::open(OWN).and_then(|own| own.metadata()), self.0.metadata());
+        let (own, other) = (own.context("open", OWN)?, other.context("stat", "network namespace")?);
+        Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
+    }
+
     /// Where others find it.
     fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
@@ -39,8 +49,16 @@ impl Namespace {
 ///
 /// # Errors
 ///
-/// Those of the plugins and of the server; nothing is left.
+/// `InvalidArgument` for a container in the host's network; those of the plugins and of the server; nothing is left.
 pub async fn join(context: &Context<'_>, id: &str, network: &Network, namespace: &Namespace) -> Result<()> {
+    if namespace.is_ours()? {
+        return Err(Error::because(
+            Kind::InvalidArgument,
+            "join network with",
+            id,
+            "it is in the host's network",
+        ));
+    }
     // As containerd's client names it to plugins.
     let name = format!("{}-{id}", context.global.namespace);
     let joined = network.join(&name, &namespace.path())?;

@@ -34,7 +34,8 @@ struct Index {
 ///
 /// # Errors
 ///
-/// `NotFound` for what the image lacks; what the server says. Nothing is left of what was made before.
+/// `NotFound` for what the image lacks; what the server says. Nothing is left of a container that cannot be made; one that cannot be
+/// started stays, as with ctr.
 pub async fn restore(context: &Context<'_>, options: &Restore) -> Result<u32> {
     let target = image::target(&image::record(context.client, &options.image).await?)?;
     let index: Index = image::document(context.client, &target.digest).await?;
