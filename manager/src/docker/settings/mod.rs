@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
+use orlop_proto::contract::size;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -254,7 +255,7 @@ fn bytes(size: &Size) -> Result<i64> {
     match size {
         Size::Bytes(bytes) if *bytes > 0 => Ok(*bytes),
         Size::Text(text) => {
-            let parsed = super::container::logs::bytes(text).and_then(|bytes| i64::try_from(bytes).ok());
+            let parsed = size::bytes(text).and_then(|bytes| i64::try_from(bytes).ok());
             parsed.filter(|&bytes| bytes > 0).ok_or_else(|| wrong(format!("invalid size: '{text}'")))
         }
         Size::Bytes(_) => Err(wrong("SHM size can not be less than 0")),

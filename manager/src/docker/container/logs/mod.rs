@@ -18,8 +18,8 @@ use orlop_proto::contract::time::rfc3339_nano;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub use self::options::Limits;
 use self::options::attributes;
-pub use self::options::{Limits, bytes};
 pub use self::reader::{Reader, Wanted};
 use super::record::Record;
 use crate::db::blocking;

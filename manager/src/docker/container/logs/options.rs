@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use orlop_proto::contract::size;
 use regex::Regex;
 
 use crate::docker::container::record::Record;
@@ -60,7 +61,9 @@ impl Limits {
         if let Some(text) = options.get("max-size") {
             limits.size = match text.as_str() {
                 "-1" => None,
-                text => Some(bytes(text).ok_or_else(|| Failure::invalid(format!("invalid size: '{text}'")))?),
+                text => Some(
+                    size::bytes(text).ok_or_else(|| Failure::invalid(format!("invalid size: '{text}'")))?,
+                ),
             };
         }
         if let Some(text) = options.get("max-file") {
@@ -91,22 +94,6 @@ impl Limits {
         }
         Ok(limits)
     }
-}
-
-/// A size as people write it: `10m`, `1.5g`, `4096`.
-pub fn bytes(text: &str) -> Option<u64> {
-    let lower = text.trim().to_lowercase();
-    let number = lower.trim_end_matches("ib").trim_end_matches('b');
-    let (number, factor) = match number.chars().last()? {
-        'k' => (&number[..number.len() - 1], 1_u64 << 10),
-        'm' => (&number[..number.len() - 1], 1 << 20),
-        'g' => (&number[..number.len() - 1], 1 << 30),
-        't' => (&number[..number.len() - 1], 1 << 40),
-        _ => (number, 1),
-    };
-    let number: f64 =
-        number.trim().parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0)?;
-    Some((number * factor as f64) as u64)
 }
 
 /// What a driver's options add to every entry: labels and variables of the container by name or by pattern, and a tag.
@@ -180,7 +167,6 @@ mod tests {
         ] {
             assert!(Limits::parse(driver, &options(pairs)).is_err(), "{driver} {pairs:?}");
         }
-        assert_eq!(bytes("10mb"), Some(10 << 20));
     }
 
     #[test]
