@@ -112,6 +112,31 @@ async fn a_deaf_peer_costs_the_deadline_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_caller_that_gives_up_leaves_no_torn_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let (listener, address) = listener(directory.path());
+    let client = Client::connect(&address, "ns").await.unwrap();
+    let (mut peer, _) = listener.accept().await.unwrap();
+    // More than the kernel keeps for a peer that does not read.
+    let large = "x".repeat(2 << 20);
+    let error = call(&client, &large, Some(Duration::from_millis(20))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::DeadlineExceeded);
+    let second = tokio::spawn({
+        let client = client.clone();
+        async move { call(&client, "b", None).await }
+    });
+    for (stream, topic) in [(1, large.as_str()), (3, "b")] {
+        let (header, payload) = read_frame(&mut peer).await.unwrap().unwrap();
+        let request = Request::decode(payload.as_slice()).unwrap();
+        let sent = Envelope::decode(request.payload.as_slice()).unwrap();
+        assert!(header.stream_id == stream && sent.topic == topic, "stream {}", header.stream_id);
+    }
+    let own = Response { payload: envelope("own").encode_to_vec(), ..Default::default() };
+    peer.write_all(&frame(3, FrameType::Response, &own)).await.unwrap();
+    assert_eq!(second.await.unwrap().unwrap().topic, "own");
+}
+
+#[tokio::test]
 async fn garbage_and_hang_up_end_the_calls() {
     let directory = tempfile::tempdir().unwrap();
     let (listener, address) = listener(directory.path());
