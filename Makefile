@@ -110,7 +110,7 @@ conformance: ## a foreign suite on orlop, runc and crun side by side; needs Go a
 newest: build ## the newest containerd 2.x with its shim, ctr and Go client, crictl, nerdctl and crun, with ours; needs Go and ten minutes (as root)
 	$(BINARIES) ORLOP_NEWEST=1 $(CARGO) test --locked -p orlop-tests --test stack newest -- --nocapture
 
-clients: build ## PostgreSQL, Redis and MariaDB, compose 2, buildx, testcontainers, bollard on orlopd; needs Go, a network and ten minutes (as root)
+clients: build ## PostgreSQL, Redis and MariaDB, compose 2, buildx, testcontainers, bollard on orlopd; needs Go, python3-venv, a network and ten minutes (as root)
 	$(BINARIES) ORLOP_CLIENTS=1 $(CARGO) test --locked -p orlop-tests --test docker clients -- --nocapture --test-threads 1
 
 bench: build ## times and sizes beside the peers, in one run (as root)

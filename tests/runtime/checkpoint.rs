@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::libc::O_NONBLOCK;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use orlop_tests::{Bundle, Cmd, Output, Root, binaries, poll_until, poll_value};
+use orlop_tests::{Bundle, Cmd, Output, Root, binaries, host, poll_until, poll_value};
 use serde_json::json;
 
 use crate::support::{PATIENCE, Runtime};
@@ -18,11 +18,6 @@ use crate::support::{PATIENCE, Runtime};
 /// Counts in memory, and shows how far it is; ends once it is told to.
 const COUNTER: &str = "echo kept > /run/file; n=0; trap 'exit 9' TERM
                        while [ ! -e /data/end ]; do n=$((n+1)); echo $n > /data/new; mv /data/new /data/count; sleep 0.05; done; exit 7";
-
-/// Whether CRIU says that it can work with this kernel.
-fn criu_works() -> bool {
-    binaries::find("criu").is_some_and(|criu| Cmd::new(criu).arg("check").run().status.success())
-}
 
 /// CRIU 3.17 names a socket after the pid that it restores, which is 1 in every container, in the network that all of these share:
 /// one test at a time.
@@ -40,6 +35,15 @@ impl Saved {
     /// A container that counts.
     fn new() -> Saved {
         Saved::with(|bundle| bundle.sh(COUNTER))
+    }
+
+    /// One that counts already, where CRIU works.
+    fn counting() -> Option<Saved> {
+        host::criu_works().then(|| {
+            let saved = Saved::new();
+            saved.start();
+            saved
+        })
     }
 
     /// A container in the network of the host, since CRIU 3.17 fails on the network namespaces of newer kernels.
@@ -109,11 +113,7 @@ impl Saved {
 /// Processes, their memory and the container's own file systems come back; `exec`, `kill` and `delete` work as before.
 #[test]
 fn a_container_goes_on_where_it_was() {
-    if !criu_works() {
-        return refuses();
-    }
-    let saved = Saved::new();
-    saved.start();
+    let Some(saved) = Saved::counting() else { return refuses() };
     saved.checkpoint(&[]).success();
     assert_eq!(saved.runtime.call(&["list", "--quiet"]).success().stdout, "");
     saved.runtime.assert_clean();
@@ -149,11 +149,7 @@ fn refuses() {
 /// A restore that stays ends with the container's exit code and deletes it.
 #[test]
 fn a_restore_in_the_foreground_ends_with_the_container() {
-    if !criu_works() {
-        return;
-    }
-    let saved = Saved::new();
-    saved.start();
+    let Some(saved) = Saved::counting() else { return };
     saved.checkpoint(&[]).success();
     fs::write(saved.data.join("end"), "").unwrap();
     let out = saved.restore("");
@@ -164,11 +160,7 @@ fn a_restore_in_the_foreground_ends_with_the_container() {
 /// Memory is saved while the container runs, and only the rest of it after it was stopped; a copy can be left running.
 #[test]
 fn memory_is_saved_in_advance() {
-    if !criu_works() {
-        return;
-    }
-    let mut saved = Saved::new();
-    saved.start();
+    let Some(mut saved) = Saved::counting() else { return };
     let parent = saved.runtime.root.join("parent");
     let images = std::mem::replace(&mut saved.images, parent);
     saved.checkpoint(&["--pre-dump"]).success();
@@ -200,7 +192,7 @@ fn sending() -> String {
 /// for it or CRIU's configuration, which an annotation names.
 #[test]
 fn connections_go_on() {
-    if !criu_works() {
+    if !host::criu_works() {
         return;
     }
     let elsewhere = Root::new();
@@ -236,11 +228,7 @@ fn connections_go_on() {
 /// Memory stays where it was until the restored container asks for it; who waits for that is told when it can be fetched.
 #[test]
 fn memory_is_fetched_when_it_is_wanted() {
-    if !criu_works() {
-        return;
-    }
-    let saved = Saved::new();
-    saved.start();
+    let Some(saved) = Saved::counting() else { return };
     let address = format!("127.0.0.1:{PORT}");
     let told = saved.runtime.root.join("told");
     mkfifo(&told, Mode::S_IRWXU).unwrap();
@@ -286,11 +274,7 @@ fn memory_is_fetched_when_it_is_wanted() {
 /// Damaged images: one error with what CRIU's log says, and neither state, cgroup, mount nor process is left.
 #[test]
 fn damaged_images_leave_nothing() {
-    if !criu_works() {
-        return;
-    }
-    let saved = Saved::new();
-    saved.start();
+    let Some(saved) = Saved::counting() else { return };
     saved.checkpoint(&["--work-path", saved.runtime.root.join("work").to_str().unwrap()]).success();
     assert!(saved.runtime.root.join("work/dump.log").exists());
     fs::write(saved.images.join("pstree.img"), "nothing of use").unwrap();

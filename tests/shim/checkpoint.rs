@@ -12,7 +12,7 @@ use orlop_proto::containerd::task::v2::CheckpointTaskRequest;
 use orlop_proto::containerd::v1::types::Status;
 use orlop_proto::error::Result;
 use orlop_proto::kind::Kind;
-use orlop_tests::{Bundle, Cmd, Root, binaries, host, poll_until, pretender};
+use orlop_tests::{Bundle, Root, host, poll_until, pretender};
 use serde_json::json;
 
 use orlop_tests::shim::{DEADLINE, Fifos, Shim, read_to_end, reader, runtime, writer};
@@ -111,11 +111,6 @@ fn in_the_hosts_network(bundle: Bundle) -> Bundle {
 /// Held while CRIU restores: it binds a socket whose name is the same for every container, in the host's network.
 static RESTORING: Mutex<()> = Mutex::new(());
 
-/// Whether this kernel has what CRIU needs.
-fn has_criu() -> bool {
-    binaries::find("criu").is_some_and(|criu| Cmd::new(criu).arg("check").run().status.success())
-}
-
 #[test]
 fn a_container_goes_on_where_it_was_or_is_left_alone() {
     let root = Root::new();
@@ -126,7 +121,7 @@ fn a_container_goes_on_where_it_was_or_is_left_alone() {
     let mut shim = Shim::start_with(&root, "c", &runtime("orlop"), |bundle| counting(bundle, &data));
     shim.run();
     poll_until(DEADLINE, "it counts", || count() > Some(2));
-    if !has_criu() {
+    if !host::criu_works() {
         let refused = checkpoint(&mut shim, &images, true).unwrap_err();
         assert!(refused.to_string().contains("OCI runtime checkpoint failed"), "{refused}");
         assert_eq!(shim.status(""), Status::Running);
@@ -181,7 +176,7 @@ fn terminal(root: &Root, program: &Path) {
 fn a_restored_container_has_its_terminal() {
     let root = Root::new();
     terminal(&root, &pretender(&root));
-    if has_criu() {
+    if host::criu_works() {
         let _alone = RESTORING.lock().unwrap_or_else(PoisonError::into_inner);
         terminal(&Root::new(), &runtime("orlop"));
     }

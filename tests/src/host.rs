@@ -4,9 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::{Cmd, binaries};
+
 /// Whether the suite runs as root.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// Whether CRIU is here and says that it can work with this kernel.
+pub fn criu_works() -> bool {
+    binaries::find("criu").is_some_and(|criu| Cmd::new(criu).arg("check").run().status.success())
 }
 
 /// A process as `/proc` shows it.
