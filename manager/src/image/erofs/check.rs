@@ -20,6 +20,8 @@ use super::format::{
 
 /// The most names of an image; inodes and names are looked at once each.
 const MAX_NAMES: usize = 1 << 20;
+/// The most bytes of attributes that are looked at: those that many share count for each of them.
+const MAX_ATTRIBUTES: u64 = 1 << 30;
 /// The longest target of a symbolic link, in bytes (`PATH_MAX` without its end).
 const MAX_TARGET: u64 = 4095;
 /// The largest directory, in bytes: all names at their longest.
@@ -43,6 +45,7 @@ struct Check<'a> {
     seen: HashSet<u64>,
     directories: HashSet<u64>,
     names: usize,
+    attribute_bytes: u64,
 }
 
 /// What an inode says.
@@ -96,6 +99,7 @@ pub fn check(file: &File) -> Result<()> {
         seen: HashSet::new(),
         directories: HashSet::new(),
         names: 0,
+        attribute_bytes: 0,
     };
     let root = u64::from(u16_at(super_, 14));
     check.directories.insert(root);
@@ -124,6 +128,10 @@ impl Check<'_> {
         let layout = form >> 1;
         if layout != 0 && layout != 2 {
             return Err(beyond(&format!("data of layout {layout}")));
+        }
+        if length == INODE && u16_at(&head, 6) != 0 {
+            // Upper bits of where the data is, since Linux 6.15.
+            return Err(beyond("numbers of blocks with more than 32 bits"));
         }
         let mode = u32::from(u16_at(&head, 4));
         let size = if length == COMPACT { u64::from(u32_at(&head, 8)) } else { u64_at(&head, 8) };
@@ -165,8 +173,8 @@ impl Check<'_> {
     }
 
     /// Looks at the attributes that follow an inode and those that it shares.
-    fn check_attributes(&self, at: u64, length: usize) -> Result<()> {
-        let area = read(self.file, self.size, at, length)?;
+    fn check_attributes(&mut self, at: u64, length: usize) -> Result<()> {
+        let area = self.attribute_bytes(at, length)?;
         let shared = usize::from(area[4]);
         let inline = XATTR_HEADER + 4 * shared;
         if inline > length {
@@ -174,25 +182,32 @@ impl Check<'_> {
         }
         for id in area[XATTR_HEADER..inline].chunks_exact(4) {
             let place = self.attributes + 4 * u64::from(u32_at(id, 0));
-            let head = read(self.file, self.size, place, XATTR_ENTRY)?;
+            let head = self.attribute_bytes(place, XATTR_ENTRY)?;
             let length = XATTR_ENTRY + usize::from(head[0]) + usize::from(u16_at(&head, 2));
-            check_attribute(&read(self.file, self.size, place, length)?)?;
+            check_attribute(&self.attribute_bytes(place, length)?)?;
         }
         let mut rest = &area[inline..];
         while rest.len() >= XATTR_ENTRY {
-            // What follows the last one is filled with zeros.
-            if rest[..XATTR_ENTRY] == [0; XATTR_ENTRY] {
-                break;
-            }
             let length = XATTR_ENTRY + usize::from(rest[0]) + usize::from(u16_at(rest, 2));
             let padded = length.next_multiple_of(XATTR_ENTRY);
             if padded > rest.len() {
                 return Err(wrong("an attribute is longer than its place"));
             }
-            check_attribute(&rest[..length])?;
+            // The kernel passes over what is filled with zeros, and looks at what follows it.
+            if rest[..XATTR_ENTRY] != [0; XATTR_ENTRY] {
+                check_attribute(&rest[..length])?;
+            }
             rest = &rest[padded..];
         }
         Ok(())
+    }
+
+    fn attribute_bytes(&mut self, at: u64, length: usize) -> Result<Vec<u8>> {
+        self.attribute_bytes += length as u64;
+        if self.attribute_bytes > MAX_ATTRIBUTES {
+            return Err(beyond(&format!("more than {MAX_ATTRIBUTES} bytes of attributes")));
+        }
+        read(self.file, self.size, at, length)
     }
 
     /// Looks at the names of a directory and at what they name; directories among that are put off.

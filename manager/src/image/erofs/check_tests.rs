@@ -82,6 +82,9 @@ fn what_leads_astray_is_refused() {
         bytes[SUPERBLOCK + at] = value;
         assert!(why(&summed(bytes)).contains(text), "{text}");
     }
+    let mut far = sound.clone();
+    far[usize::from(u16_at(&sound[SUPERBLOCK..], 14)) * SLOT as usize + 6] = 1;
+    assert!(why(&summed(far)).contains("more than 32 bits"));
     // Where entries of directories are, a number that leads back to the root.
     let root = u64::from(u16_at(&sound[SUPERBLOCK..], 14)).to_le_bytes();
     let names = sound.windows(5).position(|window| window == b"inner").unwrap();
@@ -104,9 +107,45 @@ fn attributes_of_overlayfs_are_refused_but_for_opaque_directories() {
     verdict(&sound).unwrap();
     let error = verdict(&patched(&sound, b"overlby", b"overlay")).unwrap_err().to_string();
     assert!(error.contains("\"overlay.redirect\" is overlayfs' own"), "{error}");
+    // What is filled with zeros ends nothing.
+    let names: [(&str, &[u8]); 2] =
+        [("SCHILY.xattr.security.aaaa", b"bbbb"), ("SCHILY.xattr.trusted.overlby.redirect", b"target")];
+    let sound =
+        patched(&image(Layer::new().pax(&names).file("file", b"x")), b"\x04\x06\x04\0aaaabbbb", &[0; 12]);
+    verdict(&sound).unwrap();
+    let error = verdict(&patched(&sound, b"overlby", b"overlay")).unwrap_err().to_string();
+    assert!(error.contains("\"overlay.redirect\" is overlayfs' own"), "{error}");
     let opaque = image(Layer::new().directory("d/").file("d/.wh..wh..opq", b""));
     verdict(&opaque).unwrap();
     assert!(opaque.windows(15).any(|window| window == b"overlay.opaquey"));
+}
+
+#[test]
+fn attributes_that_many_share_have_an_end() {
+    // A file that is, from its start on, as long an attribute as there can be.
+    let mut shared = b"\x01\x01\xff\xffa".to_vec();
+    shared.resize(70_000, 7);
+    let mut layer = Layer::new().file("shared", &shared);
+    for number in 0..70 {
+        layer = layer.pax(&[("SCHILY.xattr.user.room", &[0; 1100])]).file(&format!("file{number}"), b"x");
+    }
+    let mut bytes = image(layer);
+    let place = bytes.windows(5).position(|window| window == &shared[..5]).unwrap();
+    let list = u32::try_from(place / 4).unwrap().to_le_bytes().repeat(255);
+    let head = b"\x04\x01\x4c\x04room";
+    let heads = bytes.windows(head.len()).enumerate().filter(|(_, window)| *window == head);
+    let heads: Vec<usize> = heads.map(|(at, _)| at).collect();
+    assert_eq!(heads.len(), 70);
+    for (count, at) in heads.into_iter().enumerate() {
+        bytes[at - XATTR_HEADER + 4] = 255;
+        bytes[at..at + list.len()].copy_from_slice(&list);
+        if count == 1 {
+            verdict(&bytes).unwrap();
+        }
+    }
+    let error = verdict(&bytes).unwrap_err();
+    assert_eq!(error.kind(), Kind::Unimplemented, "{error}");
+    assert!(error.to_string().contains("bytes of attributes"), "{error}");
 }
 
 #[test]
