@@ -1,11 +1,17 @@
 //! What refers to an image: listed by the registry or under a tag, fetched with the image, and kept as long as it.
 
 use std::fs;
+use std::pin::pin;
+use std::time::Duration;
 
+use orlop_proto::containerd::types::transfer::OciRegistry;
+use orlop_proto::orlop::admin::v1::{self as admin, admin_client::AdminClient};
 use orlop_tests::image::digest;
-use orlop_tests::{Daemon, Deed, Front, Image, Orlopd, PASSWORD, Registry, Root, USER};
+use orlop_tests::{Daemon, Deed, Front, Image, Orlopd, PASSWORD, Registry, Root, USER, Variant, poll_until};
 use serde_json::{Value, json};
+use tonic::Status;
 
+use crate::client::Client;
 use crate::ctl::DEADLINE;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -169,6 +175,8 @@ fn lists_of_other_images_and_without_end_are_refused() {
     let why =
         format!("fetch referrer {}: the registry says that it refers to {}", stray.digest, image.digest());
     assert!(refused.stderr.contains(&why), "{refused}");
+    // What it has was not fetched.
+    assert_eq!(registry.requests("GET", &digest(b"stray")), 0);
     daemon.orlopctl(["gc"]).run().success();
     assert!(!has(&daemon, &stray.digest));
 
@@ -188,4 +196,139 @@ fn lists_of_other_images_and_without_end_are_refused() {
     daemon.stop();
     let left: Vec<_> = fs::read_dir(daemon.root().join("ingest")).into_iter().flatten().collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn what_a_mirror_knows_nothing_of_or_has_wrong_comes_from_the_next_place() {
+    let root = Root::new();
+    let registry = Registry::start(&root);
+    let image = Image::two_layers();
+    let name = image.push(&registry, "two", "1");
+    let subject = image.digest();
+    let signature = put(&registry, "two", "application/vnd.test.signature", (&subject, 1), "signed");
+    put_list(&registry, "two", &subject, &[&signature]);
+    let blob = digest(b"signed");
+    let wrong = format!("/blobs/{blob}");
+    // It makes lists of what it has itself, which is nothing.
+    let mirror =
+        Front::start("127.0.0.1", registry.address(), move |request, _| match request.target.as_str() {
+            target if target.contains("/referrers/") => {
+                Deed::Answer(200, vec![("Content-Type", INDEX.to_owned())], list(&[]))
+            }
+            target if target.contains(&wrong) => Deed::Corrupt,
+            _ => Deed::Forward,
+        });
+    let place = root.join("certs.d").join(registry.address());
+    fs::create_dir_all(&place).unwrap();
+    let hosts =
+        format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", registry.address(), mirror.address());
+    fs::write(place.join("hosts.toml"), hosts).unwrap();
+    let config = format!("[registry]\nconfig_path = {:?}\n", root.join("certs.d"));
+    let mut daemon = Orlopd::start_as(&root, &config, &Variant::default());
+    let found = referrers(&daemon, &[&name]);
+    assert_eq!(digests(&found), [(subject.as_str(), signature.digest.as_str())]);
+    assert_eq!(mirror.count("GET", "/referrers/"), 1);
+    daemon.orlopctl(["images", "pull", "--referrers", &name]).deadline(DEADLINE).run().success();
+    assert!(has(&daemon, &blob));
+    assert_eq!(mirror.count("GET", &blob), 1);
+    daemon.stop();
+}
+
+#[test]
+fn a_client_that_goes_leaves_no_lease() {
+    let root = Root::new();
+    let registry = Registry::start(&root);
+    let image = Image::two_layers();
+    let name = image.push(&registry, "two", "1");
+    let signature = put(&registry, "two", "application/vnd.test.signature", (&image.digest(), 1), "signed");
+    put_list(&registry, "two", &image.digest(), &[&signature]);
+    let blob = digest(b"signed");
+    let wanted = blob.clone();
+    let front = Front::start("127.0.0.1", registry.address(), move |request, _| {
+        if request.target.contains(&wanted) { Deed::Hang } else { Deed::Forward }
+    });
+    let mut daemon = Orlopd::start(&root);
+    daemon.orlopctl(["images", "pull", &name]).deadline(DEADLINE).run().success();
+    let client = Client::new(daemon.address(), daemon.namespace());
+    let reference = format!("{}/two:1", front.address());
+    let image = Some(OciRegistry { reference, ..OciRegistry::default() });
+    let request = client.request(admin::ReferrersRequest { image, fetch: true, ..Default::default() });
+    let gone = client.call(async |channel| {
+        let mut service = AdminClient::new(channel);
+        let mut call = pin!(service.referrers(request));
+        loop {
+            match tokio::time::timeout(Duration::from_millis(20), call.as_mut()).await {
+                Ok(answer) => return answer,
+                Err(_) if front.count("GET", &blob) > 0 => return Err(Status::cancelled("gone")),
+                Err(_) => {}
+            }
+        }
+    });
+    assert_eq!(gone.unwrap_err().message(), "gone");
+    let leases = || daemon.orlopctl(["leases", "ls", "-q"]).run().success().stdout;
+    assert_ne!(leases(), "");
+    drop(client);
+    poll_until(DEADLINE, "the lease ends", || leases().is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn what_is_pushed_is_on_the_list_of_what_it_refers_to() {
+    let root = Root::new();
+    let registry = Registry::start(&root);
+    let subject = digest(b"somebody's image");
+    let all = ["one", "two"]
+        .map(|text| put(&registry, "from", &format!("application/vnd.test.{text}"), (&subject, 1), text));
+    let mut daemon = Orlopd::start(&root);
+    let push = |to: &str, artifact: &Artifact| {
+        let local = format!("{}/from@{}", registry.address(), artifact.digest);
+        daemon.orlopctl(["images", "pull", "--no-unpack", &local]).deadline(DEADLINE).run().success();
+        daemon.orlopctl(["images", "push", to, &local]).deadline(DEADLINE).run().success();
+    };
+    let to = format!("{}/to", registry.address());
+    push(&format!("{to}:one"), &all[0]);
+    push(&format!("{to}:two"), &all[1]);
+    push(&format!("{to}:again"), &all[0]);
+    let target = format!("/v2/to/manifests/{}", subject.replace(':', "-"));
+    let answer = registry.request("GET", &target, &[("Accept", INDEX)], &[]);
+    let list: Value = serde_json::from_slice(&answer.body).unwrap();
+    let mut expected = all.each_ref().map(|artifact| artifact.listed.clone());
+    for listed in &mut expected {
+        listed.as_object_mut().unwrap().remove("annotations");
+    }
+    assert_eq!(list["manifests"], json!(expected));
+
+    // A registry that says that it keeps the list is believed.
+    let keeper = subject.clone();
+    let front = Front::start("127.0.0.1", registry.address(), move |request, _| {
+        match request.method == "PUT" && request.target.contains("/manifests/") {
+            true => Deed::Answer(201, vec![("OCI-Subject", keeper.clone())], Vec::new()),
+            false => Deed::Forward,
+        }
+    });
+    push(&format!("{}/keeper:one", front.address()), &all[0]);
+    assert_eq!(front.count("PUT", "/manifests/"), 1);
+
+    // Nothing takes the place of what is no list.
+    registry.put_manifest("other", &subject.replace(':', "-"), MANIFEST, &no_list(&registry));
+    let refused = daemon
+        .orlopctl([
+            "images",
+            "push",
+            &format!("{}/other:one", registry.address()),
+            &format!("{}/from@{}", registry.address(), all[0].digest),
+        ])
+        .deadline(DEADLINE)
+        .run()
+        .failure();
+    assert!(refused.stderr.contains("is not that of a list"), "{refused}");
+    daemon.stop();
+}
+
+/// A manifest that is no list.
+fn no_list(registry: &Registry) -> Vec<u8> {
+    let config = json!({"mediaType": EMPTY, "digest": registry.put_blob("other", b"{}"), "size": 2});
+    json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": []})
+        .to_string()
+        .into_bytes()
 }

@@ -44,8 +44,23 @@ impl Origin {
         Origin { repository: self.repository.clone(), job, wrong_starts: self.wrong_starts.clone() }
     }
 
+    /// Fetches, once more for every place that turned out to send something else and for every start of a blob that was none
+    /// of it. What was verified stays.
+    pub async fn fetch_anywhere<T, F: Future<Output = Result<T>> + Send>(
+        &self,
+        fetch: impl Fn() -> F,
+    ) -> Result<T> {
+        loop {
+            let lessons = self.lessons();
+            match fetch().await {
+                Err(_) if self.lessons() > lessons => self.job.check()?,
+                result => return result,
+            }
+        }
+    }
+
     /// How often something was found out that makes another attempt worth it.
-    pub fn lessons(&self) -> usize {
+    fn lessons(&self) -> usize {
         self.repository.distrusted() + self.wrong_starts().len()
     }
 

@@ -97,7 +97,9 @@ impl ImageService {
                     return Err(Error::because(Kind::NotFound, "pull", reference.to_string(), why));
                 }
                 for (descriptor, manifest, platform) in &found.wanted {
-                    self.pull_anywhere(&origin, &request, descriptor, manifest, platform.as_ref()).await?;
+                    let pull =
+                        || self.pull_manifest(&origin, &request, descriptor, manifest, platform.as_ref());
+                    origin.fetch_anywhere(pull).await?;
                 }
                 self.store_all(&job, &request, &root).await
             })
@@ -151,26 +153,8 @@ impl ImageService {
         Ok(())
     }
 
-    /// Pulls an image, once more for every place that turned out to send something else and for every start of a blob that
-    /// was none of it: what was unpacked of that is thrown away, and what was verified stays.
-    async fn pull_anywhere(
-        &self,
-        origin: &Arc<Origin>,
-        request: &PullRequest,
-        descriptor: &Descriptor,
-        manifest: &Manifest,
-        platform: Option<&Platform>,
-    ) -> Result<()> {
-        loop {
-            let lessons = origin.lessons();
-            match self.pull_manifest(origin, request, descriptor, manifest, platform).await {
-                Err(_) if origin.lessons() > lessons => origin.job.check()?,
-                result => return result,
-            }
-        }
-    }
-
-    /// Fetches an image's layers, several at a time, and unpacks each while it comes in.
+    /// Fetches an image's layers, several at a time, and unpacks each while it comes in. What was unpacked of a layer that turns
+    /// out wrong is thrown away.
     async fn pull_manifest(
         &self,
         origin: &Arc<Origin>,

@@ -19,6 +19,7 @@ use super::manifest::{Descriptor, Document, select};
 use super::media::{self, Role};
 use super::platform::Platform;
 use super::reference::Reference;
+use super::referrers::as_referrer;
 use super::registry::{Access, Repository, Source};
 use super::{ImageService, Job, canceled, ingest_name};
 use crate::content::digest::Digest;
@@ -96,7 +97,10 @@ impl ImageService {
                 _ => descriptor.digest.as_str(),
             };
             job.progress.blob("uploading", &descriptor, "", 0).await;
-            repository.put_manifest(object, &descriptor, bytes).await?;
+            let is_listed = repository.put_manifest(object, &descriptor, bytes.clone()).await?;
+            if !is_listed && let Some((subject, referrer)) = as_referrer(&descriptor, &bytes) {
+                repository.add_referrer(&subject, &referrer).await?;
+            }
             job.progress.blob("complete", &descriptor, "", descriptor.size).await;
         }
         job.progress.note(&format!("Completed push to {reference}"), "").await;

@@ -1,5 +1,6 @@
 //! What refers to an image: listed, and fetched so that it stays as long as the image.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use orlop_proto::error::{Error, Result};
@@ -52,32 +53,36 @@ impl ImageService {
         let reference = Reference::parse(&request.reference)?;
         let repository =
             Arc::new(self.shared.registries.repository(&reference, request.access.clone(), &job.progress)?);
+        // Given up within the lease, which then ends.
         let work = async |job: Job| {
-            let origin = Origin::new(repository, job);
-            let root = origin.repository.resolve().await?;
-            let mut found = Vec::new();
-            for subject in self.subjects(&origin, &root, &request).await? {
-                for referrer in
-                    origin.repository.referrers(&subject, request.artifact_type.as_deref()).await?
-                {
-                    if request.is_fetch {
-                        self.fetch_referrer(&origin, &subject, &referrer).await?;
-                    }
-                    found.push((subject.clone(), referrer));
-                }
+            tokio::select! {
+                biased;
+                () = job.cancel.cancelled() => Err(canceled()),
+                found = self.find_referrers(Origin::new(repository, job.clone()), &request) => found,
             }
-            Ok(found)
         };
-        tokio::select! {
-            biased;
-            () = job.cancel.cancelled() => Err(canceled()),
-            found = async {
-                match request.is_fetch {
-                    true => self.under_lease(job, work).await,
-                    false => work(job.clone()).await,
-                }
-            } => found,
+        match request.is_fetch {
+            true => self.under_lease(job, work).await,
+            false => work(job.clone()).await,
         }
+    }
+
+    async fn find_referrers(
+        &self,
+        origin: Origin,
+        request: &ReferrersRequest,
+    ) -> Result<Vec<(Digest, Referrer)>> {
+        let root = origin.repository.resolve().await?;
+        let mut found = Vec::new();
+        for subject in self.subjects(&origin, &root, request).await? {
+            for referrer in origin.repository.referrers(&subject, request.artifact_type.as_deref()).await? {
+                if request.is_fetch {
+                    self.fetch_referrer(&origin, &subject, &referrer).await?;
+                }
+                found.push((subject.clone(), referrer));
+            }
+        }
+        Ok(found)
     }
 
     /// The digests that count: the image's, and those of its manifests for the platforms.
@@ -130,14 +135,15 @@ impl ImageService {
         if !matches!(descriptor.role(), Role::Index | Role::Manifest) {
             return Ok(());
         }
-        self.fetch_all(origin, descriptor, MAX_DEPTH).await?;
+        self.fetch_document(origin, descriptor).await?;
         let context = &origin.job.context;
         let bytes = self.read_document(context, descriptor).await?;
-        if subject_of(&bytes).as_ref() != Some(subject) {
+        if as_referrer(descriptor, &bytes).is_none_or(|(named, _)| named != *subject) {
             let why = format!("the registry says that it refers to {subject}");
             let name = descriptor.digest.to_string();
             return Err(Error::because(Kind::FailedPrecondition, "fetch referrer", name, why));
         }
+        origin.fetch_anywhere(|| self.fetch_all(origin, descriptor, MAX_DEPTH)).await?;
         let digits = &descriptor.digest.hex()[..DIGITS];
         let kept = Labels::from([(format!("{KEPT}{digits}"), descriptor.digest.to_string())]);
         self.label(context, subject, kept).await
@@ -165,11 +171,23 @@ impl ImageService {
     }
 }
 
-/// What a manifest or index refers to.
-fn subject_of(bytes: &[u8]) -> Option<Digest> {
+/// What a manifest or index refers to, if to anything, and how the list of that has it.
+pub(super) fn as_referrer(descriptor: &Descriptor, bytes: &[u8]) -> Option<(Digest, Referrer)> {
     #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
     struct Referring {
         subject: Descriptor,
+        artifact_type: Option<String>,
+        config: Option<Descriptor>,
+        annotations: Option<BTreeMap<String, String>>,
     }
-    serde_json::from_slice::<Referring>(bytes).ok().map(|referring| referring.subject.digest)
+    let referring: Referring = serde_json::from_slice(bytes).ok()?;
+    let of_config = referring.config.map(|config| config.media_type);
+    let descriptor = Descriptor {
+        annotations: referring.annotations.unwrap_or_default(),
+        platform: None,
+        ..descriptor.clone()
+    };
+    let artifact_type = referring.artifact_type.or(of_config).unwrap_or_default();
+    Some((referring.subject.digest, Referrer { descriptor, artifact_type }))
 }

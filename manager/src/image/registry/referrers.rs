@@ -1,14 +1,17 @@
 //! What refers to a manifest (OCI distribution specification 1.1, "Listing Referrers"): signatures, lists of parts,
 //! provenance. A registry lists it itself, or keeps a list under a tag that is made of the digest.
 
+use bytes::Bytes;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use reqwest::Url;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::auth::Scope;
 use super::place::{Ask, Place};
-use super::{Repository, media_type};
+use super::{ATTEMPTS, Repository, accept_manifests, media_type};
 use crate::content::digest::Digest;
 use crate::image::manifest::{Descriptor, MAX_DOCUMENT};
 use crate::image::media;
@@ -24,14 +27,14 @@ const MAX_ALGORITHM: usize = 32;
 const MAX_ENCODED: usize = 64;
 
 /// A manifest that refers to another, as the list has it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Referrer {
     /// Which one it is.
     #[serde(flatten)]
     pub descriptor: Descriptor,
     /// What it is for.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub artifact_type: String,
 }
 
@@ -59,12 +62,12 @@ impl Repository {
                 next => next?,
             };
             match referrers_at(place, attempts, subject, artifact_type).await {
-                Ok(Some(mut found)) => {
+                Ok(mut found) => {
                     // Not every registry filters.
                     found.retain(|one| artifact_type.is_none_or(|wanted| one.artifact_type == wanted));
-                    return Ok(found);
-                }
-                Ok(None) => {
+                    if !found.is_empty() {
+                        return Ok(found);
+                    }
                     has_none = true;
                     round.answered();
                 }
@@ -75,28 +78,77 @@ impl Repository {
             }
         }
     }
+
+    /// Puts a manifest that was pushed on the list of what it refers to, which is under the tag: for a registry that makes no list
+    /// by itself ("Pushing Manifests with Subject").
+    ///
+    /// # Errors
+    ///
+    /// Those of the registry; `FailedPrecondition` where the tag is no list's.
+    pub async fn add_referrer(&self, subject: &Digest, referrer: &Referrer) -> Result<()> {
+        let tag = tag(subject);
+        let mut ask = Ask::get("add referrer of", subject.as_str(), format!("manifests/{tag}"));
+        // A registry says that there is nothing where there is something else than what it is asked for.
+        ask.headers = accept_manifests();
+        ask.scope = Scope::push();
+        let index = match self.place().read(&ask, ATTEMPTS, MAX_DOCUMENT).await {
+            Ok((headers, body)) if media_type(&headers) == Some(media::OCI_INDEX) => Some(body),
+            Ok(_) => {
+                let why = format!("tag {tag} is not that of a list");
+                return Err(Error::because(Kind::FailedPrecondition, ask.operation, ask.object, why));
+            }
+            Err(error) if error.kind() == Kind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(index) = added(subject, index.as_deref(), referrer)? {
+            let descriptor = Descriptor::of(media::OCI_INDEX, &index);
+            self.put_manifest(&tag, &descriptor, index).await?;
+        }
+        Ok(())
+    }
 }
 
-/// What a place knows; nothing where it has neither a list nor the tag of one.
+/// An index with a referrer more, as what it was without it; nothing where it has that one.
+fn added(subject: &Digest, index: Option<&[u8]>, referrer: &Referrer) -> Result<Option<Bytes>> {
+    let found = index.map(|index| parse(subject, index)).transpose()?.unwrap_or_default();
+    if found.iter().any(|one| one.descriptor.digest == referrer.descriptor.digest) {
+        return Ok(None);
+    }
+    check_count(subject, found.len() + 1)?;
+    let failed = |error| Error::because(Kind::InvalidArgument, "add referrer of", subject.to_string(), error);
+    // What we know nothing of stays.
+    let index =
+        index.unwrap_or(br#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json"}"#);
+    let mut index: Map<String, Value> = serde_json::from_slice(index).map_err(failed)?;
+    let one = serde_json::to_value(referrer).map_err(failed)?;
+    match index.entry("manifests").or_insert(Value::Null) {
+        Value::Array(manifests) => manifests.push(one),
+        none => *none = Value::Array(vec![one]),
+    }
+    Ok(Some(serde_json::to_vec(&index).map_err(failed)?.into()))
+}
+
+/// What a place knows: its list, or the one under the tag.
 async fn referrers_at(
     place: &Place,
     attempts: u32,
     subject: &Digest,
     artifact_type: Option<&str>,
-) -> Result<Option<Vec<Referrer>>> {
+) -> Result<Vec<Referrer>> {
     if place.endpoint.capabilities.referrers {
         match listed(place, attempts, subject, artifact_type).await {
             // Registries before 1.1 answer this path in whatever way.
             Ok(None) => {}
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Unimplemented | Kind::Unknown) => {}
-            result => return result,
+            Ok(Some(found)) => return Ok(found),
+            Err(error) => return Err(error),
         }
     }
     let mut ask = Ask::get(OPERATION, subject.as_str(), format!("manifests/{}", tag(subject)));
     ask.headers = accept_index();
     match place.read(&ask, attempts, MAX_DOCUMENT).await {
-        Ok((_, body)) => Ok(Some(parse(subject, &body)?)),
-        Err(error) if error.kind() == Kind::NotFound => Ok(None),
+        Ok((_, body)) => parse(subject, &body),
+        Err(error) if error.kind() == Kind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
 }
@@ -112,6 +164,7 @@ async fn listed(
         form_urlencoded::Serializer::new(String::new()).append_pair("artifactType", wanted).finish()
     });
     let mut found = Vec::new();
+    let mut length = 0;
     for _ in 0..MAX_PAGES {
         let target = match &query {
             Some(query) => format!("referrers/{subject}?{query}"),
@@ -122,6 +175,10 @@ async fn listed(
         if media_type(&headers) != Some(media::OCI_INDEX) {
             return Ok(None);
         }
+        length += body.len() as u64;
+        if length > MAX_DOCUMENT {
+            return Err(exhausted(subject, format!("the list is longer than {MAX_DOCUMENT} bytes")));
+        }
         found.extend(parse(subject, &body)?);
         check_count(subject, found.len())?;
         query = next_page(&headers);
@@ -129,8 +186,7 @@ async fn listed(
             return Ok(Some(found));
         }
     }
-    let why = format!("the list comes in more than {MAX_PAGES} parts");
-    Err(Error::because(Kind::ResourceExhausted, OPERATION, subject.to_string(), why))
+    Err(exhausted(subject, format!("the list comes in more than {MAX_PAGES} parts")))
 }
 
 fn parse(subject: &Digest, body: &[u8]) -> Result<Vec<Referrer>> {
@@ -145,8 +201,11 @@ fn check_count(subject: &Digest, count: usize) -> Result<()> {
     if count <= MAX_REFERRERS {
         return Ok(());
     }
-    let why = format!("there are more than {MAX_REFERRERS}");
-    Err(Error::because(Kind::ResourceExhausted, OPERATION, subject.to_string(), why))
+    Err(exhausted(subject, format!("there are more than {MAX_REFERRERS}")))
+}
+
+fn exhausted(subject: &Digest, why: String) -> Error {
+    Error::because(Kind::ResourceExhausted, OPERATION, subject.to_string(), why)
 }
 
 /// The tag of the list where the registry makes none.
@@ -202,6 +261,26 @@ mod tests {
         for link in ["</v2/a?n=2>; rel=\"last\"", "/v2/a?n=2; rel=\"next\"", "</v2/a>; rel=\"next\""] {
             assert_eq!(next(&[link]), None, "{link}");
         }
+    }
+
+    #[test]
+    fn a_list_gets_a_referrer_once_and_keeps_what_it_has() {
+        let subject = Digest::of_bytes(b"");
+        let one = |bytes: &[u8]| Referrer {
+            descriptor: Descriptor::of(media::OCI_MANIFEST, bytes),
+            artifact_type: "a/b".to_owned(),
+        };
+        let first = added(&subject, None, &one(b"1")).unwrap().unwrap();
+        assert_eq!(parse(&subject, &first).unwrap(), [one(b"1")]);
+        assert_eq!(added(&subject, Some(&first), &one(b"1")).unwrap(), None);
+        let odd = br#"{"schemaVersion":2,"manifests":null,"annotations":{"a":"b"}}"#;
+        let second = added(&subject, Some(odd), &one(b"2")).unwrap().unwrap();
+        assert_eq!(parse(&subject, &second).unwrap(), [one(b"2")]);
+        assert!(String::from_utf8_lossy(&second).contains(r#""annotations":{"a":"b"}"#));
+        let list = vec![one(b"1"); MAX_REFERRERS];
+        let full = serde_json::to_vec(&serde_json::json!({"manifests": list})).unwrap();
+        assert_eq!(added(&subject, Some(&full), &one(b"2")).unwrap_err().kind(), Kind::ResourceExhausted);
+        assert_eq!(added(&subject, Some(b"[null]"), &one(b"2")).unwrap_err().kind(), Kind::InvalidArgument);
     }
 
     #[test]
