@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use orlop_proto::error::{Context, Error, Result};
-use orlop_proto::kind::Kind;
+use orlop_proto::error::{Context, Result};
 use reqwest::Client;
 
 use super::hosts::Endpoint;
-use super::{failure, identity};
+use super::{failure, tls};
 use crate::image::reference::is_loopback;
 
 /// Pools of connections.
@@ -78,36 +77,20 @@ impl Clients {
     }
 
     fn build(&self, terms: &Terms) -> Result<Client> {
-        let invalid = |path: &Path, error: reqwest::Error| {
-            Error::because(Kind::InvalidArgument, "read certificates", path.display().to_string(), error)
-        };
-        let mut certificates = Vec::new();
-        for (path, pem) in &terms.authorities {
-            certificates
-                .extend(reqwest::Certificate::from_pem_bundle(pem).map_err(|error| invalid(path, error))?);
-        }
-        let builder = || {
-            let builder = Client::builder()
-                .user_agent(concat!("orlop/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(terms.connect_timeout)
-                .read_timeout(self.stall_timeout)
-                // Followed by hand: what says who we are must not go along.
-                .redirect(reqwest::redirect::Policy::none())
-                .tls_danger_accept_invalid_certs(terms.skip_verify);
-            // This machine is not reached through a proxy.
-            if terms.is_loopback { builder.no_proxy() } else { builder }
-        };
-        if !terms.identities.is_empty() {
-            let tls = identity::configuration(&terms.identities, &terms.authorities, terms.skip_verify)?;
-            let built = builder().tls_backend_preconfigured(tls).build();
-            return built.map_err(|error| failure::connection("set up", "TLS", error));
-        }
-        let built = match builder().tls_certs_merge(certificates.clone()).build() {
-            // A machine without certificates of its own can still speak plain HTTP, and trust the given ones.
-            Err(_) => builder().tls_certs_only(certificates).build(),
-            built => built,
-        };
-        built.map_err(|error| failure::connection("set up", "TLS", error))
+        let builder = Client::builder()
+            .user_agent(concat!("orlop/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(terms.connect_timeout)
+            .read_timeout(self.stall_timeout)
+            // Followed by hand: what says who we are must not go along.
+            .redirect(reqwest::redirect::Policy::none())
+            .tls_backend_preconfigured(tls::configuration(
+                &terms.identities,
+                &terms.authorities,
+                terms.skip_verify,
+            )?);
+        // This machine is not reached through a proxy.
+        let builder = if terms.is_loopback { builder.no_proxy() } else { builder };
+        builder.build().map_err(|error| failure::connection("set up", "TLS", error))
     }
 }
 

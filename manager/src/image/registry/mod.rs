@@ -7,11 +7,11 @@ pub mod challenge;
 mod connect;
 mod failure;
 pub(super) mod hosts;
-mod identity;
 mod limits;
 mod place;
 mod referrers;
 mod round;
+mod tls;
 mod trust;
 mod upload;
 

@@ -1,5 +1,5 @@
-//! Connections on which we say by a certificate who we are: of several, by the one whose authority the server says it trusts
-//! (RFC 8446, section 4.2.4), as Go's programs do.
+//! Whom connections trust, and who we say that we are: of several certificates, by the one whose authority the server says it
+//! trusts (RFC 8446, section 4.2.4), as Go's programs do.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use rustls_platform_verifier::Verifier;
 /// What is being done, for messages.
 const OPERATION: &str = "read certificates";
 
-/// Settings of TLS with our certificates: `identities` are files with a certificate and its key, `authorities` those that
-/// are trusted besides the system's.
+/// Settings of TLS: `identities` are files with a certificate of ours and its key, `authorities` those that are trusted
+/// besides the system's.
 ///
 /// # Errors
 ///
@@ -45,10 +45,12 @@ pub(super) fn configuration(
         true => builder.dangerous().with_custom_certificate_verifier(Arc::new(Unseen(provider))),
         false => match Verifier::new_with_extra_roots(roots.clone(), provider) {
             Ok(verifier) => builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)),
-            // A machine without certificates of its own can still trust the given ones.
+            // A machine without certificates of its own can still speak plain HTTP, and trust the given ones.
             Err(_) => {
                 let mut store = RootCertStore::empty();
-                store.add_parsable_certificates(roots);
+                for root in roots {
+                    store.add(root).map_err(failed)?;
+                }
                 builder.with_root_certificates(store)
             }
         },
