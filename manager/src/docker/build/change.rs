@@ -1,7 +1,10 @@
 //! What instructions do to a configuration; `docker commit --change` has those that need nothing else.
 
+use std::cell::Cell;
+
 use orlop_proto::contract::quote::{quoted, quoted_list};
 
+use super::context::MAX_DOCKERFILE;
 use super::dockerfile::{self, Command, Lexer, Line, Pair};
 use crate::docker::container::config::{Config, Healthcheck};
 use crate::docker::failure::{Failure, Result};
@@ -36,9 +39,19 @@ pub fn words(line: &Line, config: &Config) -> Vec<String> {
 ///
 /// # Errors
 ///
-/// 400 for what cannot be expanded.
+/// 400 for what cannot be expanded, or is longer in all than a Dockerfile may be: each word of a line has variables of its own.
 pub fn expanded(command: &Command, lexer: &Lexer<'_>) -> Result<Command> {
-    let word = |text: &str| lexer.word(text).map_err(Failure::invalid);
+    let room = Cell::new(MAX_DOCKERFILE as usize);
+    let fits = |length: usize| {
+        let left = room.get().checked_sub(length);
+        room.set(left.ok_or_else(|| Failure::invalid("the values of its variables are too long"))?);
+        Ok::<_, Failure>(())
+    };
+    let word = |text: &str| {
+        let word = lexer.word(text).map_err(Failure::invalid)?;
+        fits(word.len())?;
+        Ok(word)
+    };
     let list = |texts: &[String]| texts.iter().map(|text| word(text)).collect::<Result<Vec<_>>>();
     let pairs = |pairs: &[Pair]| {
         let expand = |pair: &Pair| match pair.is_literal {
@@ -57,6 +70,7 @@ pub fn expanded(command: &Command, lexer: &Lexer<'_>) -> Result<Command> {
             for document in &mut copy.documents {
                 if document.expand {
                     document.content = lexer.document(&document.content).map_err(Failure::invalid)?;
+                    fits(document.content.len())?;
                 }
             }
             if matches!(command, Command::Add(_)) { Command::Add(copy) } else { Command::Copy(copy) }
@@ -71,7 +85,9 @@ pub fn expanded(command: &Command, lexer: &Lexer<'_>) -> Result<Command> {
         Command::Expose(ports) => {
             let mut all = Vec::new();
             for port in ports {
-                all.extend(lexer.words(port).map_err(Failure::invalid)?);
+                let words = lexer.words(port).map_err(Failure::invalid)?;
+                fits(words.iter().map(String::len).sum())?;
+                all.extend(words);
             }
             Command::Expose(all)
         }
@@ -297,6 +313,25 @@ mod tests {
         assert_eq!(config.cmd.unwrap(), ["/bin/sh", "-c", "x y"]);
         assert_eq!(config.labels["k"], "v w");
         assert_eq!(config.on_build.unwrap(), ["RUN z"]);
+    }
+
+    #[test]
+    fn what_a_line_holds_has_an_end() {
+        let variables = [format!("long={}", "x".repeat(100 << 10))];
+        let lexer = Lexer { escape: '\\', variables: &variables };
+        let expanded = |line: String| expanded(&dockerfile::instructions(&line).unwrap()[0].command, &lexer);
+        let many = |word: &str, count: usize| vec![word; count].join(" ");
+        assert!(expanded(format!("ENV {}", many("a=$long", 40))).is_ok());
+        let document = many("$long", 39);
+        assert!(expanded(format!("COPY <<a /\n{document}\na\n")).is_ok());
+        assert!(expanded(format!("COPY <<a <<b /\n{document}\na\n{document}\nb\n")).is_err());
+        for line in
+            ["ENV a=$long", "LABEL a=$long", "ARG a=$long", "EXPOSE $long", "VOLUME $long", "COPY $long"]
+        {
+            let (name, word) = line.split_once(' ').unwrap();
+            let failure = expanded(format!("{name} {}", many(word, 41))).unwrap_err();
+            assert_eq!(failure.message, "the values of its variables are too long", "{line}");
+        }
     }
 
     #[test]
