@@ -12,6 +12,8 @@ use crate::docker::image::{DANGLING, normal};
 const OURS: &str = "moby";
 /// The fields of [`Outputs`].
 const FIELDS: [u32; 3] = [3, 4, 13];
+/// The fields of [`Output`].
+const FIELDS_OF_ONE: [u32; 2] = [1, 2];
 
 /// Where what is built goes (`Exporter` of BuildKit's control.proto).
 #[derive(Clone, PartialEq, Message)]
@@ -30,8 +32,9 @@ struct Outputs {
     kind: String,
     #[prost(btree_map = "string, string", tag = "4")]
     attributes: BTreeMap<String, String>,
-    #[prost(message, repeated, tag = "13")]
-    all: Vec<Output>,
+    /// Each an [`Output`].
+    #[prost(bytes = "vec", repeated, tag = "13")]
+    all: Vec<Vec<u8>>,
 }
 
 /// A call of `Solve` in which an image for this engine is one in its store; nothing when it stays as it is.
@@ -43,13 +46,22 @@ pub fn translated(call: &[u8]) -> Result<Option<Vec<u8>>, DecodeError> {
     let Some(request) = unframed(call) else { return Ok(None) };
     let mut outputs = Outputs::decode(request)?;
     if outputs.all.is_empty() && !outputs.kind.is_empty() {
-        outputs.all.push(Output { kind: outputs.kind, attributes: outputs.attributes });
+        outputs.all.push(Output { kind: outputs.kind, attributes: outputs.attributes }.encode_to_vec());
     }
-    if outputs.all.iter().all(|output| output.kind != OURS) {
+    let mut is_changed = false;
+    for said in &mut outputs.all {
+        let output = Output::decode(said.as_slice())?;
+        if output.kind == OURS {
+            let mut changed = without(said, &FIELDS_OF_ONE)?;
+            changed.extend(image(output).encode_to_vec());
+            *said = changed;
+            is_changed = true;
+        }
+    }
+    if !is_changed {
         return Ok(None);
     }
-    let all = outputs.all.into_iter().map(|output| if output.kind == OURS { image(output) } else { output });
-    let outputs = Outputs { kind: String::new(), attributes: BTreeMap::new(), all: all.collect() };
+    let outputs = Outputs { all: outputs.all, ..Outputs::default() };
     Ok(Some(framed(&[&without(request, &FIELDS)?, &outputs.encode_to_vec()])))
 }
 
@@ -135,6 +147,15 @@ mod tests {
         assert_eq!(through(&whole(Vec::new())), None);
         let tar = Whole { kind: "tar".to_owned(), ..whole(Vec::new()) };
         assert_eq!(through(&tar), None);
+        // Of one output beside another, and of one that is changed, also what is not known here.
+        let later = b"\x78\x07";
+        let said = |kind: &str| Output { kind: kind.to_owned(), ..Output::default() }.encode_to_vec();
+        let all = [said("local"), said("moby")].map(|output| [output.as_slice(), later].concat()).to_vec();
+        let call = framed(&[&Outputs { all: all.clone(), ..Outputs::default() }.encode_to_vec()]);
+        let changed = translated(&call).unwrap().unwrap();
+        let through = Outputs::decode(unframed(&changed).unwrap()).unwrap().all;
+        assert_eq!((&through[0], &through[1][..2]), (&all[0], later.as_slice()));
+        assert_eq!(Output::decode(through[1].as_slice()).unwrap().kind, "image");
         assert_eq!(translated(&[1, 0, 0, 0, 1, 9]), Ok(None));
         assert!(translated(&[0, 0, 0, 0, 2, 0x1a, 9]).is_err());
     }
