@@ -15,11 +15,12 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, UPGRADE};
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use orlop_proto::error::Error;
 use orlop_proto::kind::Kind;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
 use super::Engine;
 use super::failure::{Failure, Result};
@@ -28,6 +29,8 @@ use super::route::page_not_found;
 
 /// The protocol that clients ask for: HTTP/2 from its first byte on.
 const PROTOCOL: &str = "h2c";
+/// The longest headers and trailers, in bytes: gRPC's own default in Go. BuildKit's errors have the whole Dockerfile in theirs.
+const MAX_HEADERS: u32 = 16 << 20;
 
 /// The body of a call of buildkitd.
 type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -72,13 +75,13 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
         Some(PROTOCOL) => {}
         Some(other) => return Err(Failure::invalid(format!("protocol {other} not supported"))),
     }
-    let buildkit = connect(address).await?;
+    let (buildkit, ended) = connect(address).await?;
     let is_session = request.path[0] == "session";
     tokio::spawn(async move {
         let Ok(connection) = request.upgrade.await else { return };
         let served = match is_session {
             true => session::serve(connection, buildkit, &request.headers).await,
-            false => passage::serve(connection, buildkit).await.map_err(Into::into),
+            false => passage::serve(connection, buildkit, ended).await.map_err(Into::into),
         };
         if let Err(error) = served {
             tracing::debug!(is_session, "a client of buildkitd: {error}");
@@ -91,16 +94,19 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     Ok(reply)
 }
 
-async fn connect(address: &std::path::Path) -> Result<Buildkit> {
+/// A connection to buildkitd, and its end.
+async fn connect(address: &std::path::Path) -> Result<(Buildkit, JoinHandle<()>)> {
     let failed = |why: String| {
         let text = format!("connect to buildkitd {}: {why}", address.display());
         Failure::new(StatusCode::SERVICE_UNAVAILABLE, text)
     };
     let stream = UnixStream::connect(address).await.map_err(|error| failed(error.to_string()))?;
-    let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream))
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .max_header_list_size(MAX_HEADERS)
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| failed(error.to_string()))?;
     // Ignoring: however it ends, who uses it learns of it.
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(sender)
+    let ended = tokio::spawn(async move { drop(connection.await) });
+    Ok((sender, ended))
 }

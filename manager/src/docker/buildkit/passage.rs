@@ -1,17 +1,19 @@
 //! Calls of BuildKit's control service, passed on one by one.
 
+use std::future::Future;
+
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Empty, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
+use hyper::rt::{Read, Write};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use super::{Body, Buildkit, solve, workers};
+use super::{Body, Buildkit, MAX_HEADERS, solve, workers};
 
 /// The call that begins a build.
 const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
@@ -25,17 +27,29 @@ const UNAVAILABLE: HeaderValue = HeaderValue::from_static("14");
 /// Any error.
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Serves a client's calls until it hangs up.
+/// Serves a client's calls until it hangs up, or buildkitd does: then the client's connection ends as that did, so that who
+/// calls again has a new one.
 ///
 /// # Errors
 ///
 /// Those of its connection.
-pub async fn serve(client: Upgraded, buildkit: Buildkit) -> Result<(), hyper::Error> {
+pub async fn serve(
+    client: impl Read + Write + Unpin,
+    buildkit: Buildkit,
+    ended: impl Future,
+) -> Result<(), hyper::Error> {
     let service = service_fn(move |request| {
         let buildkit = buildkit.clone();
         async move { Ok::<_, std::convert::Infallible>(answer(buildkit, request).await) }
     });
-    http2::Builder::new(TokioExecutor::new()).timer(TokioTimer::new()).serve_connection(client, service).await
+    let mut server = http2::Builder::new(TokioExecutor::new());
+    server.timer(TokioTimer::new()).max_header_list_size(MAX_HEADERS);
+    let mut connection = std::pin::pin!(server.serve_connection(client, service));
+    tokio::select! {
+        served = &mut connection => return served,
+        _ = ended => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
 }
 
 async fn answer(buildkit: Buildkit, request: Request<Incoming>) -> Response<Body> {
@@ -69,7 +83,8 @@ async fn pass(mut buildkit: Buildkit, request: Request<Incoming>) -> Result<Resp
     let asks_for_workers = path.as_str() == WORKERS;
     parts.uri = uri(path);
     let (parts, body) = buildkit.send_request(Request::from_parts(parts, body)).await?.into_parts();
-    let body = match asks_for_workers {
+    // A failure has nothing but headers, and stays that way.
+    let body = match asks_for_workers && !body.is_end_stream() {
         true => {
             let whole = Limited::new(body, MAX_MESSAGE).collect().await?;
             let trailers = whole.trailers().cloned();
@@ -96,4 +111,86 @@ fn full(bytes: Bytes) -> Body {
 
 fn boxed(body: Incoming) -> Body {
     body.map_err(Error::from).boxed_unsync()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use hyper::client::conn::http2 as client;
+    use hyper_util::rt::TokioIo;
+    use tokio::net::UnixListener;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// What is in the headers of BuildKit's errors.
+    const DETAILS: &str = "grpc-status-details-bin";
+
+    /// A failure with as many details, in headers alone or behind a message.
+    async fn failure(request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let details = HeaderValue::from_str(&"x".repeat(100_000)).unwrap();
+        if request.uri().path().ends_with("Status") {
+            let trailers = http::HeaderMap::from_iter([(http::HeaderName::from_static(DETAILS), details)]);
+            let body = full(Bytes::from_static(b"\0\0\0\0\0")).with_trailers(async { Some(Ok(trailers)) });
+            return Ok(Response::new(body.boxed_unsync()));
+        }
+        let mut response = Response::new(full(Bytes::new()));
+        response.headers_mut().insert(DETAILS, details);
+        Ok(response)
+    }
+
+    /// A client of a buildkitd that fails, the end of its connection, and that buildkitd.
+    async fn passage(
+        directory: &std::path::Path,
+    ) -> (client::SendRequest<Body>, JoinHandle<()>, JoinHandle<()>) {
+        let address = directory.join("buildkit.sock");
+        let listener = UnixListener::bind(&address).unwrap();
+        let server = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let server = http2::Builder::new(TokioExecutor::new());
+            // Ignoring: its end is the test's.
+            let _ = server.serve_connection(TokioIo::new(stream), service_fn(failure)).await;
+        });
+        let (buildkit, ended) = super::super::connect(&address).await.unwrap();
+        let (near, far) = tokio::io::duplex(64 << 10);
+        tokio::spawn(serve(TokioIo::new(far), buildkit, ended));
+        let (sender, connection) = client::Builder::new(TokioExecutor::new())
+            .max_header_list_size(MAX_HEADERS)
+            .handshake(TokioIo::new(near))
+            .await
+            .unwrap();
+        let end = tokio::spawn(async move { drop(connection.await) });
+        (sender, end, server)
+    }
+
+    fn call(path: &'static str) -> Request<Body> {
+        let mut request = Request::new(full(Bytes::new()));
+        *request.uri_mut() = uri(PathAndQuery::from_static(path));
+        request
+    }
+
+    #[tokio::test]
+    async fn a_failure_comes_with_all_its_details() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut sender, ..) = passage(directory.path()).await;
+        for path in ["/moby.buildkit.v1.Control/DiskUsage", WORKERS, SOLVE] {
+            let response = sender.send_request(call(path)).await.unwrap();
+            assert_eq!(response.headers()[DETAILS].len(), 100_000, "{path}");
+            assert!(response.body().is_end_stream(), "{path}");
+        }
+        let response = sender.send_request(call("/moby.buildkit.v1.Control/Status")).await.unwrap();
+        let whole = response.into_body().collect().await.unwrap();
+        assert_eq!(whole.trailers().unwrap()[DETAILS].len(), 100_000);
+    }
+
+    #[tokio::test]
+    async fn a_connection_ends_with_buildkitds() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut sender, end, server) = passage(directory.path()).await;
+        sender.send_request(call("/moby.buildkit.v1.Control/Info")).await.unwrap();
+        server.abort();
+        end.await.unwrap();
+        assert!(sender.send_request(call("/moby.buildkit.v1.Control/Info")).await.is_err());
+    }
 }
