@@ -70,6 +70,29 @@ fn images_are_pulled_and_pushed() {
 }
 
 #[test]
+fn an_image_whose_name_a_pull_takes_keeps_its_others() {
+    let side = Side::orlopd();
+    let registry = Registry::start(&side.root);
+    let name = format!("{}/two:1", registry.address());
+    let pull = |image: Image| {
+        image.push(&registry, "two", "1");
+        side.says(&format!("$docker pull {name}"));
+    };
+    let nameless = || side.says("$docker images --quiet --filter dangling=true").lines().count();
+    pull(Image::two_layers());
+    pull(Image::busybox());
+    assert_eq!(nameless(), 1);
+    side.says("$docker image prune --force");
+    pull(Image::two_layers());
+    side.says(&format!("$docker tag {name} other && $docker image prune --force"));
+    pull(Image::busybox());
+    assert_eq!(nameless(), 0);
+    assert!(side.says("$docker rmi other").contains("Deleted: "));
+    drop(registry);
+    side.finish();
+}
+
+#[test]
 fn other_platforms_are_parts_of_an_image() {
     let side = Side::orlopd();
     let registry = Registry::start(&side.root);

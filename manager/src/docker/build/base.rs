@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::output::{Broken, Console};
 use super::stage::Build;
 use crate::docker::failure::{Failure, Result};
-use crate::docker::image::{Found, dangling, familiar, normal, platform, pull_failure, pull_step};
+use crate::docker::image::{Found, familiar, normal, platform, pull_failure, pull_step};
 use crate::image::manifest::{Descriptor, Manifest};
 use crate::image::platform::Platform;
 use crate::image::progress::Progress;
@@ -112,7 +112,7 @@ impl Build {
         let pulled = pulled.map_err(|error| pull_failure(&error, full))?;
         let image = pulled.first().ok_or_else(|| Failure::internal("the registry gave no image"))?;
         if let Some(before) = before.filter(|before| before.target.digest != image.target.digest) {
-            engine.name_image(&dangling(&before.target.digest), &before.target).await?;
+            engine.keep_nameless(before).await?;
         }
         engine.image_event("pull", &familiar(full), &familiar(full));
         Ok(engine.resolve_for(image, &wanted).await?)

@@ -47,6 +47,16 @@ impl Engine {
         Ok(())
     }
 
+    /// Keeps an image of which another has taken a name: under none, unless it has one left.
+    pub async fn keep_nameless(&self, image: Image) -> Result<()> {
+        let all = self.parts.names.list(&self.context, &[]).await?;
+        if all.iter().any(|other| other.target.digest == image.target.digest) {
+            return Ok(());
+        }
+        let name = dangling(&image.target.digest);
+        self.put_name(Image { name, target: image.target, ..Image::default() }).await
+    }
+
     async fn put_name(&self, image: Image) -> Result<()> {
         let names = &self.parts.names;
         match names.create(&self.context, image.clone()).await {

@@ -233,22 +233,16 @@ impl Engine {
             None => from.to_owned(),
         })?;
         let wanted = wanted_platform(query.get("platform"))?;
-        let before = self.parts.names.get(&self.context, &name).await.ok().map(|image| image.target.digest);
+        let before = self.parts.names.get(&self.context, &name).await.ok();
         let (sender, mut steps) = mpsc::channel(STEPS);
         let (job, cancel) = self.job(Progress::to(sender));
         let pull = PullRequest {
             reference: name.clone(),
             access: AuthConfig::of(request).access(self),
-            name: String::new(),
+            name: name.clone(),
             platforms: vec![wanted],
             unpacks: vec![Unpack { platform: None, snapshotter: DEFAULT_SNAPSHOTTER.to_owned() }],
             ..PullRequest::default()
-        };
-        // The name comes last, when all is here, so that the image which had it before is kept.
-        let pull = PullRequest { name: name.clone(), ..pull };
-        let kept = match &before {
-            Some(digest) => Some((digest.clone(), self.parts.names.get(&self.context, &name).await?)),
-            None => None,
         };
         let images = self.parts.images.clone();
         let mut working = tokio::spawn(async move { images.pull(&job, pull).await });
@@ -317,19 +311,19 @@ impl Engine {
             match pulled {
                 Ok(images) => {
                     let digest = images.first().map(|image| image.target.digest.clone()).unwrap_or_default();
-                    if let Some((old, image)) = kept.filter(|(old, _)| *old != digest) {
-                        let unnamed = super::dangling(&old);
-                        if let Err(failure) = engine.name_image(&unnamed, &image.target).await {
-                            tracing::warn!("{}", failure.message);
-                        }
+                    let is_new = before.as_ref().is_none_or(|before| before.target.digest != digest);
+                    if let Some(before) = before.filter(|_| is_new)
+                        && let Err(failure) = engine.keep_nameless(before).await
+                    {
+                        tracing::warn!("{}", failure.message);
                     }
                     engine.image_event("pull", &familiar(&name), repository(&familiar(&name)));
                     say(json!({ "status": format!("Digest: {digest}") })).await;
                     let shown = familiar(&name);
-                    let status = if before.as_deref() == Some(digest.as_str()) {
-                        format!("Status: Image is up to date for {shown}")
-                    } else {
+                    let status = if is_new {
                         format!("Status: Downloaded newer image for {shown}")
+                    } else {
+                        format!("Status: Image is up to date for {shown}")
                     };
                     say(json!({ "status": status })).await;
                 }

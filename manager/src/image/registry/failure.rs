@@ -64,6 +64,11 @@ fn words(wrong: &rustls::CertificateError) -> String {
     format!("tls: failed to verify certificate: x509: {what}")
 }
 
+/// Why a request failed: what is wrong with the certificate, or the innermost cause.
+pub fn why(error: &reqwest::Error) -> String {
+    certificate(error).unwrap_or_else(|| cause(error))
+}
+
 /// The innermost cause: the outer ones only say that a request failed.
 fn cause(error: &reqwest::Error) -> String {
     let mut innermost: &dyn std::error::Error = error;

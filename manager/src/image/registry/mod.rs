@@ -31,6 +31,7 @@ use self::auth::Authorization;
 pub use self::auth::{Credential, Credentials};
 pub use self::blob::BlobReader;
 use self::connect::Clients;
+pub use self::failure::why;
 use self::hosts::Capabilities;
 use self::place::{Ask, Place};
 pub use self::referrers::Referrer;
