@@ -5,10 +5,13 @@
 
 use std::fs;
 
-use orlop_tests::{Cmd, Daemon, Image, Layer, Numbers, Orlopd, Recorder, Registry, Root, Variant, number};
+use orlop_tests::{
+    Cmd, Daemon, Image, Layer, Numbers, Orlopd, Recorder, Registry, Root, Variant, number, poll_until,
+};
 use serde_json::Value;
 
 use crate::client::{Client, Put};
+use crate::ctl::DEADLINE;
 use crate::evidence::{self, Tree};
 
 /// Moments where nobody asks for more.
@@ -122,13 +125,10 @@ fn what_was_acknowledged_is_there_after_a_power_cut() {
         })
         .chain([(end, true)])
         .collect();
-    let file = root.join("image");
     for (index, (cut, is_flushed)) in moments.into_iter().enumerate() {
         println!("cut {index} after {cut} writes");
-        recorder.image(cut, || !is_flushed && numbers.draw().is_multiple_of(2), &file);
         let place = root.join(format!("cut{index}"));
-        fs::create_dir(&place).unwrap();
-        Cmd::new("mount").args(["-o", "loop"]).args([&file, &place]).run().success();
+        recorder.mount_image(cut, || !is_flushed && numbers.draw().is_multiple_of(2), &place);
         fs::write(&boot, format!("22222222-0000-0000-0000-{index:012}\n")).unwrap();
         let variant =
             Variant { boot_id: Some(boot.clone()), data: Some(place.join("root")), ..Variant::default() };
@@ -191,11 +191,17 @@ fn a_recorded_disk_forgets_what_was_not_flushed() {
     write("unsynced");
     drop(synced);
     recorder.finish();
-    let look = |length: usize, expected: &[&str]| {
-        let (file, place) = (root.join("image"), root.join("place"));
-        recorder.image(length, || false, &file);
-        let _ = fs::create_dir(&place);
-        Cmd::new("mount").args(["-o", "loop"]).args([&file, &place]).run().success();
+    let mut elsewhere = Vec::new();
+    let mut look = |length: usize, expected: &[&str]| {
+        let place = root.join(format!("after{length}"));
+        recorder.mount_image(length, || false, &place);
+        // Somebody's mount namespace, which has a copy of this mount for longer than we have it.
+        let other =
+            Cmd::new("unshare").args(["--mount", "--propagation", "private", "sleep", "1000"]).spawn();
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+        let pid = other.pid().to_string();
+        poll_until(DEADLINE, "a mount namespace", || namespace(&pid) != namespace("self"));
+        elsewhere.push(other);
         let mut names = evidence::names(&place);
         names.retain(|name| name != "lost+found");
         names.sort();
@@ -207,5 +213,6 @@ fn a_recorded_disk_forgets_what_was_not_flushed() {
     };
     look(after, &["synced"]);
     look(0, &[] as &[&str]);
+    drop(elsewhere);
     root.assert_clean();
 }
