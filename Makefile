@@ -16,8 +16,7 @@ STATIC_FLAGS :=
 STATIC_DIR := target/release
 endif
 DYNAMIC_DIR := target/release
-DAEMON := CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_PANIC=unwind \
-	CARGO_PROFILE_RELEASE_OPT_LEVEL=s
+DAEMON := CARGO_PROFILE_RELEASE_PANIC=unwind CARGO_PROFILE_RELEASE_OPT_LEVEL=s
 
 # Every container pays for its shim's pages as long as it lives (docs/decisions/0302-shim-size.md).
 SHIM := CARGO_PROFILE_RELEASE_OPT_LEVEL=z
@@ -80,7 +79,7 @@ VM_SUITES := -p orlop-host -p orlop-tests --lib --test runtime --test shim
 VM_RUN := $(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800
 VM_PROGRAMS = $$($(CARGO) test --no-run --locked $(1) 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p')
 
-test-vm: build-static ## the runtime's and the shim's suites in virtual machines with cgroup v2, AppArmor, PSI, systemd (as root)
+test-vm: build ## the runtime's and the shim's suites, and disks after a power cut, in virtual machines with cgroup v2, AppArmor, PSI, systemd (as root)
 	@tests/vm/setup
 	$(CARGO) build --quiet --locked -p orlop --features test-switches --target-dir target/test-switches
 	$(CARGO) test --no-run --locked $(VM_SUITES) --test vm
@@ -88,6 +87,10 @@ test-vm: build-static ## the runtime's and the shim's suites in virtual machines
 	@ORLOP_VM_ONLY="systemd:: user::" $(VM_RUN) --systemd -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test vm)
 	@ORLOP_VM_ONLY="hybrid:: checkpoint::" $(VM_RUN) --systemd --hybrid --modules "$(VM_MODULES)" -- \
 		tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test runtime --test shim --test vm)
+	@rm -rf target/power && mkdir -p target/power
+	$(BINARIES) ORLOP_POWER_KEEP=$(TOP)/target/power ORLOP_POWER_CUTS=3 $(CARGO) test --locked -p orlop-tests --test manager power_cut::
+	@ORLOP_VM_ONLY=in_a_machine_that_boots ORLOP_POWER_BOOTED=$(TOP)/target/power $(VM_RUN) --modules "$(VM_MODULES) erofs" \
+		$$(printf -- '--disk %s ' target/power/?.image) -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test manager)
 
 lint: ## formatting, clippy, licences and bans
 	$(CARGO) fmt --all --check
@@ -139,6 +142,7 @@ soak: build ## the full counts: inputs for each parser, kills of shim and manage
 	$(BINARIES) ORLOP_FULL_STEPS=100 $(CARGO) test --locked -p orlop-tests --test manager exhaustion -- --nocapture
 	$(BINARIES) ORLOP_BUDGET_RUNS=100 ORLOP_BUDGET_CONTAINERS=500 \
 		$(CARGO) test --locked -p orlop-tests --test manager budgets -- --nocapture --test-threads 1
+	$(BINARIES) ORLOP_BUDGET_RUNS=100 $(CARGO) test --locked -p orlop-tests --test docker budget -- --nocapture
 	$(BINARIES) ORLOP_SHIM_KILLS=500 ORLOP_SHIM_EXECS=10000 \
 		$(CARGO) test --locked -p orlop-tests --test shim -- kill:: nothing_left_after_execs --nocapture
 	$(BINARIES) ORLOP_SHIM_KILLS=$${SHIM_KILLS:-250} $(CARGO) test --locked -p orlop-tests --test stack shim_kill -- --nocapture

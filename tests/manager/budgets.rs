@@ -14,6 +14,7 @@ const IDLE: u64 = 12 << 10;
 const SETTLING: Duration = Duration::from_secs(60);
 /// Growth with each container that runs, in KiB: at the 500 of the budget.
 const EACH: u64 = 20;
+
 /// A figure of /proc/PID/status, in KiB.
 fn figure(pid: i32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -32,7 +33,7 @@ fn shown(pid: i32) -> String {
 }
 
 fn is_release() -> bool {
-    binaries::orlopd().components().any(|part| part.as_os_str() == "release")
+    binaries::is_release(&binaries::orlopd())
 }
 
 fn import(root: &Root, daemon: &Orlopd) -> &'static str {

@@ -27,6 +27,11 @@ pub fn orlopctl() -> PathBuf {
     built("ORLOPCTL", "orlopctl")
 }
 
+/// Whether a program of ours is a release build, whose figures count.
+pub fn is_release(program: &Path) -> bool {
+    program.components().any(|part| part.as_os_str() == "release")
+}
+
 /// The top of the source tree.
 pub fn source_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the source tree").to_owned()

@@ -44,7 +44,7 @@ fn check(table: &str, most: u64) {
 
 /// A debug build checks its descriptors by system calls of its own, and is no measure of memory either.
 fn is_release() -> bool {
-    binaries::orlop().components().any(|part| part.as_os_str() == "release")
+    binaries::is_release(&binaries::orlop())
 }
 
 #[test]
