@@ -1,13 +1,16 @@
 //! Power cuts: everything that is written to a disk during a pull, a run and a deletion is recorded, and the disk as it would be
 //! after a cut at many moments is mounted, started on and judged by what had been acknowledged.
 //!
-//! `ORLOP_POWER_CUTS` says how many moments (`make soak`: 300), `ORLOP_TEST_SEED` which.
+//! `ORLOP_POWER_CUTS` says how many moments (`make soak`: 300), `ORLOP_TEST_SEED` which. With `ORLOP_POWER_KEEP` the disks are put
+//! into that directory, with what is expected of them, for a machine that boots with them (`make test-vm`).
 
 use std::fs;
+use std::path::PathBuf;
 
 use orlop_tests::{
     Cmd, Daemon, Image, Layer, Numbers, Orlopd, Recorder, Registry, Root, Variant, number, poll_until,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::client::{Client, Put};
@@ -23,28 +26,47 @@ const DISK: usize = 96 << 20;
 /// Layers are written back soon, so that some cuts come before and some after.
 const CONFIG: &str = "[snapshots]\nwrite_back_delay = 0\n";
 
-/// What an operation changes, and how it is afterwards.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fact<'a> {
-    Image(&'a str),
-    Container(&'a str),
-    Blob(&'a str),
+/// What an operation changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum Fact {
+    Image(String),
+    Container(String),
+    Blob(String),
 }
 
 /// An operation: from when to when it took, and what it made or removed.
-struct Deed<'a> {
+struct Deed {
     began: usize,
     ended: usize,
-    fact: Fact<'a>,
+    fact: Fact,
     is_there: bool,
 }
 
-/// Whether something must be there after a cut, or must not; nothing where the cut came while it changed.
-fn expected(deeds: &[Deed<'_>], fact: Fact<'_>, cut: usize) -> Option<bool> {
-    let begun = deeds.iter().rfind(|deed| deed.fact == fact && deed.began <= cut);
-    match begun {
-        None => Some(false),
-        Some(deed) => (deed.ended <= cut).then_some(deed.is_there),
+/// What must be on a disk after a cut.
+#[derive(Serialize, Deserialize)]
+struct Expected {
+    /// The namespace of it all.
+    namespace: String,
+    /// What must be there, or must not; nothing about what changed when the cut came.
+    facts: Vec<(Fact, bool)>,
+    /// The layers of all images.
+    layers: Vec<Tree>,
+    /// When the power went, for people.
+    cut: usize,
+}
+
+impl Expected {
+    fn after(cut: usize, deeds: &[Deed], layers: &[Tree], namespace: &str) -> Expected {
+        let certain = |deed: &Deed| {
+            let begun = deeds.iter().rfind(|other| other.fact == deed.fact && other.began <= cut);
+            let is_there = match begun {
+                None => Some(false),
+                Some(deed) => (deed.ended <= cut).then_some(deed.is_there),
+            };
+            is_there.map(|is_there| (deed.fact.clone(), is_there))
+        };
+        let facts = deeds.iter().filter_map(certain).collect();
+        Expected { namespace: namespace.to_owned(), facts, layers: layers.to_vec(), cut }
     }
 }
 
@@ -60,6 +82,7 @@ fn image(seed: u8) -> Image {
 fn what_was_acknowledged_is_there_after_a_power_cut() {
     let (cuts, seed) = (number("ORLOP_POWER_CUTS", CUTS), number("ORLOP_TEST_SEED", SEED));
     println!("seed: ORLOP_TEST_SEED={seed} ORLOP_POWER_CUTS={cuts}");
+    let kept = std::env::var_os("ORLOP_POWER_KEEP").map(PathBuf::from);
     let root = Root::new();
     let mut registry = Registry::start(&root);
     let (one, two) = (image(1).push(&registry, "one", "1"), image(2).push(&registry, "two", "1"));
@@ -90,22 +113,26 @@ fn what_was_acknowledged_is_there_after_a_power_cut() {
             deeds.push(Deed { began, ended: recorder.now(), fact, is_there });
         };
         let ctl = |args: &[&str]| drop(daemon.orlopctl(args).run().success());
-        deed(Fact::Image(&one), true, &mut || ctl(&["images", "pull", &one]));
-        deed(Fact::Container("stays"), true, &mut || ctl(&["run", "-d", &one, "stays", "sleep", "1000"]));
-        deed(Fact::Container("goes"), true, &mut || {
+        deed(Fact::Image(one.clone()), true, &mut || ctl(&["images", "pull", &one]));
+        deed(Fact::Container("stays".to_owned()), true, &mut || {
+            ctl(&["run", "-d", &one, "stays", "sleep", "1000"])
+        });
+        deed(Fact::Container("goes".to_owned()), true, &mut || {
             ctl(&["run", "-d", &one, "goes", "sh", "-c", "echo x >/file; sync; exec sleep 1000"])
         });
-        deed(Fact::Blob(&blob), true, &mut || {
+        deed(Fact::Blob(blob.clone()), true, &mut || {
             let client = Client::new(daemon.address(), daemon.namespace());
             client.create_lease("l").unwrap();
             client.with_lease("l").put(&Put { reference: "r", ..Put::default() }, b"somebody's", 4).unwrap();
         });
-        deed(Fact::Image(&two), true, &mut || ctl(&["images", "pull", "--snapshotter", "erofs", &two]));
+        deed(Fact::Image(two.clone()), true, &mut || {
+            ctl(&["images", "pull", "--snapshotter", "erofs", &two])
+        });
         ctl(&["tasks", "rm", "-f", "goes"]);
-        deed(Fact::Container("goes"), false, &mut || ctl(&["containers", "rm", "goes"]));
-        deed(Fact::Image(&two), false, &mut || ctl(&["images", "rm", &two]));
+        deed(Fact::Container("goes".to_owned()), false, &mut || ctl(&["containers", "rm", "goes"]));
+        deed(Fact::Image(two.clone()), false, &mut || ctl(&["images", "rm", &two]));
         ctl(&["gc"]);
-        deed(Fact::Image(&two), true, &mut || ctl(&["images", "pull", &two]));
+        deed(Fact::Image(two.clone()), true, &mut || ctl(&["images", "pull", &two]));
         ctl(&["tasks", "rm", "-f", "stays"]);
         deeds
     };
@@ -127,36 +154,71 @@ fn what_was_acknowledged_is_there_after_a_power_cut() {
         .collect();
     for (index, (cut, is_flushed)) in moments.into_iter().enumerate() {
         println!("cut {index} after {cut} writes");
+        let expected = Expected::after(cut, &deeds, &layers, root.tag());
+        let stays = || !is_flushed && numbers.draw().is_multiple_of(2);
+        if let Some(kept) = &kept {
+            recorder.image(cut, stays, &kept.join(format!("{index}.image")));
+            let text = serde_json::to_vec(&expected).unwrap();
+            fs::write(kept.join(format!("{index}.json")), text).unwrap();
+            continue;
+        }
         let place = root.join(format!("cut{index}"));
-        recorder.mount_image(cut, || !is_flushed && numbers.draw().is_multiple_of(2), &place);
+        recorder.mount_image(cut, stays, &place);
         fs::write(&boot, format!("22222222-0000-0000-0000-{index:012}\n")).unwrap();
         let variant =
             Variant { boot_id: Some(boot.clone()), data: Some(place.join("root")), ..Variant::default() };
         let mut daemon = Orlopd::start_as(&root, CONFIG, &variant);
-        judge(&daemon, &deeds, cut, &layers);
+        judge(&daemon, &expected);
         daemon.stop();
         Cmd::new("umount").arg(&place).run().success();
     }
     root.assert_clean();
 }
 
-fn judge(daemon: &Orlopd, deeds: &[Deed<'_>], cut: usize, layers: &[Tree]) {
-    let context = || format!("after {cut} writes; {}", daemon.log());
+/// In the machine that has booted with the disks of `ORLOP_POWER_BOOTED`, in their order.
+#[test]
+fn what_was_acknowledged_is_there_in_a_machine_that_boots() {
+    let Some(kept) = std::env::var_os("ORLOP_POWER_BOOTED").map(PathBuf::from) else { return };
+    let mut disks = 0;
+    for (index, device) in ('a'..='z').enumerate() {
+        let Ok(text) = fs::read(kept.join(format!("{index}.json"))) else { break };
+        let expected: Expected = serde_json::from_slice(&text).unwrap();
+        println!("disk {index} after {} writes", expected.cut);
+        let root = Root::new();
+        let place = root.join("disk");
+        fs::create_dir(&place).unwrap();
+        Cmd::new("mount").arg(format!("/dev/vd{device}")).arg(&place).run().success();
+        let variant = Variant {
+            data: Some(place.join("root")),
+            namespace: Some(expected.namespace.clone()),
+            ..Variant::default()
+        };
+        let mut daemon = Orlopd::start_as(&root, CONFIG, &variant);
+        judge(&daemon, &expected);
+        daemon.stop();
+        Cmd::new("umount").arg(&place).run().success();
+        root.assert_clean();
+        disks += 1;
+    }
+    assert!(disks > 1, "{disks} disks in {}", kept.display());
+}
+
+fn judge(daemon: &Orlopd, expected: &Expected) {
+    let context = || format!("after {} writes; {}", expected.cut, daemon.log());
     let list = |args: &[&str]| daemon.orlopctl(args).run().success().stdout;
     let (images, containers) = (list(&["images", "ls", "-q"]), list(&["containers", "ls", "-q"]));
     let client = Client::new(daemon.address(), daemon.namespace());
     let blobs = client.digests().unwrap();
-    for deed in deeds {
-        let Some(expected) = expected(deeds, deed.fact, cut) else { continue };
-        let is_there = match deed.fact {
+    for (fact, expected) in &expected.facts {
+        let is_there = match fact {
             Fact::Image(name) => images.lines().any(|line| line == name),
             Fact::Container(name) => containers.lines().any(|line| line == name),
-            Fact::Blob(name) => blobs.iter().any(|blob| blob == name),
+            Fact::Blob(name) => blobs.contains(name),
         };
-        assert_eq!(is_there, expected, "{:?} {}", deed.fact, context());
+        assert_eq!(is_there, *expected, "{fact:?} {}", context());
     }
     evidence::check_blobs(daemon, &[daemon.namespace()]);
-    check_layers(daemon, layers, &context());
+    check_layers(daemon, &expected.layers, &context());
     let report = daemon.orlopctl(["--format", "json", "fsck"]).run();
     let said: Value =
         serde_json::from_str(&report.stdout).unwrap_or_else(|error| panic!("{error}: {report}"));

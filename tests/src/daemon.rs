@@ -174,6 +174,8 @@ pub struct Variant {
     pub containerd: Option<PathBuf>,
     /// The `ctr` with which the daemon is called, instead of Debian's.
     pub client: Option<PathBuf>,
+    /// The namespace in which the daemon is called, instead of the root's tag.
+    pub namespace: Option<String>,
     /// Have containerd serve CRI too.
     pub cri: bool,
     /// Lines of TOML at the end of containerd's configuration.
@@ -188,6 +190,9 @@ impl Variant {
         launch.boot_id.clone_from(&self.boot_id);
         if let Some(client) = &self.client {
             launch.client.clone_from(client);
+        }
+        if let Some(namespace) = &self.namespace {
+            launch.namespace.clone_from(namespace);
         }
         for (program, name) in &self.links {
             launch.link(program, name);

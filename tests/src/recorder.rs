@@ -2,7 +2,7 @@
 //!
 //! One file of a file system of its own (FUSE) under a loop device, so that any file system can be made on it. What the kernel
 //! writes and when it asks for what was written to last (flush) is recorded in order. A disk may lose whatever came after the last
-//! flush, in part or as a whole; [`Recorder::mount_image`] shows what is left then.
+//! flush, in part or as a whole; [`Recorder::image`] makes what is left then.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -136,19 +136,20 @@ impl Recorder {
         disk.steps.iter().enumerate().filter_map(is_flush).collect()
     }
 
-    /// Mounts at `place` the disk as it is when the power goes after `length` steps: everything up to the last flush, and of what
-    /// came after it each write of which `stays` says so.
+    /// Mounts [`Recorder::image`] at `place`.
     pub fn mount_image(&self, length: usize, stays: impl FnMut() -> bool, place: &Path) {
         // A file that others cannot find: a copy of the mount may live on in a mount namespace that some process had at that
         // moment, and mounting the same file again would show what that has.
         let file = place.with_extension("image");
-        self.write_image(length, stays, &file);
+        self.image(length, stays, &file);
         fs::create_dir(place).expect("making the place of an image");
         Cmd::new("mount").args(["-o", "loop"]).arg(&file).arg(place).run().success();
         fs::remove_file(&file).expect("removing an image");
     }
 
-    fn write_image(&self, length: usize, mut stays: impl FnMut() -> bool, file: &Path) {
+    /// Writes the disk as it is when the power goes after `length` steps: everything up to the last flush, and of what came after it
+    /// each write of which `stays` says so.
+    pub fn image(&self, length: usize, mut stays: impl FnMut() -> bool, file: &Path) {
         let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         let steps = &disk.steps[..length];
         let flushed = steps.iter().rposition(|step| matches!(step, Step::Flush)).map_or(0, |at| at + 1);
