@@ -21,7 +21,7 @@ mod generated {
 }
 
 #[cfg(feature = "ttrpc")]
-pub use generated::{containerd, google, grpc, io, orlop, runtimeoptions};
+pub use generated::{containerd, google, grpc, io, orlop, runtime, runtimeoptions};
 
 /// The schema of the gRPC API, an encoded `google.protobuf.FileDescriptorSet`, for gRPC's reflection.
 #[cfg(feature = "grpc")]

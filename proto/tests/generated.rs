@@ -13,12 +13,14 @@ use prost_types::FileDescriptorSet;
 /// The schema of the gRPC API as gRPC's reflection hands it out.
 const DESCRIPTORS: &str = "descriptors.bin";
 
-/// Packages whose services travel over ttrpc: they get a table of names instead of gRPC stubs.
+/// Packages whose services travel over ttrpc, and what travels inside of their messages: they get a table of names instead of
+/// gRPC stubs.
 const TTRPC_PACKAGES: &[&str] = &[
     "containerd.task.v2",
     "containerd.task.v3",
     "containerd.runtime.sandbox.v1",
     "containerd.services.events.ttrpc.v1",
+    "runtime.v1",
 ];
 
 struct Services {

@@ -1,21 +1,18 @@
 //! The Sandbox service of a pod's shim. The pod is no process of its own: what its containers share is made by whoever
-//! makes their configurations, and the shim itself is what runs for it from its creation to its end, in the pod's network
-//! (docs/decisions/0311-pods-network.md).
+//! makes their configurations, and the shim itself is what runs for it from its creation to its end, in the pod's namespaces.
 
-use std::fs::File;
-use std::os::fd::AsFd;
+mod place;
+
 use std::time::SystemTime;
-
-use nix::libc::CLONE_NEWNET;
-use orlop_host::sys::pid::setns;
 
 use orlop_proto::containerd::runtime::sandbox::v1 as api;
 use orlop_proto::containerd::runtime::sandbox::v1::sandbox_ttrpc as method;
 use orlop_proto::containerd::types::Platform;
-use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use prost::Message;
 
+pub use self::place::Place;
 use crate::service::message;
 use crate::task::Call;
 
@@ -26,8 +23,8 @@ pub enum Command {
     Create {
         /// Under this id.
         id: String,
-        /// The path of its network namespace; empty for the host's.
-        network: String,
+        /// In these namespaces.
+        place: Place,
     },
     /// Start it.
     Start(String),
@@ -55,8 +52,9 @@ pub enum Command {
 pub fn decode(name: &str, payload: &[u8]) -> Result<Command> {
     Ok(match name {
         method::CREATE_SANDBOX => {
-            let api::CreateSandboxRequest { sandbox_id: id, netns_path: network, .. } = message(payload)?;
-            Command::Create { id, network }
+            let request: api::CreateSandboxRequest = message(payload)?;
+            let place = Place::of(&request)?;
+            Command::Create { id: request.sandbox_id, place }
         }
         method::START_SANDBOX => Command::Start(message::<api::StartSandboxRequest>(payload)?.sandbox_id),
         method::PLATFORM => Command::Platform,
@@ -122,10 +120,10 @@ impl Sandbox {
         vec![(call, reply)]
     }
 
-    /// The network namespace that a request has the shim go into first.
-    pub fn wants_network<'a>(&self, command: &'a Command) -> Option<&'a str> {
+    /// Where a request has the shim go first.
+    pub fn wants_place<'a>(&self, command: &'a Command) -> Option<&'a Place> {
         match command {
-            Command::Create { network, .. } if self.pod.is_none() && !network.is_empty() => Some(network),
+            Command::Create { place, .. } if self.pod.is_none() => Some(place),
             _ => None,
         }
     }
@@ -172,12 +170,6 @@ impl Pod {
     }
 }
 
-/// Takes this process into a network namespace.
-pub fn join_network(path: &str) -> Result<()> {
-    let namespace = File::open(path).context("open network namespace", path)?;
-    setns(namespace.as_fd(), CLONE_NEWNET).context("join network namespace", path)
-}
-
 fn waited(at: SystemTime) -> Vec<u8> {
     api::WaitSandboxResponse { exit_status: 0, exited_at: Some(at.into()) }.encode_to_vec()
 }
@@ -210,7 +202,8 @@ mod tests {
     fn waiters_hear_of_the_end_once() {
         let mut sandbox = Sandbox::default();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(5);
-        only(sandbox.step(call(1), Command::Create { id: "p".into(), network: String::new() }, now)).unwrap();
+        only(sandbox.step(call(1), Command::Create { id: "p".into(), place: Place::default() }, now))
+            .unwrap();
         only(sandbox.step(call(3), Command::Start("p".into()), now)).unwrap();
         assert!(sandbox.step(call(5), Command::Wait("p".into()), now).is_empty());
         let gone = Call { connection: 2, stream: 1, deadline: None };
@@ -234,9 +227,10 @@ mod tests {
         let now = SystemTime::now();
         let kind = |answers: Vec<Answer>| only(answers).unwrap_err().kind();
         assert_eq!(kind(sandbox.step(call(1), Command::Status("p".into()), now)), Kind::NotFound);
-        only(sandbox.step(call(3), Command::Create { id: "p".into(), network: String::new() }, now)).unwrap();
+        only(sandbox.step(call(3), Command::Create { id: "p".into(), place: Place::default() }, now))
+            .unwrap();
         assert_eq!(
-            kind(sandbox.step(call(5), Command::Create { id: "p".into(), network: String::new() }, now)),
+            kind(sandbox.step(call(5), Command::Create { id: "p".into(), place: Place::default() }, now)),
             Kind::AlreadyExists
         );
         assert_eq!(kind(sandbox.step(call(7), Command::Wait("q".into()), now)), Kind::NotFound);

@@ -281,8 +281,8 @@ impl Shim {
                 self.answer(call, Ok(Vec::new()));
             }
             Request::Sandbox(command) => {
-                let joined = self.sandbox.wants_network(&command).map_or(Ok(()), sandbox::join_network);
-                if let Err(error) = joined {
+                let entered = self.sandbox.wants_place(&command).map_or(Ok(()), sandbox::Place::enter);
+                if let Err(error) = entered {
                     return self.answer(call, Err(error));
                 }
                 let ends = command == sandbox::Command::Shutdown;

@@ -11,6 +11,9 @@ use orlop_proto::containerd::runtime::sandbox::v1::*;
 use orlop_proto::containerd::task::v2::ShutdownRequest;
 use orlop_proto::error::Result;
 use orlop_proto::kind::Kind;
+use orlop_proto::runtime::v1::{
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 use orlop_proto::runtimeoptions::v1::Options as General;
 use orlop_tests::{Bundle, Cmd, Root, host, poll_until};
 use prost::Message;
@@ -113,6 +116,53 @@ fn a_sandbox_is_in_the_network_that_it_was_made_for() {
     let started: StartSandboxResponse = call(&mut shim.client, method::START_SANDBOX, &start).unwrap();
     assert_eq!(network(started.pid as i32), network(other.pid()));
     assert_ne!(network(started.pid as i32), network(std::process::id() as i32));
+    shim.run();
+    shim.finish();
+    drop(other);
+    root.assert_clean();
+}
+
+/// As containerd's CRI asks for it.
+#[test]
+fn a_pod_has_a_host_name_and_ipc_of_its_own() {
+    let root = Root::new();
+    let other = Cmd::new("unshare").args(["--net", "sh", "-c", "echo ready; exec sleep 1000"]).spawn();
+    poll_until(DEADLINE, "the network is there", || other.stdout().starts_with("ready"));
+    let mut shim = Shim::start_with(&root, "c", &runtime("orlop"), |bundle| bundle);
+    let create = |pid: NamespaceMode| {
+        let options = NamespaceOption {
+            network: NamespaceMode::Pod as i32,
+            pid: pid as i32,
+            ipc: NamespaceMode::Pod as i32,
+        };
+        let linux = LinuxPodSandboxConfig {
+            security_context: Some(LinuxSandboxSecurityContext { namespace_options: Some(options) }),
+            sysctls: [("kernel.shmmax".to_owned(), "8192".to_owned())].into(),
+        };
+        let config = PodSandboxConfig { hostname: "pod-1".to_owned(), linux: Some(linux) };
+        CreateSandboxRequest {
+            sandbox_id: "pod".into(),
+            netns_path: format!("/proc/{}/ns/net", other.pid()),
+            options: Some(any::pack(&config)),
+            ..CreateSandboxRequest::default()
+        }
+    };
+    let namespace = |pid: i32, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    let (pid, own) = (shim.pid(), std::process::id() as i32);
+    let shared = create(NamespaceMode::Pod);
+    let refused =
+        call::<CreateSandboxResponse>(&mut shim.client, method::CREATE_SANDBOX, &shared).unwrap_err();
+    assert_eq!(refused.kind(), Kind::Unimplemented, "{refused}");
+    assert_eq!(namespace(pid, "net"), namespace(own, "net"));
+    let request = create(NamespaceMode::Container);
+    call::<CreateSandboxResponse>(&mut shim.client, method::CREATE_SANDBOX, &request).unwrap();
+    for kind in ["net", "uts", "ipc"] {
+        assert_ne!(namespace(pid, kind), namespace(own, kind), "{kind}");
+    }
+    let script = "hostname; cat /proc/sys/kernel/shmmax";
+    let pid = pid.to_string();
+    let inside = Cmd::new("nsenter").args(["-t", &pid, "--uts", "--ipc", "sh", "-c", script]).run().success();
+    assert_eq!(inside.stdout, "pod-1\n8192\n");
     shim.run();
     shim.finish();
     drop(other);

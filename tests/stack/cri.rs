@@ -124,11 +124,14 @@ fn pods(root: &Root, cri: &Cri, with_pause: bool, own_network: bool) {
     };
     // POD and NODE.
     let network = if own_network { 0 } else { 2 };
-    let security = json!({"namespace_options": {"network": network}});
+    // Without a container that pauses there is no process that could be the first of a PID namespace.
+    let processes = i32::from(!with_pause);
+    let security = json!({"namespace_options": {"network": network, "pid": processes}});
     let pod = write(
         "pod.json",
         json!({
             "metadata": {"name": "pod", "namespace": root.tag(), "uid": "u1", "attempt": 1},
+            "hostname": if own_network { "pod-1" } else { "" },
             "log_directory": log,
             "linux": {"cgroup_parent": format!("/{}", root.tag()), "security_context": security},
         }),
@@ -158,6 +161,10 @@ fn pods(root: &Root, cri: &Cri, with_pause: bool, own_network: bool) {
     assert_eq!(cri.say(&["exec", "--sync", &long, "echo", "in the pod"]), "in the pod");
     let addresses = cri.say(&["exec", "--sync", &long, "busybox", "ip", "-o", "addr"]);
     assert_eq!(addresses.contains(ADDRESS), own_network, "{addresses}");
+    assert_eq!(cri.say(&["exec", "--sync", &long, "busybox", "hostname"]) == "pod-1", own_network);
+    let ipc = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/ipc")).unwrap();
+    let first = cri.inspect(&long)["info"]["pid"].to_string();
+    assert_ne!(ipc(&first), ipc("self"));
     let told: Value = serde_json::from_str(&cri.say(&["inspectp", &sandbox])).expect("JSON");
     assert_eq!(told["status"]["network"]["ip"] == ADDRESS, own_network, "{told}");
     let exec = cri.cmd(&["exec", "--sync", &long, "sh", "-c", "exit 5"]).run();

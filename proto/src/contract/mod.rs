@@ -5,6 +5,7 @@ pub mod quote;
 pub mod runc_text;
 pub mod size;
 pub mod state;
+pub mod sysctl;
 pub mod time;
 
 /// The configuration in a bundle.

@@ -15,6 +15,7 @@ use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Hook, Linux};
 use orlop_host::probe::SecurityModules;
+use orlop_proto::contract::sysctl::{self, Owner};
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
@@ -279,69 +280,32 @@ fn root_propagation(linux: &Linux) -> Result<((u64, bool), Option<(u64, bool)>)>
 
 /// Sysctls that a namespace keeps to itself; runc's rules.
 fn plan_sysctl(linux: &Linux, namespaces: &Namespaces) -> Result<Vec<(PathBuf, String)>> {
-    const IPC: [&str; 10] = [
-        "kernel/msgmax",
-        "kernel/msgmnb",
-        "kernel/msgmni",
-        "kernel/sem",
-        "kernel/shmall",
-        "kernel/shmmax",
-        "kernel/shmmni",
-        "kernel/shm_rmid_forced",
-        "fs/mqueue",
-        "kernel/msg_next_id",
-    ];
     let mut planned = Vec::new();
     for (name, value) in linux.sysctl().iter().flatten() {
-        let path = sysctl_path(name);
         let has = |flag| namespaces.is_new_or_joined(flag);
-        let refuse_without =
-            |what: &str| Err(refuse(format!("sysctl {name:?} is not allowed in the hosts {what} namespace")));
-        if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            return Err(refuse(format!("sysctl {name:?} is not a name")));
-        }
-        if IPC.iter().any(|known| path == *known || path.starts_with(&format!("{known}/"))) {
-            if !has(libc::CLONE_NEWIPC) {
-                return refuse_without("ipc");
+        let path = sysctl::path(name).ok_or_else(|| refuse(format!("sysctl {name:?} is not a name")))?;
+        let missing = match sysctl::owner(&path) {
+            Some(Owner::Ipc) if !has(libc::CLONE_NEWIPC) => "ipc",
+            Some(Owner::Network) if !has(libc::CLONE_NEWNET) => "network",
+            Some(Owner::Uts) if !has(libc::CLONE_NEWUTS) => "uts",
+            Some(Owner::HostName) => {
+                return Err(refuse(format!(
+                    "sysctl {name:?} is not allowed as it conflicts with the OCI \"hostname\" field"
+                )));
             }
-        } else if path.starts_with("net/") {
-            if !has(libc::CLONE_NEWNET) {
-                return refuse_without("network");
+            Some(Owner::User) if has(libc::CLONE_NEWUSER) => "",
+            None | Some(Owner::User) => {
+                return Err(refuse(format!("sysctl {name:?} is not in a separate kernel namespace")));
             }
-        } else if path == "kernel/domainname" {
-            if !has(libc::CLONE_NEWUTS) {
-                return refuse_without("uts");
-            }
-        } else if path == "kernel/hostname" {
-            return Err(refuse(format!(
-                "sysctl {name:?} is not allowed as it conflicts with the OCI \"hostname\" field"
-            )));
-        } else if !(path.starts_with("user/") && has(libc::CLONE_NEWUSER)) {
-            return Err(refuse(format!("sysctl {name:?} is not in a separate kernel namespace")));
+            Some(_) => "",
+        };
+        if !missing.is_empty() {
+            return Err(refuse(format!("sysctl {name:?} is not allowed in the hosts {missing} namespace")));
         }
         planned.push((PathBuf::from(path), value.clone()));
     }
     planned.sort();
     Ok(planned)
-}
-
-/// A sysctl's path below `/proc/sys`. The first separator says whether dots or slashes divide (sysctl(8)).
-fn sysctl_path(name: &str) -> String {
-    match name.find(['.', '/']) {
-        Some(at) if name.as_bytes()[at] == b'.' => name
-            .chars()
-            .map(|c| {
-                if c == '.' {
-                    '/'
-                } else if c == '/' {
-                    '.'
-                } else {
-                    c
-                }
-            })
-            .collect(),
-        _ => name.to_owned(),
-    }
 }
 
 #[cfg(test)]

@@ -84,13 +84,6 @@ fn refusals_name_what_is_wrong() {
 }
 
 #[test]
-fn sysctl_names_with_dots_or_slashes() {
-    assert_eq!(sysctl_path("net.ipv4.ip_forward"), "net/ipv4/ip_forward");
-    assert_eq!(sysctl_path("net/ipv4/conf/eth0.1/x"), "net/ipv4/conf/eth0.1/x");
-    assert_eq!(sysctl_path("net.ipv4.conf.eth0/1.x"), "net/ipv4/conf/eth0.1/x");
-}
-
-#[test]
 fn paths_are_cleaned() {
     assert_eq!(clean(Path::new("../a/./b//../c")), Path::new("/a/c"));
 }
