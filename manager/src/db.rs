@@ -97,6 +97,9 @@ pub struct Changes {
     pub deletions: AtomicU64,
     /// Woken by each commit.
     pub committed: Notify,
+    /// A number for each state of the records, those that count for nobody included: what was read stays true as long as it is
+    /// what it was before the reading.
+    state: AtomicU64,
 }
 
 impl Database {
@@ -226,6 +229,7 @@ impl Database {
                 write.transaction.set_durability(Durability::None).map_err(failed)?;
             }
             write.transaction.commit().map_err(failed)?;
+            self.shared.changes.state.fetch_add(1, Ordering::AcqRel);
             if place.is_last {
                 writer.synced(place);
             }
@@ -262,6 +266,11 @@ impl Database {
     /// What was changed.
     pub fn changes(&self) -> &Changes {
         &self.shared.changes
+    }
+
+    /// The number of the records' present state: read before a query, it tells later whether the answer still holds.
+    pub fn state(&self) -> u64 {
+        self.shared.changes.state.load(Ordering::Acquire)
     }
 
     /// Runs a transaction and opens the file again when redb has given up on it.
@@ -313,6 +322,8 @@ impl Shared {
         *open = None;
         self.group.end();
         *open = open_file(&self.path).ok();
+        // Back to the last commit that was synced.
+        self.changes.state.fetch_add(1, Ordering::AcqRel);
     }
 
     fn reserve_path(&self) -> PathBuf {
@@ -612,6 +623,24 @@ mod tests {
         db.free_now(|tx| tx.remove(&TEST, "a")).unwrap();
         assert_eq!(db.changes().deletions.load(Ordering::Relaxed), 1);
         assert_eq!(db.changes().commits.load(Ordering::Relaxed), before + 2);
+    }
+
+    #[test]
+    fn every_change_makes_another_state() {
+        let directory = tempfile::tempdir().unwrap();
+        let db = Database::open(&directory.path().join("db")).unwrap();
+        let first = db.state();
+        db.read_now(|tx| tx.get(&TEST, "a")).unwrap();
+        assert_eq!(db.state(), first);
+        db.write_now(|tx| {
+            tx.do_not_count();
+            tx.put(&TEST, "a", &record("1"))
+        })
+        .unwrap();
+        let second = db.state();
+        assert!(second > first);
+        db.shared.open_again();
+        assert!(db.state() >= second);
     }
 
     /// What a database has that is opened with the file as it is now.

@@ -1,8 +1,7 @@
 //! `containerd.services.content.v1.Content`.
 
-use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::stream::try_unfold;
 use orlop_proto::containerd::services::content::v1 as proto;
 use orlop_proto::error::{Error, Result as DomainResult};
@@ -13,15 +12,15 @@ use super::convert::{Streamed, digest, hashed, paths, sorted, stream};
 use crate::content::digest::Digest;
 use crate::content::ingest;
 use crate::content::session::{Action, Answer, Session, Step};
-use crate::content::{Blob, ContentStore, Info};
-use crate::db::blocking;
+use crate::content::{Blob, ContentStore, Info, at_hand};
 use crate::labels::invalid;
 use crate::request::RequestContext;
 
 /// Blobs per message of a list.
 const CHUNK: usize = 100;
-/// Bytes per message of a read.
-const READ: u64 = 256 << 10;
+/// Bytes per message of a read. With what goes around them they fill a buffer of 64 KiB: such come from the heap, where larger
+/// ones would be mapped, and faulted in page by page, for each message.
+const READ: u64 = 63 << 10;
 
 /// Serves the content.
 pub struct ContentService(pub ContentStore);
@@ -97,37 +96,17 @@ fn encode_answer(Answer { action, status, digest }: Answer) -> proto::WriteConte
     }
 }
 
-/// A part of a blob that is read in pieces.
-struct Range {
-    file: std::fs::File,
-    start: u64,
-    length: u64,
-}
-
-impl Range {
-    /// The piece at an offset, which counts from the start of the range; nothing at its end. Blocks.
-    fn piece(&self, offset: u64) -> DomainResult<Bytes> {
-        let mut data = vec![0; READ.min(self.length - offset) as usize];
-        let read = self.file.read_exact_at(&mut data, self.start + offset);
-        read.map_err(|error| Error::io("read", "content", error))?;
-        Ok(data.into())
-    }
-
-    /// Streams the pieces, of which the first is read already; offsets count from the start of the range, as containerd's do.
-    fn stream(self, first: Bytes) -> Streamed<proto::ReadContentResponse> {
-        Box::pin(try_unfold((self, Some(first), 0), |(range, first, offset)| async move {
-            if offset == range.length {
-                return Ok(None);
-            }
-            let (range, data) = match first {
-                Some(data) => (range, data),
-                None => blocking(move || range.piece(offset).map(|data| (range, data))).await?,
-            };
-            let next = offset + data.len() as u64;
-            let message = proto::ReadContentResponse { offset: offset.cast_signed(), data };
-            Ok(Some((message, (range, None, next))))
-        }))
-    }
+/// Streams a range of a blob; offsets count from the start of the range, as containerd's do.
+fn pieces(blob: Blob, start: u64, length: u64) -> Streamed<proto::ReadContentResponse> {
+    Box::pin(try_unfold((Arc::new(blob.file), 0), move |(file, offset)| async move {
+        if offset == length {
+            return Ok(None);
+        }
+        let piece = READ.min(length - offset);
+        let data = at_hand::read_or_wait(&file, start + offset, piece as usize).await?;
+        let message = proto::ReadContentResponse { offset: offset.cast_signed(), data };
+        Ok(Some((message, (file, offset + piece))))
+    }))
 }
 
 #[tonic::async_trait]
@@ -185,18 +164,13 @@ impl proto::content_server::Content for ContentService {
         let context = RequestContext::of(&request)?;
         let proto::ReadContentRequest { digest, offset, size } = request.into_inner();
         let digest = decode_digest(&digest, |why| format!("{digest}: {why}"))?;
+        let blob = self.0.open_blob(&context, &digest).await?;
         let start = u64::try_from(offset).unwrap_or(0);
-        // Clients read in many small parts: one turn of another thread for each.
-        let begin = move |blob: Blob| {
-            let Some(left) = blob.size.checked_sub(start) else { return Ok(Err(blob.size)) };
-            let wanted = u64::try_from(size).ok().filter(|size| *size > 0);
-            let range = Range { file: blob.file, start, length: wanted.map_or(left, |size| size.min(left)) };
-            range.piece(0).map(|first| Ok((range, first)))
+        let Some(left) = blob.size.checked_sub(start) else {
+            return Err(Status::out_of_range(format!("read past object length {} bytes", blob.size)));
         };
-        match self.0.with_blob(&context, &digest, begin).await? {
-            Ok((range, first)) => Ok(Response::new(range.stream(first))),
-            Err(size) => Err(Status::out_of_range(format!("read past object length {size} bytes"))),
-        }
+        let length = u64::try_from(size).ok().filter(|size| *size > 0).map_or(left, |size| size.min(left));
+        Ok(Response::new(pieces(blob, start, length)))
     }
 
     async fn status(

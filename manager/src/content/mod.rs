@@ -8,6 +8,7 @@
 //! ingest/ID/{record,data} unfinished writes, kept for resume until they expire or are aborted
 //! ```
 
+pub mod at_hand;
 pub mod blobs;
 pub mod digest;
 pub mod health;
@@ -31,6 +32,7 @@ use crate::filter::{Filter, text};
 use crate::labels::{self, Labels, invalid};
 use crate::request::RequestContext;
 use crate::store::{Timestamp, label_field, leases, namespaces, now, publish, stored, update_label};
+use at_hand::Recent;
 use blobs::Blobs;
 use digest::Digest;
 use ingest::{Ingests, Status};
@@ -102,6 +104,7 @@ pub struct ContentStore {
     exchange: Exchange,
     blobs: Arc<Blobs>,
     ingests: Arc<Ingests>,
+    recent: Arc<Recent>,
 }
 
 impl ContentStore {
@@ -109,7 +112,7 @@ impl ContentStore {
     pub fn open(directory: &Path, db: Database, exchange: Exchange) -> Result<ContentStore> {
         let blobs = Arc::new(Blobs::open(&directory.join("blobs"))?);
         let ingests = Arc::new(Ingests::open(&directory.join("ingest"))?);
-        Ok(ContentStore { db, exchange, blobs, ingests })
+        Ok(ContentStore { db, exchange, blobs, ingests, recent: Arc::default() })
     }
 
     /// What is known of a blob.
@@ -190,20 +193,33 @@ impl ContentStore {
 
     /// Opens a blob for reading.
     pub async fn open_blob(&self, context: &RequestContext, digest: &Digest) -> Result<Blob> {
-        self.with_blob(context, digest, Ok).await
+        match self.blob_at_hand(context, digest) {
+            Some(blob) => Ok(blob),
+            None => self.with_blob(context, digest, Ok).await,
+        }
+    }
+
+    /// Opens a blob that was opened of late, without waiting for anything. Whether there is another one is not said.
+    fn blob_at_hand(&self, context: &RequestContext, digest: &Digest) -> Option<Blob> {
+        let key = key(&[context.namespace.as_str(), digest.as_str()]);
+        let size = self.recent.size(&key, self.db.state())?;
+        let file = at_hand::open(&self.blobs.path(digest))?;
+        Some(Blob { file, size })
     }
 
     /// Opens a blob for something that blocks and follows at once.
-    pub async fn with_blob<T: Send + 'static>(
+    async fn with_blob<T: Send + 'static>(
         &self,
         context: &RequestContext,
         digest: &Digest,
         work: impl FnOnce(Blob) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (key, digest) = (key(&[context.namespace.as_str(), digest.as_str()]), digest.clone());
-        let (db, blobs) = (self.db.clone(), self.blobs.clone());
+        let (db, blobs, recent) = (self.db.clone(), self.blobs.clone(), self.recent.clone());
         blocking(move || {
+            let state = db.state();
             let record = db.read_now(|tx| tx.get(&CONTENT, &key))?.ok_or_else(|| unknown(&digest))?;
+            recent.keep(key, record.size, state);
             work(Blob { file: blobs.file(&digest)?, size: record.size })
         })
         .await

@@ -329,3 +329,37 @@ async fn the_write_protocol_refuses() {
     assert_eq!(error.to_string(), format!("blob with expected digest {digest} exists"));
     assert!(store.statuses(&one, &[]).await.unwrap().is_empty(), "the write is given up");
 }
+
+#[tokio::test]
+async fn what_was_read_of_late_is_at_hand_as_long_as_it_is_true() {
+    let place = place();
+    let (store, one, two) = (&place.store, context("one"), context("two"));
+    let digest = put(store, &one, b"hello").await;
+    assert!(store.blob_at_hand(&one, &digest).is_none(), "nobody has looked it up");
+    bytes_of(store, &one, &digest).await;
+    let blob = store.blob_at_hand(&one, &digest).unwrap();
+    assert_eq!(blob.size, 5);
+    assert!(store.blob_at_hand(&two, &digest).is_none(), "another namespace");
+    // Any change of the records, the collector's too, makes them be looked at again.
+    let key = key(&["one", digest.as_str()]);
+    let change = |tx: &Write| {
+        tx.do_not_count();
+        tx.remove(&CONTENT, &key).map(drop)
+    };
+    place.db.write_now(change).unwrap();
+    assert!(store.blob_at_hand(&one, &digest).is_none());
+    assert_eq!(store.open_blob(&one, &digest).await.unwrap_err().kind(), Kind::NotFound);
+}
+
+#[tokio::test]
+async fn a_part_is_read_at_hand_or_waited_for() {
+    let Place { directory, .. } = &place();
+    let path = directory.path().join("part");
+    std::fs::write(&path, b"0123456789").unwrap();
+    let file = Arc::new(std::fs::File::open(&path).unwrap());
+    assert_eq!(at_hand::read_or_wait(&file, 2, 3).await.unwrap(), Bytes::from_static(b"234"));
+    // A file that is shorter than its record says.
+    assert!(at_hand::read(&file, 8, 3).is_none());
+    let error = at_hand::read_or_wait(&file, 8, 3).await.unwrap_err();
+    assert!(error.to_string().starts_with("read content"), "{error}");
+}
