@@ -2,18 +2,14 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt;
+use futures_util::stream::try_unfold;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 use reqwest::Body;
-use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
-
-use tokio_util::io::ReaderStream;
 
 use super::manifest::{Descriptor, Document, select};
 use super::media::{self, Role};
@@ -22,12 +18,13 @@ use super::reference::Reference;
 use super::referrers::as_referrer;
 use super::registry::{Access, Repository, Source};
 use super::{ImageService, Job, canceled, ingest_name};
+use crate::content::at_hand;
 use crate::content::digest::Digest;
 
 /// How often an upload is tried.
 const ATTEMPTS: u32 = 3;
-/// How many bytes are read at a time.
-const BUFFER: usize = 256 << 10;
+/// How many bytes are read at a time: less than what the allocator maps on its own.
+const PIECE: u64 = 64 << 10;
 
 /// An image to push.
 #[derive(Clone, Default)]
@@ -200,7 +197,7 @@ impl ImageService {
             job.progress.blob("uploading", descriptor, parent, 0).await;
             let blob = self.shared.content.open_blob(&job.context, &descriptor.digest).await?;
             let source = Blob {
-                file: blob.file,
+                file: Arc::new(blob.file),
                 job: job.clone(),
                 descriptor: descriptor.clone(),
                 parent: parent.to_owned(),
@@ -230,24 +227,28 @@ impl ImageService {
 
 /// A blob of the content store, whose upload is told as it goes on.
 struct Blob {
-    file: File,
+    file: Arc<File>,
     job: Job,
     descriptor: Descriptor,
     parent: String,
 }
 
 impl Source for Blob {
-    fn open(&self, offset: u64, length: u64) -> Result<Body> {
-        let failed = |error| Error::io("read", self.descriptor.digest.to_string(), error);
-        let mut file = self.file.try_clone().map_err(failed)?;
-        // The clones share their position; one is read at a time.
-        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-        let reader = ReaderStream::with_capacity(tokio::fs::File::from_std(file).take(length), BUFFER);
-        let (job, descriptor, parent) = (self.job.clone(), self.descriptor.clone(), self.parent.clone());
-        let mut sent = offset;
-        Ok(Body::wrap_stream(reader.inspect_ok(move |bytes| {
-            sent += bytes.len() as u64;
-            job.progress.step("uploading", &descriptor, &parent, sent);
-        })))
+    fn open(&self, offset: u64, length: u64) -> Body {
+        let (file, job, descriptor, parent) =
+            (self.file.clone(), self.job.clone(), self.descriptor.clone(), self.parent.clone());
+        let end = offset + length;
+        Body::wrap_stream(try_unfold(offset, move |at| {
+            if at > offset {
+                job.progress.step("uploading", &descriptor, &parent, at);
+            }
+            let (file, piece) = (file.clone(), PIECE.min(end - at));
+            async move {
+                if piece == 0 {
+                    return Ok::<_, Error>(None);
+                }
+                Ok(Some((at_hand::read_or_wait(&file, at, piece as usize).await?, at + piece)))
+            }
+        }))
     }
 }

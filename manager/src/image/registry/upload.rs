@@ -1,7 +1,8 @@
 //! Uploads blobs and manifests.
 //!
-//! A small blob goes in one request, a large one as a stream (PATCH) that is gone on with where it broke, as far as the
-//! registry can tell where that was; one that takes no requests of that size gets it in chunks.
+//! A blob goes in one request: each further one costs the registry what it writes about the upload. Where that breaks off, a
+//! large blob is gone on with as a stream (PATCH), as far as the registry can tell where that was; a registry that takes no
+//! requests of that size gets it in chunks.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::image::manifest::Descriptor;
 
 /// What is being done, for messages.
 const OPERATION: &str = "upload";
-/// From this size on a blob is sent as a stream that can be gone on with, in bytes.
+/// From this size on a blob is gone on with where it broke, in bytes.
 const LARGE: u64 = 4 << 20;
 /// The chunks for a registry that refuses larger requests, in bytes.
 const CHUNK: u64 = 32 << 20;
@@ -33,7 +34,7 @@ const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 /// Where an upload reads a blob from, as often as it must.
 pub trait Source: Send + Sync {
     /// A body of the bytes from `offset` on, `length` of them.
-    fn open(&self, offset: u64, length: u64) -> Result<Body>;
+    fn open(&self, offset: u64, length: u64) -> Body;
 }
 
 impl Repository {
@@ -156,37 +157,59 @@ impl Upload<'_> {
     /// # Errors
     /// `Unavailable` where it broke off and the registry cannot go on with it: a new upload may be started.
     pub async fn send(mut self, descriptor: &Descriptor, source: &dyn Source) -> Result<()> {
-        let digest = descriptor.digest.as_str();
-        let (mut rest, mut is_stream) = ((0, descriptor.size), descriptor.size >= LARGE);
-        if is_stream {
-            is_stream = self.stream(descriptor, source).await?;
-            if is_stream {
-                rest = (descriptor.size, 0);
+        let failed = match self.finish(descriptor, source.open(0, descriptor.size), descriptor.size).await {
+            Ok(response) if response.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+                let chunk = CHUNK.max(self.chunk_minimum);
+                if descriptor.size <= chunk {
+                    return self.outcome(descriptor, response).await;
+                }
+                return self.stream(descriptor, source, 0, chunk).await;
             }
+            Ok(response) => self.outcome(descriptor, response).await,
+            Err(error) => Err(error),
+        };
+        match failed {
+            Err(error) if error.kind() == Kind::Unavailable && descriptor.size >= LARGE => {
+                wait(FIRST_PAUSE).await;
+                let offset = self.progress(descriptor).await?.filter(|offset| *offset > 0).ok_or(error)?;
+                self.stream(descriptor, source, offset, u64::MAX).await
+            }
+            result => result,
         }
+    }
+
+    /// The request that ends the upload, with what is left of the blob.
+    async fn finish(&self, descriptor: &Descriptor, body: Body, length: u64) -> Result<Response> {
         let mut url = self.location.clone();
-        url.query_pairs_mut().append_pair("digest", digest);
-        let body = if is_stream { Body::from(Bytes::new()) } else { source.open(rest.0, rest.1)? };
-        let response = self.request(descriptor, Method::PUT, url, sized(rest.1), Some(body)).await?;
+        url.query_pairs_mut().append_pair("digest", descriptor.digest.as_str());
+        self.request(descriptor, Method::PUT, url, sized(length), Some(body)).await
+    }
+
+    /// What the end of an upload came to.
+    async fn outcome(&self, descriptor: &Descriptor, response: Response) -> Result<()> {
         let status = response.status();
         if status.is_success() {
             return Ok(());
         }
         let body = read_some(response).await;
-        Err(failure::answer(OPERATION, digest, status, &body))
+        Err(failure::answer(OPERATION, descriptor.digest.as_str(), status, &body))
     }
 
-    /// Sends all bytes ahead of the request that ends the upload; `false` where the registry knows no such thing.
-    async fn stream(&mut self, descriptor: &Descriptor, source: &dyn Source) -> Result<bool> {
-        let digest = descriptor.digest.as_str();
-        let (mut offset, mut chunk) = (0, u64::MAX);
+    /// Sends the bytes from an offset on in requests of at most `chunk` bytes, and ends the upload.
+    async fn stream(
+        &mut self,
+        descriptor: &Descriptor,
+        source: &dyn Source,
+        mut offset: u64,
+        mut chunk: u64,
+    ) -> Result<()> {
         let (mut failures, mut pause) = (0, FIRST_PAUSE);
         while offset < descriptor.size {
             let length = chunk.min(descriptor.size - offset);
             let mut headers = sized(length);
             let range = HeaderValue::from_str(&format!("{offset}-{}", offset + length - 1));
             headers.extend(range.map(|range| (CONTENT_RANGE, range)));
-            let body = source.open(offset, length)?;
+            let body = source.open(offset, length);
             let sent =
                 self.request(descriptor, Method::PATCH, self.location.clone(), headers, Some(body)).await;
             let failed = match sent {
@@ -202,15 +225,8 @@ impl Upload<'_> {
                 }
                 Ok(response) => {
                     let status = response.status();
-                    let known = !matches!(
-                        status,
-                        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
-                    );
-                    if offset == 0 && !known {
-                        return Ok(false);
-                    }
                     let body = read_some(response).await;
-                    failure::answer(OPERATION, digest, status, &body)
+                    failure::answer(OPERATION, descriptor.digest.as_str(), status, &body)
                 }
                 Err(error) => error,
             };
@@ -222,7 +238,8 @@ impl Upload<'_> {
             // Where the registry cannot say how much it has, the blob is sent again from its start by a new upload.
             offset = self.progress(descriptor).await?.ok_or(failed)?;
         }
-        Ok(true)
+        let response = self.finish(descriptor, Body::from(Bytes::new()), 0).await?;
+        self.outcome(descriptor, response).await
     }
 
     /// How many bytes the registry has, if it can say.
