@@ -14,8 +14,8 @@ use orlop_proto::kind::Kind;
 use rustix::fs::FileType;
 
 use super::format::{
-    BLOCK, BLOCK_LEN, COMPAT_CHECKSUM, DIRENT, INODE, MAGIC, MAX_NAME, SLOT, SUPERBLOCK, SUPERBLOCK_LEN,
-    XATTR_ENTRY, XATTR_HEADER, crc32c, file_type,
+    BLOCK, BLOCK_LEN, COMPAT_CHECKSUM, COMPAT_MTIME, DIRENT, INODE, MAGIC, MAX_NAME, SLOT, SUPERBLOCK,
+    SUPERBLOCK_LEN, XATTR_ENTRY, XATTR_HEADER, crc32c, file_type,
 };
 
 /// The most names of an image; inodes and names are looked at once each.
@@ -28,6 +28,9 @@ const MAX_TARGET: u64 = 4095;
 const MAX_DIRECTORY: u64 = (MAX_NAMES * (MAX_NAME + 12)) as u64;
 /// Length of an inode without times, in bytes.
 const COMPACT: usize = 32;
+/// Features that a kernel may ignore and that change nothing of where it reads: a checksum, the meaning of times, a filter of
+/// attributes' names. By another one it looks for attributes elsewhere (Linux 6.17).
+const COMPAT: u32 = COMPAT_CHECKSUM | COMPAT_MTIME | 4;
 /// Compressed data is padded at the front; writers set it whether or not anything is compressed.
 const INCOMPAT_PADDING: u32 = 1;
 /// Names of attributes that overlayfs reads, without the prefix that has a number.
@@ -71,7 +74,8 @@ pub fn check(file: &File) -> Result<()> {
     if u32_at(super_, 0) != MAGIC {
         return Err(wrong("it has no superblock"));
     }
-    if u32_at(super_, 8) & COMPAT_CHECKSUM != 0 {
+    let compatible = u32_at(super_, 8);
+    if compatible & COMPAT_CHECKSUM != 0 {
         let mut summed = block[SUPERBLOCK..].to_vec();
         summed[4..8].fill(0);
         if crc32c(&summed) != u32_at(super_, 4) {
@@ -84,6 +88,9 @@ pub fn check(file: &File) -> Result<()> {
     let features = u32_at(super_, 80) & !INCOMPAT_PADDING;
     if features != 0 || super_[13] != 0 {
         return Err(beyond(&format!("features {features:#x}")));
+    }
+    if compatible & !COMPAT != 0 {
+        return Err(beyond(&format!("compatible features {:#x}", compatible & !COMPAT)));
     }
     if u16_at(super_, 86) != 0 || u64_at(super_, 96) != 0 || super_[91] != 0 {
         return Err(beyond("data in other places"));
@@ -350,6 +357,9 @@ fn beyond(what: &str) -> Error {
     Error::because(Kind::Unimplemented, "use", "EROFS image", why)
 }
 
+#[cfg(test)]
+#[path = "check_fuzz.rs"]
+mod fuzz;
 #[cfg(test)]
 #[path = "check_tests.rs"]
 mod tests;

@@ -11,7 +11,7 @@ use crate::image::unpack::tests::Layer;
 use crate::image::unpack::{Place, unpack};
 
 /// The image of a layer, as bytes.
-fn image(layer: Layer) -> Vec<u8> {
+pub fn image(layer: Layer) -> Vec<u8> {
     let file = tempfile::tempfile().unwrap();
     let layer = layer.end();
     unpack(layer.as_slice(), Place::Image(file.try_clone().unwrap())).unwrap().finish(&[]).unwrap();
@@ -39,7 +39,7 @@ fn patched(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     summed(bytes)
 }
 
-fn summed(mut bytes: Vec<u8>) -> Vec<u8> {
+pub fn summed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes[SUPERBLOCK + 4..SUPERBLOCK + 8].fill(0);
     let sum = crc32c(&bytes[SUPERBLOCK..BLOCK_LEN]);
     bytes[SUPERBLOCK + 4..SUPERBLOCK + 8].copy_from_slice(&sum.to_le_bytes());
@@ -75,6 +75,7 @@ fn what_leads_astray_is_refused() {
         (12, 9, "blocks of another size"),
         (80, 4, "features 0x4"),
         (80, 2, "features 0x2"),
+        (8, 0xb, "compatible features 0x8"),
         (86, 1, "in other places"),
         (40, 0xff, "leads outside"),
     ] {

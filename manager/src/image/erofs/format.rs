@@ -26,7 +26,7 @@ pub const MAGIC: u32 = 0xE0F5_E1E2;
 /// The superblock has a checksum.
 pub const COMPAT_CHECKSUM: u32 = 1;
 /// Times in inodes are those of the last change of content.
-const COMPAT_MTIME: u32 = 2;
+pub const COMPAT_MTIME: u32 = 2;
 /// Size of the head of inline attributes, in bytes.
 pub const XATTR_HEADER: usize = 12;
 /// Size of one attribute's head, in bytes.
