@@ -451,6 +451,71 @@ impl ::prost::Name for Referrer {
         "/orlop.admin.v1.Referrer".into()
     }
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FetchObjectRequest {
+    #[prost(message, optional, tag = "1")]
+    pub object: ::core::option::Option<
+        super::super::super::containerd::types::transfer::OciRegistry,
+    >,
+}
+impl ::prost::Name for FetchObjectRequest {
+    const NAME: &'static str = "FetchObjectRequest";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.FetchObjectRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.FetchObjectRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchObjectResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+}
+impl ::prost::Name for FetchObjectResponse {
+    const NAME: &'static str = "FetchObjectResponse";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.FetchObjectResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.FetchObjectResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PushObjectRequest {
+    #[prost(message, optional, tag = "1")]
+    pub destination: ::core::option::Option<
+        super::super::super::containerd::types::transfer::OciRegistry,
+    >,
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub media_type: ::prost::alloc::string::String,
+}
+impl ::prost::Name for PushObjectRequest {
+    const NAME: &'static str = "PushObjectRequest";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.PushObjectRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.PushObjectRequest".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PushObjectResponse {}
+impl ::prost::Name for PushObjectResponse {
+    const NAME: &'static str = "PushObjectResponse";
+    const PACKAGE: &'static str = "orlop.admin.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "orlop.admin.v1.PushObjectResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/orlop.admin.v1.PushObjectResponse".into()
+    }
+}
 /// Generated client implementations.
 #[cfg(feature = "grpc")]
 pub mod admin_client {
@@ -733,6 +798,56 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("orlop.admin.v1.Admin", "StoreLayerImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// Fetches a manifest or a blob from a registry and stores nothing.
+        pub async fn fetch_object(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchObjectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::FetchObjectResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orlop.admin.v1.Admin/FetchObject",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orlop.admin.v1.Admin", "FetchObject"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Pushes one blob of the content store to a registry.
+        pub async fn push_object(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PushObjectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PushObjectResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/orlop.admin.v1.Admin/PushObject",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("orlop.admin.v1.Admin", "PushObject"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -793,6 +908,28 @@ pub mod admin_server {
             request: tonic::Request<super::StoreLayerImageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::StoreLayerImageResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the FetchObject method.
+        type FetchObjectStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::FetchObjectResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Fetches a manifest or a blob from a registry and stores nothing.
+        async fn fetch_object(
+            &self,
+            request: tonic::Request<super::FetchObjectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::FetchObjectStream>,
+            tonic::Status,
+        >;
+        /// Pushes one blob of the content store to a registry.
+        async fn push_object(
+            &self,
+            request: tonic::Request<super::PushObjectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PushObjectResponse>,
             tonic::Status,
         >;
     }
@@ -1203,6 +1340,95 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StoreLayerImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orlop.admin.v1.Admin/FetchObject" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchObjectSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::ServerStreamingService<super::FetchObjectRequest>
+                    for FetchObjectSvc<T> {
+                        type Response = super::FetchObjectResponse;
+                        type ResponseStream = T::FetchObjectStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchObjectRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::fetch_object(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchObjectSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/orlop.admin.v1.Admin/PushObject" => {
+                    #[allow(non_camel_case_types)]
+                    struct PushObjectSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::PushObjectRequest>
+                    for PushObjectSvc<T> {
+                        type Response = super::PushObjectResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PushObjectRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::push_object(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PushObjectSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

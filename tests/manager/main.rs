@@ -10,6 +10,7 @@ mod ctl_convert;
 mod ctl_devices;
 mod ctl_images;
 mod ctl_network;
+mod ctl_objects;
 mod daemon;
 mod diffs;
 mod erofs;

@@ -87,6 +87,28 @@ impl Stream {
         Ok(())
     }
 
+    /// Answers the server's requests for credentials while a call is under way.
+    ///
+    /// # Errors
+    ///
+    /// Those of the call, and what the server says.
+    pub async fn authenticate_during<T>(
+        self,
+        credentials: &Credentials,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let answering = self.authenticate(credentials);
+        tokio::pin!(call, answering);
+        tokio::select! {
+            outcome = &mut call => outcome,
+            // It may end first; the answer comes all the same.
+            answered = &mut answering => {
+                answered?;
+                call.await
+            }
+        }
+    }
+
     /// Sends bytes as far as the server's window allows, until they end.
     async fn upload(mut self, mut source: impl AsyncRead + Unpin) -> Result<()> {
         let mut window = 0i64;

@@ -4,19 +4,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures_util::stream::try_unfold;
 use orlop_proto::error::Context;
 use orlop_proto::orlop::admin::v1 as proto;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::convert::Streamed;
 use super::streaming::Streams;
 use super::transfer::{access, descriptor, platform};
 use crate::config::Config;
+use crate::content::digest::Digest;
 use crate::db::blocking;
 use crate::fsck::{Checker, Options, Outcome, Problem, Report, Severity};
 use crate::gc::Collector;
 use crate::gc::explain::{Explanation, Step};
-use crate::image::{Job, ReferrersRequest};
+use crate::image::{Job, PushObjectRequest, ReferrersRequest};
 use crate::metrics::METRICS;
 use crate::request::RequestContext;
 use crate::snapshot::SNAPSHOTS;
@@ -278,5 +281,40 @@ impl proto::admin_server::Admin for AdminService {
             artifact_type: referrer.artifact_type,
         });
         Ok(Response::new(proto::ReferrersResponse { referrers: referrers.collect() }))
+    }
+
+    type FetchObjectStream = Streamed<proto::FetchObjectResponse>;
+
+    async fn fetch_object(
+        &self,
+        request: Request<proto::FetchObjectRequest>,
+    ) -> Result<Response<Self::FetchObjectStream>, Status> {
+        let context = RequestContext::of(&request)?;
+        let object = request.into_inner().object.unwrap_or_default();
+        let access = access(&self.streams, &context, object.resolver)?;
+        let object = self.checker.images.fetch_object(&object.reference, access).await?;
+        Ok(Response::new(Box::pin(try_unfold(object, |object| async move {
+            let next = object.next().await?;
+            Ok(next.map(|(piece, object)| (proto::FetchObjectResponse { data: piece.into() }, object)))
+        }))))
+    }
+
+    async fn push_object(
+        &self,
+        request: Request<proto::PushObjectRequest>,
+    ) -> Result<Response<proto::PushObjectResponse>, Status> {
+        let context = RequestContext::of(&request)?;
+        let proto::PushObjectRequest { destination, digest, media_type } = request.into_inner();
+        let destination = destination.unwrap_or_default();
+        let request = PushObjectRequest {
+            digest: Digest::parse(&digest)?,
+            media_type,
+            access: access(&self.streams, &context, destination.resolver)?,
+            reference: destination.reference,
+        };
+        let job = Job { context, progress: Arc::default(), cancel: CancellationToken::new() };
+        // A client that goes away has it end; an upload that broke off is the registry's to forget.
+        self.checker.images.push_object(&job, request).await?;
+        Ok(Response::new(proto::PushObjectResponse {}))
     }
 }

@@ -94,10 +94,7 @@ impl ImageService {
                 _ => descriptor.digest.as_str(),
             };
             job.progress.blob("uploading", &descriptor, "", 0).await;
-            let is_listed = repository.put_manifest(object, &descriptor, bytes.clone()).await?;
-            if !is_listed && let Some((subject, referrer)) = as_referrer(&descriptor, &bytes) {
-                repository.add_referrer(&subject, &referrer).await?;
-            }
+            put_document(&repository, object, &descriptor, bytes).await?;
             job.progress.blob("complete", &descriptor, "", descriptor.size).await;
         }
         job.progress.note(&format!("Completed push to {reference}"), "").await;
@@ -173,7 +170,7 @@ impl ImageService {
         Ok(())
     }
 
-    async fn push_blob(
+    pub(super) async fn push_blob(
         &self,
         job: &Job,
         repository: &Repository,
@@ -223,6 +220,21 @@ impl ImageService {
             .find(|source| !source.is_empty() && *source != reference.path())
             .map(str::to_owned))
     }
+}
+
+/// Puts a manifest or index under a tag or its digest, and on the list of its subject's referrers where the registry does not
+/// keep that by itself.
+pub(super) async fn put_document(
+    repository: &Repository,
+    object: &str,
+    descriptor: &Descriptor,
+    bytes: Bytes,
+) -> Result<()> {
+    let is_listed = repository.put_manifest(object, descriptor, bytes.clone()).await?;
+    if !is_listed && let Some((subject, referrer)) = as_referrer(descriptor, &bytes) {
+        repository.add_referrer(&subject, &referrer).await?;
+    }
+    Ok(())
 }
 
 /// A blob of the content store, whose upload is told as it goes on.

@@ -1,6 +1,8 @@
 //! `orlopctl content`.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+
+use super::images::Registry;
 
 /// Verbs of `content`.
 #[derive(Subcommand, Debug)]
@@ -27,6 +29,10 @@ pub enum Content {
     },
     /// Fetch an image's content without unpacking it
     Fetch(Box<super::images::Pull>),
+    /// Write blobs of a registry to standard output
+    FetchBlob(Box<FetchBlob>),
+    /// Write a manifest or blob of a registry to standard output
+    FetchObject(Box<FetchObject>),
     /// Write content to standard output
     Get {
         /// Digest
@@ -62,6 +68,44 @@ pub enum Content {
     /// Take from content what keeps other content
     #[command(subcommand)]
     Prune(Prune),
+    /// Push a manifest or blob to a registry
+    PushObject(Box<PushObject>),
+}
+
+/// `content fetch-blob`.
+#[derive(Args, Debug)]
+pub struct FetchBlob {
+    #[command(flatten)]
+    pub registry: Registry,
+    /// Repository, as an image's name has it
+    pub remote: String,
+    /// Digests
+    #[arg(required = true)]
+    pub digests: Vec<String>,
+}
+
+/// `content fetch-object`.
+#[derive(Args, Debug)]
+pub struct FetchObject {
+    #[command(flatten)]
+    pub registry: Registry,
+    /// Name with a tag, or with the digest of a manifest or blob; words after it are not looked at, as by ctr
+    #[arg(required = true, value_name = "REMOTE")]
+    pub words: Vec<String>,
+}
+
+/// `content push-object`.
+#[derive(Args, Debug)]
+pub struct PushObject {
+    #[command(flatten)]
+    pub registry: Registry,
+    /// Name; a manifest or index gets its tag
+    pub remote: String,
+    /// Digest
+    pub object: String,
+    /// Media type
+    #[arg(default_value = "")]
+    pub media_type: String,
 }
 
 /// Verbs of `content prune`.

@@ -34,6 +34,8 @@ pub async fn execute(context: &Context<'_>, verb: Content) -> Result<()> {
             options.no_unpack = true;
             super::transfers::pull(context, &options).await
         }
+        Content::FetchBlob(options) => super::objects::fetch_blobs(context, &options).await,
+        Content::FetchObject(options) => super::objects::fetch(context, &options).await,
         Content::Get { digest } => print_blob(context.client, digest).await,
         Content::Ingest { expected_size, expected_digest, reference } => {
             let input = std::io::stdin().lock();
@@ -48,6 +50,7 @@ pub async fn execute(context: &Context<'_>, verb: Content) -> Result<()> {
             output::print(&format!("{}\n", output::labels(&info.unwrap_or_default().labels)))
         }
         Content::Prune(Prune::References { is_async, dry }) => prune(context, is_async, dry).await,
+        Content::PushObject(options) => super::objects::push(context, &options).await,
     }
 }
 

@@ -11,6 +11,7 @@ mod images;
 mod leases;
 mod namespaces;
 mod network;
+mod objects;
 mod referrers;
 mod restore;
 mod run;

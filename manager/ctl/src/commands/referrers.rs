@@ -29,18 +29,8 @@ pub async fn ask(
     let request =
         ReferrersRequest { image: Some(registry::endpoint(options, image, hosts, &auth)), ..wanted };
     let mut service = client.admin();
-    let call = service.referrers(request);
-    let answering = auth.authenticate(credentials);
-    tokio::pin!(call, answering);
-    let answer = tokio::select! {
-        answer = &mut call => answer,
-        // It may end first; the answer comes all the same.
-        answered = &mut answering => {
-            answered?;
-            call.await
-        }
-    };
-    Ok(answer?.into_inner().referrers)
+    let call = async { Ok(service.referrers(request).await?.into_inner()) };
+    auth.authenticate_during(credentials, call).await.map(|answer| answer.referrers)
 }
 
 /// Lists them.

@@ -276,6 +276,20 @@ impl Repository {
         Ok(descriptor)
     }
 
+    /// The descriptor of a blob of which the digest alone is known.
+    pub async fn resolve_blob(&self, digest: &Digest) -> Result<Descriptor> {
+        let name = self.reference.to_string();
+        let mut ask = Ask::get("resolve", &name, format!("blobs/{digest}"));
+        ask.method = Method::HEAD;
+        let (response, _) = self.fetch(&ask).await?;
+        let size = text(response.headers(), CONTENT_LENGTH).and_then(|length| length.parse().ok());
+        let size = size.ok_or_else(|| {
+            let why = "the registry does not say how long it is";
+            Error::because(Kind::FailedPrecondition, "resolve", name.clone(), why)
+        })?;
+        Ok(Descriptor { digest: digest.clone(), size, ..Descriptor::of("", b"") })
+    }
+
     /// The bytes of a manifest or index, of the length and digest that the descriptor says.
     pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Bytes> {
         let digest = &descriptor.digest;

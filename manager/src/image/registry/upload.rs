@@ -61,22 +61,28 @@ impl Repository {
 
     /// Whether the repository has a blob.
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool> {
-        self.has(format!("blobs/{digest}"), digest).await
+        Ok(self.look_for(format!("blobs/{digest}"), digest).await?.is_some())
     }
 
     /// Whether the repository has a manifest or index.
     pub async fn has_manifest(&self, digest: &Digest) -> Result<bool> {
-        self.has(format!("manifests/{digest}"), digest).await
+        Ok(self.look_for(format!("manifests/{digest}"), digest).await?.is_some())
     }
 
-    async fn has(&self, target: String, digest: &Digest) -> Result<bool> {
+    /// Whether a tag or digest means this manifest or index already.
+    pub async fn is_manifest(&self, object: &str, digest: &Digest) -> Result<bool> {
+        let found = self.look_for(format!("manifests/{object}"), digest).await?;
+        Ok(found.is_some_and(|headers| super::text(&headers, super::CONTENT_DIGEST) == Some(digest.as_str())))
+    }
+
+    async fn look_for(&self, target: String, digest: &Digest) -> Result<Option<HeaderMap>> {
         let mut ask = Ask::get("look for", digest.as_str(), target);
         ask.headers = super::accept_manifests();
         ask.method = Method::HEAD;
         ask.scope = Scope::push();
         match self.place().send(&ask, ATTEMPTS).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == Kind::NotFound => Ok(false),
+            Ok(response) => Ok(Some(response.headers().clone())),
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
