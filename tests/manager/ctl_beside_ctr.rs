@@ -1,6 +1,8 @@
 //! orlopctl beside Debian's ctr on Debian's containerd: the same configurations, the same tables.
 
-use orlop_tests::{Containerd, Daemon, Image, Root};
+use std::path::PathBuf;
+
+use orlop_tests::{Cmd, Containerd, Daemon, Image, Root, binaries};
 use serde_json::Value;
 
 use crate::ctl::{DEADLINE, IMAGE, import};
@@ -80,6 +82,19 @@ fn difference(path: &str, one: &Value, other: &Value) -> Option<String> {
         }
         _ => Some(format!("{path}: {one} against {other}")),
     }
+}
+
+#[test]
+fn the_first_configuration_is_the_same_and_needs_no_server() {
+    let printed = |program: PathBuf| {
+        let words = ["--address", "/nonexistent", "--namespace", "ns", "oci", "spec"];
+        let text = Cmd::new(program).args(words).run().success().stdout;
+        let (version, rest) =
+            text.split_once('\n').and_then(|(_, rest)| rest.split_once('\n')).expect("lines");
+        assert!(version.starts_with("    \"ociVersion\": "), "{text}");
+        rest.to_owned()
+    };
+    assert_eq!(printed(binaries::orlopctl()), printed(binaries::system("ctr")));
 }
 
 #[test]

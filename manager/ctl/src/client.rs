@@ -129,6 +129,16 @@ impl Client {
         }
     }
 
+    /// A client without a server, for what calls none.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument` for a namespace that cannot be sent.
+    pub fn unconnected(namespace: &str) -> Result<Client> {
+        let headers = Headers { namespace: header("namespace", namespace)?, lease: None };
+        Ok(Client { channel: Endpoint::from_static("http://localhost").connect_lazy(), headers })
+    }
+
     /// The same client under a lease that is there: what it makes is held by that.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ use clap::error::ErrorKind;
 use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
-use cli::Cli;
+use cli::{Cli, Command};
 use client::Client;
 use commands::Context;
 
@@ -68,9 +68,12 @@ fn main() {
 
 /// Connects, carries out the command within its time, and returns the exit code.
 async fn run(cli: Cli) -> Result<u32> {
-    let Cli { global, command } = cli;
+    let Cli { global, command, .. } = cli;
     let work = async {
-        let client = Client::connect(&global.address, &global.namespace, global.connect_timeout).await?;
+        let client = match command {
+            Command::Oci(_) => Client::unconnected(&global.namespace)?,
+            _ => Client::connect(&global.address, &global.namespace, global.connect_timeout).await?,
+        };
         let context = Context { client: &client, global: &global };
         context.explain(|| format!("connected to {}", global.address.display()));
         commands::execute(&context, command).await

@@ -34,10 +34,19 @@ pub fn bytes(data: &[u8]) -> Result<()> {
 ///
 /// Those of the write.
 pub fn json(value: &Value) -> Result<()> {
+    document(value)
+}
+
+/// The same with the members in the order of their type.
+///
+/// # Errors
+///
+/// Those of the write.
+pub fn document(value: &impl serde::Serialize) -> Result<()> {
     let mut text = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
     let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
-    serde::Serialize::serialize(value, &mut serializer).map_err(io::Error::from).context("write", "JSON")?;
+    value.serialize(&mut serializer).map_err(io::Error::from).context("write", "JSON")?;
     text.push(b'\n');
     bytes(&text)
 }

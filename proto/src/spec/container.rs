@@ -40,19 +40,26 @@ const DEFAULT_DEVICES: [(i64, Option<i64>); 9] = [
 ///
 /// `unified` says whether the host has cgroup v2 alone, where a cgroup namespace is made too.
 pub fn container(namespace: &str, id: &str, unified: bool) -> Spec {
-    let capabilities: Vec<String> = DEFAULT_CAPABILITIES.map(str::to_owned).into();
-    let mut kinds = vec!["pid", "ipc", "uts", "mount", "network"];
-    if unified {
-        kinds.push("cgroup");
-    }
-    let mut devices = vec![DeviceRule { access: "rwm".to_owned(), ..DeviceRule::default() }];
-    devices.extend(DEFAULT_DEVICES.map(|(major, minor)| DeviceRule {
+    let mut spec = any_container(namespace, unified);
+    spec.linux_mut().cgroups_path = format!("/{namespace}/{id}");
+    spec.resources_mut().devices.extend(DEFAULT_DEVICES.map(|(major, minor)| DeviceRule {
         allow: true,
         kind: "c".to_owned(),
         major: Some(major),
         minor,
         access: "rwm".to_owned(),
     }));
+    spec
+}
+
+/// What containerd's configurations begin with in `namespace`, whichever container it will be.
+pub fn any_container(namespace: &str, unified: bool) -> Spec {
+    let capabilities: Vec<String> = DEFAULT_CAPABILITIES.map(str::to_owned).into();
+    let mut kinds = vec!["pid", "ipc", "uts", "mount", "network"];
+    if unified {
+        kinds.push("cgroup");
+    }
+    let devices = vec![DeviceRule { access: "rwm".to_owned(), ..DeviceRule::default() }];
     Spec {
         oci_version: OCI_VERSION.to_owned(),
         process: Some(Process {
@@ -71,7 +78,7 @@ pub fn container(namespace: &str, id: &str, unified: bool) -> Spec {
         mounts: mounts(),
         linux: Some(Linux {
             resources: Some(Resources { devices, ..Resources::default() }),
-            cgroups_path: format!("/{namespace}/{id}"),
+            cgroups_path: format!("/{namespace}"),
             namespaces: namespaces(&kinds),
             masked_paths: MASKED_PATHS.map(str::to_owned).into(),
             readonly_paths: READONLY_PATHS.map(str::to_owned).into(),

@@ -16,7 +16,7 @@ mod process;
 mod seccomp;
 
 pub use accounts::Accounts;
-pub use container::{DEFAULT_CAPABILITIES, container};
+pub use container::{DEFAULT_CAPABILITIES, any_container, container};
 pub use example::{example, rootless};
 pub use process::{capabilities_of, merge_env};
 pub use seccomp::default_profile;

@@ -14,12 +14,15 @@ pub mod tasks;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// Administers containers, images and their storage through the containerd API
 #[derive(Parser, Debug)]
-#[command(name = "orlopctl", version, args_override_self = true)]
+#[command(name = "orlopctl", version, args_override_self = true, disable_version_flag = true)]
 pub struct Cli {
+    /// Print version
+    #[arg(short = 'v', short_alias = 'V', long, action = ArgAction::Version)]
+    version: Option<bool>,
     #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
@@ -135,6 +138,16 @@ pub enum Command {
     /// Show the server's plugins
     #[command(subcommand, visible_alias = "plugin")]
     Plugins(plugins::Plugins),
+    /// What concerns configurations of the OCI
+    #[command(subcommand)]
+    Oci(Oci),
+}
+
+/// Verbs of `oci`, which need no server.
+#[derive(Subcommand, Debug)]
+pub enum Oci {
+    /// Print the configuration that containers begin with
+    Spec,
 }
 
 /// A duration as Go writes it: numbers with units `h`, `m`, `s`, `ms`, `us` or `ns`, one after the other.

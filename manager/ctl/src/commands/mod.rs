@@ -12,6 +12,7 @@ mod leases;
 mod namespaces;
 mod network;
 mod objects;
+mod oci;
 mod referrers;
 mod restore;
 mod run;
@@ -76,5 +77,6 @@ pub async fn execute(context: &Context<'_>, command: Command) -> Result<u32> {
         Command::Info => server::info(context).await.map(|()| 0),
         Command::Metrics => admin::metrics(context).await.map(|()| 0),
         Command::Plugins(verb) => server::plugins(context, verb).await.map(|()| 0),
+        Command::Oci(verb) => oci::execute(context, verb).map(|()| 0),
     }
 }
