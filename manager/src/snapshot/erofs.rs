@@ -56,6 +56,10 @@ impl Snapshotter for Erofs {
         self.overlay.root()
     }
 
+    fn keeps_limits(&self) -> bool {
+        self.overlay.keeps_limits()
+    }
+
     fn create(&self, layer: &Layer) -> Result<()> {
         let owner = |parent: &u64| {
             let upper = self.overlay.upper(*parent);

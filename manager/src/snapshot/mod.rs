@@ -10,6 +10,7 @@ pub mod image_mounts;
 mod native;
 mod overlay;
 mod proxy;
+pub mod quota;
 mod rebuild;
 mod records;
 mod snapshotter;

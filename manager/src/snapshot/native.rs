@@ -1,12 +1,11 @@
 //! The snapshotter `native`: each layer is a whole copy, for file systems that overlay cannot use.
 
-use std::fs::{DirBuilder, set_permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use orlop_proto::error::{Context, Result};
+use orlop_proto::error::Result;
 
 use super::copy::copy_tree;
+use super::overlay::make_directory;
 use super::snapshotter::{Layer, LayerDirectory, LayerMounts, Mount, SnapshotKind, Snapshotter, Usage};
 use super::usage::usage;
 
@@ -39,14 +38,18 @@ impl Snapshotter for Native {
         self.directory.root()
     }
 
+    fn keeps_limits(&self) -> bool {
+        self.directory.quotas().are_enforced()
+    }
+
     fn create(&self, layer: &Layer) -> Result<()> {
         let path = self.files(layer);
         if path != self.directory.path(layer.id) {
             return Ok(());
         }
-        let name = || path.display().to_string();
-        DirBuilder::new().mode(0o755).create(&path).context("create", name())?;
-        set_permissions(&path, PermissionsExt::from_mode(0o755)).context("protect", name())?;
+        make_directory(&path, 0o755)?;
+        // The parent's files are copies here, and count too.
+        self.directory.quotas().begin(&path, layer)?;
         match layer.parents.first() {
             Some(parent) => copy_tree(&self.directory.path(*parent), &path),
             None => Ok(()),

@@ -85,15 +85,16 @@ impl Overlay {
 
     /// Makes the directories of a layer that belongs to this user and group.
     pub(super) fn make(&self, layer: &Layer, owner: Option<(u32, u32)>) -> Result<()> {
-        let mut modes = vec![(self.directory.path(layer.id), 0o700), (self.upper(layer.id), 0o755)];
+        let directory = self.directory.path(layer.id);
+        make_directory(&directory, 0o700)?;
+        // What is made in it counts from now on.
+        self.directory.quotas().begin(&directory, layer)?;
+        let mut modes = vec![(self.upper(layer.id), 0o755)];
         if layer.kind == SnapshotKind::Active {
             modes.push((self.work(layer.id), 0o711));
         }
         for (path, mode) in modes {
-            let name = || path.display().to_string();
-            DirBuilder::new().mode(mode).create(&path).context("create", name())?;
-            // The mask of the process must not show.
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).context("protect", name())?;
+            make_directory(&path, mode)?;
         }
         if let Some((uid, gid)) = owner {
             let upper = self.upper(layer.id);
@@ -123,6 +124,10 @@ impl Snapshotter for Overlay {
 
     fn root(&self) -> &Path {
         self.directory.root()
+    }
+
+    fn keeps_limits(&self) -> bool {
+        self.directory.quotas().are_enforced()
     }
 
     fn create(&self, layer: &Layer) -> Result<()> {
@@ -195,6 +200,14 @@ impl Snapshotter for Overlay {
     fn layers(&self) -> Result<Vec<u64>> {
         self.directory.layers()
     }
+}
+
+/// Makes a directory with exactly this mode.
+pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    let name = || path.display().to_string();
+    DirBuilder::new().mode(mode).create(path).context("create", name())?;
+    // The mask of the process must not show.
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).context("protect", name())
 }
 
 /// Whether this process lives in a user namespace of its own (user_namespaces(7): the initial one maps

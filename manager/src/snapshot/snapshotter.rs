@@ -8,6 +8,7 @@ pub use orlop_host::mounting::Mount;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
+use super::quota::Quotas;
 use crate::content::blobs::{make_directory, names};
 use crate::labels::Labels;
 
@@ -109,6 +110,11 @@ pub trait Snapshotter: Send + Sync {
         Vec::new()
     }
 
+    /// Whether an active layer takes no more than its label [`MAX_SIZE`](super::quota::MAX_SIZE) says.
+    fn keeps_limits(&self) -> bool {
+        false
+    }
+
     /// Makes the files of an active layer or a view. What a failure leaves is discarded by the caller.
     fn create(&self, layer: &Layer) -> Result<()>;
 
@@ -185,13 +191,14 @@ pub trait Snapshotter: Send + Sync {
 /// A directory with one directory per layer, and one for discarded layers.
 pub struct LayerDirectory {
     root: PathBuf,
+    quotas: Quotas,
 }
 
 impl LayerDirectory {
     /// Opens the directory, which is made if need be.
     pub fn open(root: &Path) -> Result<LayerDirectory> {
         make_directory(&root.join("trash"))?;
-        Ok(LayerDirectory { root: root.to_owned() })
+        Ok(LayerDirectory { root: root.to_owned(), quotas: Quotas::new(root) })
     }
 
     /// The directory itself.
@@ -202,6 +209,11 @@ impl LayerDirectory {
     /// Directory of a layer.
     pub fn path(&self, id: u64) -> PathBuf {
         self.root.join(id.to_string())
+    }
+
+    /// The limits of layers.
+    pub fn quotas(&self) -> &Quotas {
+        &self.quotas
     }
 
     /// Lets two layers have each other's directory; if one has none, it gets the other's.
@@ -233,6 +245,7 @@ impl LayerDirectory {
         let trash = self.root.join("trash");
         for name in names(&trash)? {
             let path = trash.join(name);
+            self.quotas.end(&path)?;
             match std::fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).context("remove", path.display().to_string());

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use orlop_proto::contract::size;
 use orlop_proto::contract::time::rfc3339_nano;
 use orlop_proto::kind::Kind;
 use orlop_proto::spec::Accounts;
@@ -17,6 +18,7 @@ use crate::docker::image::Found;
 use crate::docker::settings::Settings;
 use crate::docker::spec::{self, Facts};
 use crate::image::DEFAULT_SNAPSHOTTER;
+use crate::snapshot::quota::MAX_SIZE;
 
 /// The least memory that a container may have, in bytes.
 const LEAST_MEMORY: i64 = 6 << 20;
@@ -181,14 +183,6 @@ fn check(config: &Config, host: &HostConfig, settings: &Settings) -> Result<()> 
     if host.shm_size < 0 {
         return refuse("SHM size can not be less than 0".to_owned());
     }
-    if let Some(option) = host.storage_opt.keys().next() {
-        return refuse(match option.as_str() {
-            "size" => {
-                "--storage-opt is supported only for overlay over xfs with 'pquota' mount option".to_owned()
-            }
-            other => format!("Unknown option {other}"),
-        });
-    }
     for (what, mode, known) in [
         ("IPC", &host.ipc_mode, &["", "none", "private", "shareable", "host"][..]),
         ("PID", &host.pid_mode, &["", "host"]),
@@ -224,6 +218,19 @@ fn check(config: &Config, host: &HostConfig, settings: &Settings) -> Result<()> 
         return refuse(format!("invalid environment variable: {entry}"));
     }
     Ok(())
+}
+
+/// The most bytes that a container's file system may take, where `--storage-opt size` says so.
+fn size_limit(host: &HostConfig) -> Result<Option<u64>> {
+    let mut limit = None;
+    for (option, value) in &host.storage_opt {
+        if !option.eq_ignore_ascii_case("size") {
+            return Err(Failure::invalid(format!("Unknown option {option}")));
+        }
+        let bytes = size::bytes(value).ok_or_else(|| Failure::invalid(format!("invalid size: '{value}'")))?;
+        limit = Some(bytes);
+    }
+    Ok(limit)
 }
 
 fn log_driver(host: &HostConfig) -> &str {
@@ -281,6 +288,12 @@ impl Engine {
         let settings = self.settings();
         defaults(&mut host, &settings);
         check(&config, &host, &settings)?;
+        let keeps_limits = self.parts.snapshots.snapshotter(DEFAULT_SNAPSHOTTER)?.keeps_limits();
+        if host.storage_opt.contains_key("size") && !keeps_limits {
+            let why = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option";
+            return Err(Failure::invalid(why));
+        }
+        size_limit(&host)?;
         let id = fresh_id()?;
         if config.hostname.is_empty() {
             config.hostname = match host.network_mode.as_str() {
@@ -342,7 +355,8 @@ impl Engine {
     }
 
     async fn make(&self, mut record: Record) -> Result<std::sync::Arc<Container>> {
-        let labels = super::sweep::labels(&record);
+        let mut labels = super::sweep::labels(&record);
+        labels.extend(size_limit(&record.host)?.map(|bytes| (MAX_SIZE.to_owned(), bytes.to_string())));
         let (snapshots, id) = (&self.parts.snapshots, record.id.clone());
         snapshots.prepare(&self.context, DEFAULT_SNAPSHOTTER, &id, &record.chain, labels).await?;
         let made = async {
@@ -482,5 +496,17 @@ mod tests {
         assert!(with(|host| host.log_config.kind = "nope".into()).is_err());
         assert!(with(|host| host.oom_score_adj = 1001).is_err());
         assert!(with(|host| host.runtime = "nope".into()).is_err());
+    }
+
+    #[test]
+    fn a_file_systems_size_is_read_as_docker_does() {
+        let limit = |option: &str, value: &str| {
+            let storage_opt = [(option.to_owned(), value.to_owned())].into();
+            size_limit(&HostConfig { storage_opt, ..HostConfig::default() })
+        };
+        assert_eq!(size_limit(&HostConfig::default()).unwrap(), None);
+        assert_eq!(limit("size", "10M").unwrap(), Some(10 << 20));
+        assert_eq!(limit("size", "x").unwrap_err().message, "invalid size: 'x'");
+        assert_eq!(limit("inodes", "1").unwrap_err().message, "Unknown option inodes");
     }
 }

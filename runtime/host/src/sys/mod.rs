@@ -22,6 +22,7 @@ pub mod path;
 pub mod pid;
 pub mod process;
 pub mod profile;
+pub mod quota;
 #[cfg(feature = "seccomp")]
 pub mod seccomp;
 pub mod spawn;
