@@ -110,7 +110,7 @@ conformance: ## a foreign suite on orlop, runc and crun side by side; needs Go a
 	@$(MAKE) --no-print-directory build-static
 	$(BINARIES) ORLOP_CONFORMANCE=1 $(CARGO) test --locked -p orlop-tests --test conformance -- --nocapture
 
-newest: build ## the newest containerd 2.x with its shim, ctr and Go client, crictl, nerdctl and crun, with ours; needs Go and ten minutes (as root)
+newest: build ## the newest containerd 2.x with its shim, ctr, Go and Rust clients, crictl, nerdctl and crun, with ours; needs Go and ten minutes (as root)
 	$(BINARIES) ORLOP_NEWEST=1 $(CARGO) test --locked -p orlop-tests --test stack newest -- --nocapture
 
 clients: build ## PostgreSQL, Redis and MariaDB, compose 2, buildx, testcontainers, bollard on orlopd; needs Go, python3-venv, a network and ten minutes (as root)

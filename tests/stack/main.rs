@@ -13,6 +13,7 @@ mod harness;
 mod matrix;
 mod nerdctl;
 mod newest;
+mod newest_rust;
 mod podman;
 mod podman_lines;
 mod shim_kill;
