@@ -11,6 +11,11 @@ use orlop_tests::{Cmd, Orlopd, Output, Process, Root, Variant, binaries, poll_un
 /// network) and `$dir`.
 pub type Line = (i32, &'static str);
 
+/// A line that makes the application of the introduction to Docker in `$dir/app`: a page, a program that serves it, a Dockerfile.
+pub const APPLICATION: &str = "mkdir -p $dir/app/src && cd $dir/app && echo 'You have no todo items yet!' > src/index.html && \
+                           printf 'exec busybox httpd -f -p 3000 -h /app/src\n' > serve.sh && printf 'FROM bb\nWORKDIR /app\nCOPY . .\nRUN \
+                           busybox cp serve.sh /usr-serve\nCMD [\"sh\", \"serve.sh\"]\nEXPOSE 3000\n' > Dockerfile";
+
 /// Which engine.
 enum Daemon {
     Orlopd(Box<Orlopd>),

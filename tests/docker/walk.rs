@@ -4,12 +4,7 @@ use std::time::Duration;
 
 use orlop_tests::{Cmd, Process, Terminal, binaries, poll_until};
 
-use super::side::{Side, clients};
-
-/// The application of the introduction: a page, and a program that serves it.
-const APPLICATION: &str = "mkdir -p $dir/app/src && cd $dir/app && echo 'You have no todo items yet!' > src/index.html && \
-                           printf 'exec busybox httpd -f -p 3000 -h /app/src\n' > serve.sh && printf 'FROM bb\nWORKDIR /app\nCOPY . .\nRUN \
-                           busybox cp serve.sh /usr-serve\nCMD [\"sh\", \"serve.sh\"]\nEXPOSE 3000\n' > Dockerfile";
+use super::side::{APPLICATION, Side, clients};
 
 /// What a registry on the loopback device is told.
 const REGISTRY: &str =

@@ -2,7 +2,7 @@
 
 use orlop_tests::{binaries, host};
 
-use crate::side::Side;
+use crate::side::{APPLICATION, Side};
 use crate::{Plan, Samples, print_table};
 
 /// Containers that are started one after the other to see what is left in memory.
@@ -59,6 +59,43 @@ pub fn bench(plan: Plan) {
         );
         side.says("$docker rm --force $($docker ps --all --quiet)");
     }
+    ours.finish();
+    theirs.finish();
+}
+
+/// What is built: the directory and the Dockerfile of each.
+const BUILDS: [(&str, &str); 3] = [
+    ("sample", ""),
+    ("COPY 2000 files", "FROM bb\nCOPY . /files\n"),
+    ("RUN writes 64 MiB", "FROM bb\nRUN dd if=/dev/urandom of=/file bs=1M count=64 2>/dev/null\n"),
+];
+
+/// Measures `docker build` without a cache: the sample, many small files, and one large file.
+pub fn bench_builds(plan: Plan) {
+    let client = binaries::system("docker");
+    let (ours, theirs) = (Side::orlopd_alone(client.clone()), Side::dockerd_alone(client));
+    let sides = [&ours, &theirs];
+    for side in sides {
+        side.says(APPLICATION);
+        for (number, (_, dockerfile)) in BUILDS.iter().enumerate().skip(1) {
+            let directory = side.root.join(format!("app{number}"));
+            std::fs::create_dir(&directory).expect("a directory to build");
+            std::fs::write(directory.join("Dockerfile"), dockerfile).expect("a Dockerfile");
+        }
+        side.says("for n in $(seq 2000); do echo $n > $dir/app1/$n; done");
+    }
+    let mut rows = ["orlopd", "dockerd, containerd, runc"]
+        .map(|name| (name.to_owned(), vec![Samples::default(); BUILDS.len()]));
+    let lines = ["app", "app1", "app2"]
+        .map(|place| format!("$docker build --no-cache --network none --tag {place} $dir/{place}"));
+    for _ in 0..plan.rounds {
+        for (side, (_, samples)) in sides.iter().zip(&mut rows) {
+            for (line, samples) in lines.iter().zip(samples) {
+                plan.sample(samples, || drop(side.says(line)));
+            }
+        }
+    }
+    print_table("docker build --no-cache (first row: ours)", &BUILDS.map(|(name, _)| name), &rows);
     ours.finish();
     theirs.finish();
 }

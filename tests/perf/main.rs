@@ -135,6 +135,7 @@ fn main() {
         ("manager", manager::bench),
         ("pulls", pulls::bench),
         ("docker", docker::bench),
+        ("docker-build", docker::bench_builds),
     ] {
         if only.as_deref().is_none_or(|only| only == name) {
             bench(plan);
