@@ -391,3 +391,28 @@ fn a_large_blob_that_breaks_off_is_gone_on_with_where_the_registry_has_its_start
     assert_eq!(sent, [("PUT", None, layer), ("PATCH", Some(range.as_str()), layer - (1 << 20))]);
     orlopd.stop();
 }
+
+#[test]
+fn a_registry_that_fails_for_a_while_gets_the_blob_when_it_is_back() {
+    let root = Root::new();
+    let registry = Registry::start(&root);
+    let archive = root.join("image.tar");
+    let image = large();
+    image.oci_archive(&archive, "example.org/large:1");
+    let mut orlopd = Orlopd::start(&root);
+    orlopd.orlopctl(["images", "import"]).arg(&archive).deadline(DEADLINE).run().success();
+    let layer = image.layers()[0].bytes.len();
+    let is_whole = move |request: &orlop_tests::Request| request.method == "PUT" && request.length() == layer;
+    let front = Front::start("127.0.0.1", registry.address(), move |request, before| {
+        match is_whole(request) && before.iter().filter(|seen| is_whole(seen)).count() < 4 {
+            true => Deed::Answer(503, Vec::new(), Vec::new()),
+            false => Deed::Forward,
+        }
+    });
+    let target = format!("{}/large:1", front.address());
+    let words = ["images", "push", "--plain-http", &target, "example.org/large:1"];
+    orlopd.orlopctl(words).deadline(DEADLINE).run().success();
+    let got = registry.request("GET", &format!("/v2/large/blobs/{}", image.layers()[0].digest), &[], &[]);
+    assert_eq!(digest(&got.body), image.layers()[0].digest);
+    orlopd.stop();
+}

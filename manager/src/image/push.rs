@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::try_unfold;
@@ -22,7 +23,9 @@ use crate::content::at_hand;
 use crate::content::digest::Digest;
 
 /// How often an upload is tried.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 5;
+/// The pause before the second time; it doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// How many bytes are read at a time: less than what the allocator maps on its own.
 const PIECE: u64 = 64 << 10;
 
@@ -184,7 +187,7 @@ impl ImageService {
             return Ok(());
         }
         let neighbour = self.neighbour(job, repository, &descriptor.digest).await?;
-        let mut attempt = 1;
+        let (mut attempt, mut pause) = (1, FIRST_PAUSE);
         loop {
             let from = neighbour.as_deref().filter(|_| attempt == 1);
             let Some(upload) = repository.start_upload(&descriptor.digest, from).await? else {
@@ -202,7 +205,10 @@ impl ImageService {
             match upload.send(descriptor, &source).await {
                 Ok(()) => break,
                 Err(error) if error.kind() != Kind::Unavailable || attempt == ATTEMPTS => return Err(error),
-                Err(_) => attempt += 1,
+                Err(_) => {
+                    tokio::time::sleep(pause).await;
+                    (attempt, pause) = (attempt + 1, pause * 2);
+                }
             }
         }
         job.progress.blob("complete", descriptor, parent, descriptor.size).await;

@@ -176,7 +176,6 @@ impl Upload<'_> {
         };
         match failed {
             Err(error) if error.kind() == Kind::Unavailable && descriptor.size >= LARGE => {
-                wait(FIRST_PAUSE).await;
                 let offset = self.progress(descriptor).await?.filter(|offset| *offset > 0).ok_or(error)?;
                 self.stream(descriptor, source, offset, u64::MAX).await
             }
