@@ -24,6 +24,8 @@ use tokio::sync::Notify;
 
 use group::{Group, Place, Writer};
 
+use crate::content::blobs::sync_directory;
+
 /// Bytes kept free for changes that free something.
 const RESERVE: u64 = 1 << 20;
 /// Bytes of memory that redb may keep as a cache of its file: what all changes go through. The kernel has the rest.
@@ -355,7 +357,20 @@ impl Shared {
 /// Operation of errors after which redb must be opened again.
 const BROKEN: &str = "write database";
 
+/// Opens the file; a new one has its name when it is on the disk, since one that a power cut has torn apart is none that can be opened.
 fn open_file(path: &Path) -> Result<redb::Database> {
+    if !path.exists() {
+        let unfinished = path.with_extension("new");
+        // Ignoring: mostly there is none.
+        let _ = std::fs::remove_file(&unfinished);
+        drop(open_or_make(&unfinished)?);
+        std::fs::rename(&unfinished, path).context("make", path.display().to_string())?;
+        sync_directory(path.parent().unwrap_or(Path::new("/")))?;
+    }
+    open_or_make(path)
+}
+
+fn open_or_make(path: &Path) -> Result<redb::Database> {
     let file = crate::stores::private_file().open(path).context("open", path.display().to_string())?;
     redb::Builder::new().set_cache_size(CACHE).create_file(file).map_err(|error| {
         let kind = match &error {
@@ -755,6 +770,16 @@ mod tests {
             assert_eq!(late.unwrap_err().kind(), Kind::Unavailable);
             let_go();
         });
+    }
+
+    #[test]
+    fn a_file_that_was_being_made_is_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("db");
+        std::fs::write(path.with_extension("new"), [0; 8192]).unwrap();
+        drop(Database::open(&path).unwrap());
+        drop(Database::open(&path).unwrap());
+        assert!(!path.with_extension("new").exists());
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::evidence::{self, Tree};
 
 /// Moments where nobody asks for more.
 const CUTS: u64 = 8;
+/// How many of the first writes are each followed by a cut, at least.
+const FIRST: u64 = 12;
 /// Which ones then.
 const SEED: u64 = 20_261_126;
 /// Bytes of the disk.
@@ -144,12 +146,15 @@ fn what_was_acknowledged_is_there_after_a_power_cut() {
     println!("{end} writes, {} flushes", flushes.len());
     assert!(flushes.len() > 20, "the disk is asked to keep what it was given");
     let mut numbers = Numbers::of(seed);
+    let first = if kept.is_some() { 0 } else { FIRST.max(cuts / 5) as usize };
     let moments: Vec<(usize, bool)> = (0..cuts)
         .map(|index| match index % 2 {
             // Of what came after the last flush nothing got there; and what chance says.
             0 => (flushes[numbers.draw() as usize % flushes.len()], true),
             _ => (numbers.draw() as usize % end, false),
         })
+        // While all is made for the first time.
+        .chain((1..=first).map(|cut| (cut, false)))
         .chain([(end, true)])
         .collect();
     for (index, (cut, is_flushed)) in moments.into_iter().enumerate() {
