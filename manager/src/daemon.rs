@@ -243,6 +243,7 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
     let engine = match engine {
         None => None,
         Some((engine, all, secured)) => {
+            engine.prepare_confinement();
             engine.recover().await?;
             for listener in all {
                 tokio::spawn(docker::serve(listener, engine.clone(), until(stopped.clone())));

@@ -1,5 +1,6 @@
 //! The Docker Engine API: the real `docker` command line on orlopd, and beside it on Debian's dockerd.
 
+mod apparmor;
 mod budget;
 mod build;
 mod clients;

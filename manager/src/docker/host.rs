@@ -68,15 +68,10 @@ fn os_release(key: &str) -> Option<String> {
     Some(value.trim_matches('"').to_owned())
 }
 
-/// Whether AppArmor is on.
-pub fn has_apparmor() -> bool {
-    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.trim() == "Y")
-}
-
 /// What protects the host, in the words of `docker info`.
-pub fn security_options() -> Vec<&'static str> {
+pub fn security_options(has_apparmor: bool) -> Vec<&'static str> {
     let mut options = Vec::new();
-    if has_apparmor() {
+    if has_apparmor {
         options.push("name=apparmor");
     }
     options.push("name=seccomp,profile=builtin");

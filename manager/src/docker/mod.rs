@@ -4,6 +4,7 @@
 //! the domain and encodes. Everything lives in the namespace `moby`, as dockerd's does, where the containerd API sees it.
 //! Follows the Engine API reference and, where that is silent, dockerd.
 
+mod apparmor;
 mod auth;
 mod build;
 pub mod buildkit;
@@ -49,6 +50,7 @@ use crate::store::containers::Containers;
 use crate::store::images::Images;
 use crate::task::Supervisor;
 use crate::volume::Volumes;
+use apparmor::AppArmor;
 use settings::Settings;
 
 /// The namespace of everything that is made through this API.
@@ -104,6 +106,8 @@ pub struct Shared {
     pub networks: Networks,
     /// The volumes.
     pub volumes: Volumes,
+    /// Profiles of AppArmor.
+    apparmor: AppArmor,
     /// What holds for the whole engine now.
     settings: RwLock<Arc<Settings>>,
 }
@@ -129,8 +133,16 @@ impl Engine {
         let networks = Networks::new(parts.database.clone(), &parts.state, &parts.id, defaults)?;
         let volumes = Volumes::new(parts.database.clone(), &parts.root)?;
         runtimes::write_scripts(&parts.root, &parts.settings.runtimes)?;
+        let apparmor = AppArmor::find();
         let settings = RwLock::new(Arc::new(parts.settings.clone()));
-        Ok(Engine(Arc::new(Shared { parts, context, events, containers, networks, volumes, settings })))
+        let shared = Shared { parts, context, events, containers, networks, volumes, apparmor, settings };
+        Ok(Engine(Arc::new(shared)))
+    }
+
+    /// Loads what containers are confined by, beside whatever else the daemon does.
+    pub fn prepare_confinement(&self) {
+        let engine = self.clone();
+        tokio::spawn(async move { engine.apparmor.prepare().await });
     }
 
     /// What holds for the whole engine now.

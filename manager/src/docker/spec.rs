@@ -12,6 +12,7 @@ use orlop_proto::spec::{self, Accounts, DEFAULT_CAPABILITIES, merge_env};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::apparmor;
 use super::container::config::{Config, DeviceNumber, HostConfig, Resources, Ulimit};
 use super::failure::{Failure, Result};
 
@@ -61,6 +62,8 @@ pub struct Facts {
     pub no_new_privileges: bool,
     /// Profile of seccomp as JSON, or `unconfined`, unless the container has its own; empty for the engine's.
     pub seccomp: String,
+    /// What the machine has of AppArmor.
+    pub apparmor: apparmor::Machine,
     /// Variables from outside: those of links.
     pub variables: Vec<String>,
     /// The host's init program, for `--init`.
@@ -349,6 +352,11 @@ fn block_io(limits: &Resources, facts: &Facts) -> Result<Value> {
     Ok(block)
 }
 
+/// The profile of AppArmor that options name; empty when they name none.
+pub fn named_profile(security_options: &[String]) -> String {
+    SecurityOptions::default().parse(security_options).map(|options| options.apparmor).unwrap_or_default()
+}
+
 fn security(spec: &mut Spec, host: &HostConfig, facts: &Facts) -> Result<()> {
     let usual = SecurityOptions {
         no_new_privileges: facts.no_new_privileges,
@@ -386,9 +394,7 @@ fn security(spec: &mut Spec, host: &HostConfig, facts: &Facts) -> Result<()> {
     }
     let process = spec.process_mut();
     process.no_new_privileges = options.no_new_privileges;
-    if let Some(profile) = options.apparmor {
-        process.apparmor_profile = profile;
-    }
+    process.apparmor_profile = facts.apparmor.profile(&options.apparmor, host.privileged).unwrap_or_default();
     // A user other than root starts without capabilities, as execve(2) would leave it.
     if process.user.uid != 0
         && let Some(sets) = &mut process.capabilities
@@ -412,7 +418,8 @@ enum Profile {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct SecurityOptions {
     seccomp: Profile,
-    apparmor: Option<String>,
+    /// Name of a profile; empty when nothing is said.
+    apparmor: String,
     no_new_privileges: bool,
     /// `systempaths=unconfined`.
     is_open: bool,
@@ -433,7 +440,7 @@ impl SecurityOptions {
                 "seccomp" if value == "unconfined" => parsed.seccomp = Profile::Unconfined,
                 "seccomp" if value == "builtin" => parsed.seccomp = Profile::Default,
                 "seccomp" => parsed.seccomp = Profile::Given(value.to_owned()),
-                "apparmor" => parsed.apparmor = Some(value.to_owned()).filter(|name| name != "unconfined"),
+                "apparmor" => value.clone_into(&mut parsed.apparmor),
                 "no-new-privileges" => {
                     parsed.no_new_privileges = value
                         .parse()

@@ -91,6 +91,7 @@ async fn info(engine: &Engine) -> Result<Value> {
     }
     let mut all = machine();
     let engine = json!({
+        "SecurityOptions": host::security_options(engine.apparmor.machine.is_on),
         "ID": engine.parts.id,
         "Containers": count(|_| true),
         "ContainersRunning": count(|status| matches!(status, Status::Running | Status::Restarting)),
@@ -148,7 +149,6 @@ fn machine() -> Value {
         "NCPU": host::processors(),
         "MemTotal": host::memory(),
         "Name": host::name(),
-        "SecurityOptions": host::security_options(),
     })
 }
 

@@ -334,6 +334,7 @@ impl Engine {
             created: rfc3339_nano(SystemTime::now()),
             image: image.id.clone(),
             chain: image.chain_id(),
+            apparmor: spec::named_profile(&host.security_opt),
             config,
             host,
             networks: networking_config.endpoints_config,

@@ -321,6 +321,8 @@ impl Engine {
             spec.set_capabilities(&super::devices::capabilities());
         }
         let process = spec.process_mut();
+        // The container's own, also for a privileged one. It may have been unloaded meanwhile.
+        self.apparmor.ensure(&process.apparmor_profile).await?;
         serde_json::to_vec(process).map_err(|error| Failure::internal(format!("encode: {error}")))
     }
 

@@ -35,7 +35,7 @@ impl Engine {
             "Platform": "linux",
             "MountLabel": "",
             "ProcessLabel": "",
-            "AppArmorProfile": "",
+            "AppArmorProfile": record.apparmor,
             "ExecIDs": self.exec_ids(&record.id),
             "HostConfig": record.host,
             "GraphDriver": { "Data": null, "Name": "overlayfs" },

@@ -91,6 +91,9 @@ pub struct Record {
     pub mounts: Vec<MountPoint>,
     /// What it is doing.
     pub state: State,
+    /// Its profile of AppArmor: as it was last started, and before that the one that it names.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub apparmor: String,
     /// Whether a build that is at work made it for one of its steps: it goes with a daemon that does not end the build.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_step: bool,

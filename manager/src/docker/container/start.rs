@@ -114,6 +114,8 @@ impl Engine {
         for edits in self.device_edits(&record.host.resources)? {
             edits.apply(&mut spec, devices::node)?;
         }
+        let profile = spec.process_mut().apparmor_profile.clone();
+        self.apparmor.ensure(&profile).await?;
         self.register(&record, &spec).await?;
         let pipes = self.pipes(&record);
         let begun = self.begin(container, &record, &pipes, root).await;
@@ -128,6 +130,7 @@ impl Engine {
         let health = record.config.healthcheck.clone();
         self.change(container, |record| {
             record.state.started(pid, SystemTime::now());
+            record.apparmor = profile;
             record.state.health = super::health::first(health.as_ref());
         })
         .await?;
@@ -347,6 +350,7 @@ impl Engine {
             all_devices: if host.privileged { devices::all() } else { Vec::new() },
             capabilities: devices::capabilities(),
             unified: crate::docker::host::is_unified(),
+            apparmor: self.apparmor.machine,
             variables: self.link_variables(record),
             init: devices::init_program(&settings.init_path),
             block_devices: paths

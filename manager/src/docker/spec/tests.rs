@@ -89,6 +89,23 @@ fn privileged_and_unconfined_lift_the_filter() {
 }
 
 #[test]
+fn apparmor_confines_what_is_not_privileged() {
+    let profile = |options: &[&str], privileged: bool, machine: apparmor::Machine| {
+        let host = HostConfig { security_opt: words(options), privileged, ..HostConfig::default() };
+        let spec = make(&config(), &host, &Facts { apparmor: machine, ..facts() }).unwrap();
+        spec.process.unwrap().apparmor_profile
+    };
+    let machine = apparmor::Machine { is_on: true, has_parser: true };
+    assert_eq!(profile(&[], false, machine), apparmor::DEFAULT);
+    assert_eq!(profile(&[], true, machine), "unconfined");
+    assert_eq!(profile(&["apparmor=unconfined"], false, machine), "unconfined");
+    assert_eq!(profile(&["apparmor:mine"], true, machine), "mine");
+    assert_eq!(profile(&["apparmor=mine"], false, apparmor::Machine::default()), "");
+    assert_eq!(named_profile(&words(&["label=disable", "apparmor=mine"])), "mine");
+    assert_eq!(named_profile(&[]), "");
+}
+
+#[test]
 fn a_profile_follows_capabilities() {
     let text = r#"{"defaultAction":"SCMP_ACT_ERRNO","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}],
         "syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW","args":null},
