@@ -1,6 +1,7 @@
 //! The diff service's two halves: apply a layer to mounts, and make a layer of what two mounts differ in.
 
 mod archive;
+mod gzip;
 mod tree;
 mod walk;
 
@@ -175,12 +176,8 @@ fn make(
     let places = Places::new(&request.places);
     let (sink, diff_id) = match media_type {
         media::OCI_LAYER_GZIP => {
-            let (gzip, diff_id) = archived(
-                flate2::write::GzEncoder::new(sink, flate2::Compression::default()),
-                roots,
-                request.epoch,
-                &places,
-            )?;
+            let encoder = gzip::GzipWriter::new(sink).map_err(write_failed)?;
+            let (gzip, diff_id) = archived(encoder, roots, request.epoch, &places)?;
             (gzip.finish().map_err(write_failed)?, diff_id)
         }
         media::OCI_LAYER_ZSTD => {
