@@ -34,6 +34,7 @@ impl Place {
     ///
     /// `InvalidArgument` for what is no such message, and for sysctls that the pod would share with others; `Unimplemented` for a PID
     /// namespace of the pod, since there is no process that could be its first.
+    #[inline(never)] // Apart from what every shim runs: shim/tables.ld.
     pub fn of(request: &CreateSandboxRequest) -> Result<Place> {
         let mut place = Place { network: request.netns_path.clone(), ..Place::default() };
         let Some(options) = request.options.as_ref().filter(|options| any::is::<PodSandboxConfig>(options))
@@ -71,6 +72,7 @@ impl Place {
     /// # Errors
     ///
     /// What the kernel says; the process is somewhere in between then.
+    #[inline(never)] // As above.
     pub fn enter(&self) -> Result<()> {
         if !self.network.is_empty() {
             let namespace = File::open(&self.network).context("open network namespace", &self.network)?;
