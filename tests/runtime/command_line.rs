@@ -57,8 +57,8 @@ impl Fleet {
             text = text.replace(&pid, "PID");
         }
         let text = text.replace(self.runtime.root.tag(), "TAG").replace("orlop", "runc");
-        // What share of a processor ps(1) has seen differs from one moment to the next.
-        let text = text.lines().map(without_share).collect::<Vec<_>>().join("\n");
+        // What share of a processor ps(1) has seen differs from one moment to the next, and the minute of the start, too.
+        let text = text.lines().map(without_moment).collect::<Vec<_>>().join("\n");
         match text.find("/runc: ") {
             // The name by which the program was called.
             Some(at) => format!("\"{}", &text[at + 1..]),
@@ -78,12 +78,12 @@ impl Fleet {
     }
 }
 
-/// A line of `ps -ef` about a container's process, without its fourth column.
-fn without_share(line: &str) -> String {
+/// A line of `ps -ef` about a container's process, without its fourth and fifth columns.
+fn without_moment(line: &str) -> String {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words[..] {
-        ["root", "PID", parent, share, ..] if share.parse::<u32>().is_ok() => {
-            format!("root PID {parent} {}", words[4..].join(" "))
+        ["root", "PID", parent, share, _, ..] if share.parse::<u32>().is_ok() => {
+            format!("root PID {parent} {}", words[5..].join(" "))
         }
         _ => line.to_owned(),
     }
