@@ -56,6 +56,7 @@ const LINES: &[Line] = &[
          $docker rm --volumes shown",
     ),
     (125, "$run --rm --storage-opt size=1G bb true"),
+    (125, "$run --rm --storage-opt SIZE=1G bb true"),
     (125, "$run --rm --gpus all bb true"),
     (125, "$run --rm --cgroupns nope bb true"),
     (127, "$run --rm --device /dev/nope bb true"),

@@ -224,13 +224,18 @@ fn check(config: &Config, host: &HostConfig, settings: &Settings) -> Result<()> 
 fn size_limit(host: &HostConfig) -> Result<Option<u64>> {
     let mut limit = None;
     for (option, value) in &host.storage_opt {
-        if !option.eq_ignore_ascii_case("size") {
+        if !is_size(option) {
             return Err(Failure::invalid(format!("Unknown option {option}")));
         }
         let bytes = size::bytes(value).ok_or_else(|| Failure::invalid(format!("invalid size: '{value}'")))?;
         limit = Some(bytes);
     }
     Ok(limit)
+}
+
+/// Whether an option of storage is the size, whose case does not matter to dockerd.
+fn is_size(option: &str) -> bool {
+    option.eq_ignore_ascii_case("size")
 }
 
 fn log_driver(host: &HostConfig) -> &str {
@@ -289,7 +294,7 @@ impl Engine {
         defaults(&mut host, &settings);
         check(&config, &host, &settings)?;
         let keeps_limits = self.parts.snapshots.snapshotter(DEFAULT_SNAPSHOTTER)?.keeps_limits();
-        if host.storage_opt.contains_key("size") && !keeps_limits {
+        if host.storage_opt.keys().any(|option| is_size(option)) && !keeps_limits {
             let why = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option";
             return Err(Failure::invalid(why));
         }
