@@ -298,15 +298,21 @@ fn a_large_blob_comes_in_parts_at_once_and_goes_on_after_a_kill() {
     orlopd.stop();
 }
 
+/// A manager that has an image with a large layer.
+fn with_large(root: &Root) -> (Orlopd, Image) {
+    let archive = root.join("image.tar");
+    let image = large();
+    image.oci_archive(&archive, "example.org/large:1");
+    let orlopd = Orlopd::start(root);
+    orlopd.orlopctl(["images", "import"]).arg(&archive).deadline(DEADLINE).run().success();
+    (orlopd, image)
+}
+
 #[test]
 fn a_large_blob_is_sent_at_once_or_in_chunks_as_the_registry_takes_it() {
     let root = Root::new();
     let registry = Registry::start(&root);
-    let archive = root.join("image.tar");
-    let image = large();
-    image.oci_archive(&archive, "example.org/large:1");
-    let mut orlopd = Orlopd::start(&root);
-    orlopd.orlopctl(["images", "import"]).arg(&archive).deadline(DEADLINE).run().success();
+    let (mut orlopd, image) = with_large(&root);
     let layer = image.layers()[0].bytes.len();
     // Requests of any size; none above 33 MiB.
     for (n, lengths) in [vec![], vec![32 << 20, layer - (32 << 20)]].into_iter().enumerate() {
@@ -355,40 +361,45 @@ fn a_large_blob_is_sent_at_once_or_in_chunks_as_the_registry_takes_it() {
 }
 
 #[test]
-fn a_large_blob_that_breaks_off_is_gone_on_with_where_the_registry_has_its_start() {
+fn a_large_blob_that_breaks_off_is_gone_on_with_or_sent_again() {
     let root = Root::new();
-    let archive = root.join("image.tar");
-    let image = large();
-    image.oci_archive(&archive, "example.org/large:1");
-    let mut orlopd = Orlopd::start(&root);
-    orlopd.orlopctl(["images", "import"]).arg(&archive).deadline(DEADLINE).run().success();
+    let (mut orlopd, image) = with_large(&root);
     let layer = image.layers()[0].bytes.len();
-    // It fails with the whole blob, once, and has kept a mebibyte of it.
-    let front = Front::start("127.0.0.1", "127.0.0.1:1", move |request, _| {
-        let at = vec![("Location", "/v2/large/blobs/uploads/1".to_owned())];
-        match (request.method.as_str(), request.length()) {
-            ("HEAD", _) => Deed::Answer(404, Vec::new(), Vec::new()),
-            ("POST", _) => Deed::Answer(202, at, Vec::new()),
-            ("PUT", length) if length == layer => Deed::Answer(503, Vec::new(), Vec::new()),
-            ("GET", _) => {
-                let range = ("Range", format!("0-{}", (1 << 20) - 1));
-                Deed::Answer(204, [at, vec![range]].concat(), Vec::new())
+    // It fails with the whole blob, once, and has kept a mebibyte of it; one knows how to go on with that, and one does not.
+    let rest = format!("{}-{}", 1 << 20, layer - 1);
+    for goes_on in [true, false] {
+        let front = Front::start("127.0.0.1", "127.0.0.1:1", move |request, before| {
+            let at = vec![("Location", "/v2/large/blobs/uploads/1".to_owned())];
+            let is_whole = |seen: &orlop_tests::Request| seen.method == "PUT" && seen.length() == layer;
+            match request.method.as_str() {
+                "HEAD" => Deed::Answer(404, Vec::new(), Vec::new()),
+                "POST" => Deed::Answer(202, at, Vec::new()),
+                "PUT" if is_whole(request) && !before.iter().any(is_whole) => {
+                    Deed::Answer(503, Vec::new(), Vec::new())
+                }
+                "GET" => {
+                    let range = ("Range", format!("0-{}", (1 << 20) - 1));
+                    Deed::Answer(204, [at, vec![range]].concat(), Vec::new())
+                }
+                "PATCH" if goes_on => Deed::Answer(202, at, Vec::new()),
+                "PATCH" => Deed::Answer(405, Vec::new(), Vec::new()),
+                _ => Deed::Answer(201, Vec::new(), Vec::new()),
             }
-            ("PATCH", _) => Deed::Answer(202, at, Vec::new()),
-            _ => Deed::Answer(201, Vec::new(), Vec::new()),
-        }
-    });
-    let target = format!("{}/large:1", front.address());
-    let words = ["images", "push", "--plain-http", &target, "example.org/large:1"];
-    orlopd.orlopctl(words).deadline(DEADLINE).run().success();
-    let seen = front.seen();
-    let sent: Vec<(&str, Option<&str>, usize)> = seen
-        .iter()
-        .filter(|seen| seen.length() > 1 << 20)
-        .map(|seen| (seen.method.as_str(), seen.header("content-range"), seen.length()))
-        .collect();
-    let range = format!("{}-{}", 1 << 20, layer - 1);
-    assert_eq!(sent, [("PUT", None, layer), ("PATCH", Some(range.as_str()), layer - (1 << 20))]);
+        });
+        let target = format!("{}/large:1", front.address());
+        let words = ["images", "push", "--plain-http", &target, "example.org/large:1"];
+        orlopd.orlopctl(words).deadline(DEADLINE).run().success();
+        let seen = front.seen();
+        let sent: Vec<(&str, Option<&str>, usize)> = seen
+            .iter()
+            .filter(|seen| seen.length() > 1 << 20)
+            .map(|seen| (seen.method.as_str(), seen.header("content-range"), seen.length()))
+            .collect();
+        let whole = ("PUT", None, layer);
+        let mut expected = vec![whole, ("PATCH", Some(rest.as_str()), layer - (1 << 20))];
+        expected.extend((!goes_on).then_some(whole));
+        assert_eq!(sent, expected);
+    }
     orlopd.stop();
 }
 
@@ -396,11 +407,7 @@ fn a_large_blob_that_breaks_off_is_gone_on_with_where_the_registry_has_its_start
 fn a_registry_that_fails_for_a_while_gets_the_blob_when_it_is_back() {
     let root = Root::new();
     let registry = Registry::start(&root);
-    let archive = root.join("image.tar");
-    let image = large();
-    image.oci_archive(&archive, "example.org/large:1");
-    let mut orlopd = Orlopd::start(&root);
-    orlopd.orlopctl(["images", "import"]).arg(&archive).deadline(DEADLINE).run().success();
+    let (mut orlopd, image) = with_large(&root);
     let layer = image.layers()[0].bytes.len();
     let is_whole = move |request: &orlop_tests::Request| request.method == "PUT" && request.length() == layer;
     let front = Front::start("127.0.0.1", registry.address(), move |request, before| {

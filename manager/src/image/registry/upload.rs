@@ -177,7 +177,13 @@ impl Upload<'_> {
         match failed {
             Err(error) if error.kind() == Kind::Unavailable && descriptor.size >= LARGE => {
                 let offset = self.progress(descriptor).await?.filter(|offset| *offset > 0).ok_or(error)?;
-                self.stream(descriptor, source, offset, u64::MAX).await
+                match self.stream(descriptor, source, offset, u64::MAX).await {
+                    // One that knows no PATCH, or this upload no more, gets a new one.
+                    Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Unimplemented) => {
+                        Err(Error::exactly(Kind::Unavailable, error.to_string()))
+                    }
+                    result => result,
+                }
             }
             result => result,
         }
