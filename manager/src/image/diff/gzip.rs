@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -12,8 +13,10 @@ use flate2::{Compress, Compression, Crc, FlushCompress};
 const PIECE: usize = 1 << 20;
 /// How far back deflate looks (RFC 1951).
 const WINDOW: usize = 32 << 10;
-/// The most threads.
+/// The most threads of one stream.
 const MOST: usize = 8;
+/// Threads that the streams of the whole process have: together not more than processors, but one for each.
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
 /// Deflate, no name and no time, an unknown system: what flate2 and Go write.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
 /// A last block of nothing, by fixed codes.
@@ -26,6 +29,29 @@ struct Piece {
     done: SyncSender<io::Result<Vec<u8>>>,
 }
 
+/// Threads of one stream.
+struct Share(usize);
+
+impl Share {
+    /// What no other stream has, one at least.
+    fn take() -> Share {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let free = processors.saturating_sub(TAKEN.load(Ordering::Relaxed));
+        Share::of(free.clamp(1, MOST))
+    }
+
+    fn of(threads: usize) -> Share {
+        TAKEN.fetch_add(threads, Ordering::Relaxed);
+        Share(threads)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
 /// Compresses what is written to it, at the usual level.
 pub struct GzipWriter<W: Write> {
     output: W,
@@ -36,22 +62,21 @@ pub struct GzipWriter<W: Write> {
     crc: Crc,
     /// Pieces in their order.
     pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
-    threads: usize,
+    share: Share,
     /// To the threads, which come with the first piece that is full.
     pieces: Option<Sender<Piece>>,
 }
 
 impl<W: Write> GzipWriter<W> {
-    /// One that has as many threads as there are processors, eight at most, as soon as there is work for more than one.
+    /// One that has as many threads as processors are left, eight at most, as soon as there is work for more than one.
     ///
     /// # Errors
     /// Those of the output, which the header goes to.
     pub fn new(output: W) -> io::Result<GzipWriter<W>> {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        GzipWriter::with_threads(output, processors.min(MOST))
+        GzipWriter::with(output, Share::take())
     }
 
-    fn with_threads(mut output: W, threads: usize) -> io::Result<GzipWriter<W>> {
+    fn with(mut output: W, share: Share) -> io::Result<GzipWriter<W>> {
         output.write_all(&HEADER)?;
         Ok(GzipWriter {
             output,
@@ -59,7 +84,7 @@ impl<W: Write> GzipWriter<W> {
             dictionary: Vec::new(),
             crc: Crc::new(),
             pending: VecDeque::new(),
-            threads,
+            share,
             pieces: None,
         })
     }
@@ -89,13 +114,13 @@ impl<W: Write> GzipWriter<W> {
         if bytes.is_empty() {
             return Ok(());
         }
-        while self.pending.len() > self.threads {
+        while self.pending.len() > self.share.0 {
             self.write_oldest()?;
         }
         let (done, compressed) = mpsc::sync_channel(1);
         let pieces = match &self.pieces {
             Some(pieces) => pieces,
-            None => self.pieces.insert(threads(self.threads)?),
+            None => self.pieces.insert(threads(self.share.0)?),
         };
         pieces.send(Piece { bytes, dictionary, done }).map_err(|_| gone())?;
         self.pending.push_back(compressed);
@@ -131,7 +156,7 @@ impl<W: Write> Write for GzipWriter<W> {
 fn threads(count: usize) -> io::Result<Sender<Piece>> {
     let (sender, pieces) = mpsc::channel::<Piece>();
     let pieces = Arc::new(Mutex::new(pieces));
-    for _ in 0..count.max(1) {
+    for _ in 0..count {
         let pieces = pieces.clone();
         std::thread::Builder::new().name("gzip".to_owned()).spawn(move || {
             let mut deflate = compress();
@@ -192,7 +217,7 @@ mod tests {
     }
 
     fn written(bytes: &[u8], threads: usize, by: usize) -> Vec<u8> {
-        let mut writer = GzipWriter::with_threads(Vec::new(), threads).unwrap();
+        let mut writer = GzipWriter::with(Vec::new(), Share::of(threads)).unwrap();
         bytes.chunks(by).for_each(|part| writer.write_all(part).unwrap());
         writer.finish().unwrap()
     }
@@ -224,6 +249,14 @@ mod tests {
     }
 
     #[test]
+    fn streams_at_once_share_the_processors() {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let all = Share::of(processors);
+        assert_eq!(Share::take().0, 1);
+        drop(all);
+    }
+
+    #[test]
     fn a_full_disk_ends_it() {
         struct Full(usize);
         impl Write for Full {
@@ -236,7 +269,7 @@ mod tests {
                 Ok(())
             }
         }
-        let mut writer = GzipWriter::with_threads(Full(PIECE), 2).unwrap();
+        let mut writer = GzipWriter::with(Full(PIECE), Share::of(2)).unwrap();
         let plain = bytes(8 * PIECE);
         let result = writer.write_all(&plain).and_then(|()| writer.finish().map(drop));
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::StorageFull);
