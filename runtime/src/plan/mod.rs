@@ -284,23 +284,22 @@ fn plan_sysctl(linux: &Linux, namespaces: &Namespaces) -> Result<Vec<(PathBuf, S
     for (name, value) in linux.sysctl().iter().flatten() {
         let has = |flag| namespaces.is_new_or_joined(flag);
         let path = sysctl::path(name).ok_or_else(|| refuse(format!("sysctl {name:?} is not a name")))?;
-        let missing = match sysctl::owner(&path) {
-            Some(Owner::Ipc) if !has(libc::CLONE_NEWIPC) => "ipc",
-            Some(Owner::Network) if !has(libc::CLONE_NEWNET) => "network",
-            Some(Owner::Uts) if !has(libc::CLONE_NEWUTS) => "uts",
+        let (flag, kind) = match sysctl::owner(&path) {
+            Some(Owner::Ipc) => (libc::CLONE_NEWIPC, "ipc"),
+            Some(Owner::Network) => (libc::CLONE_NEWNET, "network"),
+            Some(Owner::Uts) => (libc::CLONE_NEWUTS, "uts"),
+            Some(Owner::User) if has(libc::CLONE_NEWUSER) => (libc::CLONE_NEWUSER, "user"),
             Some(Owner::HostName) => {
                 return Err(refuse(format!(
                     "sysctl {name:?} is not allowed as it conflicts with the OCI \"hostname\" field"
                 )));
             }
-            Some(Owner::User) if has(libc::CLONE_NEWUSER) => "",
             None | Some(Owner::User) => {
                 return Err(refuse(format!("sysctl {name:?} is not in a separate kernel namespace")));
             }
-            Some(_) => "",
         };
-        if !missing.is_empty() {
-            return Err(refuse(format!("sysctl {name:?} is not allowed in the hosts {missing} namespace")));
+        if !has(flag) {
+            return Err(refuse(format!("sysctl {name:?} is not allowed in the hosts {kind} namespace")));
         }
         planned.push((PathBuf::from(path), value.clone()));
     }
