@@ -13,7 +13,7 @@ use super::{databases, wanted};
 use crate::side::{Side, clients};
 
 /// A program of a module.
-struct Program {
+pub struct Program {
     /// What it is called.
     name: &'static str,
     module: &'static str,
@@ -23,21 +23,21 @@ struct Program {
     package: &'static str,
 }
 
-const COMPOSE: Program = Program {
+pub const COMPOSE: Program = Program {
     name: "docker-compose",
     module: "github.com/docker/compose/v2",
     version: "v2.40.3",
     sum: "h1:XeYkQu1svDtyfZPv5nTwFryQ25ZJMkIlc4pz9HalMPI=",
     package: "./cmd",
 };
-const BUILDX: Program = Program {
+pub const BUILDX: Program = Program {
     name: "docker-buildx",
     module: "github.com/docker/buildx",
     version: "v0.38.2",
     sum: "h1:TTn5GXRaZatKpvJ4l7xXuS/N8kTIkLFP0WvGRkbbW9U=",
     package: "./cmd/buildx",
 };
-const BUILDKIT: Program = Program {
+pub const BUILDKIT: Program = Program {
     name: "buildkitd",
     module: "github.com/moby/buildkit",
     version: "v0.34.2",
@@ -46,10 +46,10 @@ const BUILDKIT: Program = Program {
 };
 
 /// Builds a program once; where it is. A module's go.mod may have lines that count only where it is the main one, so that it is
-/// built within a copy of itself.
-fn build(program: &Program) -> PathBuf {
+/// built within a copy of itself. It is told its version, which compose asks buildx for.
+pub fn build(program: &Program) -> PathBuf {
     let directory =
-        binaries::target_dir().join("clients").join(format!("{}-{}", program.name, program.version));
+        binaries::target_dir().join("clients").join(format!("{}@{}", program.name, program.version));
     let built = directory.join(program.name);
     if built.exists() {
         return built;
@@ -63,7 +63,8 @@ fn build(program: &Program) -> PathBuf {
     assert_eq!(answer["Sum"], program.sum, "{module} is another one");
     let source = answer["Dir"].as_str().expect("a directory");
     Cmd::new("cp").args(["-r", "--no-preserve=mode", source]).arg(part.join("source")).run().success();
-    let build = go(&part.join("source")).args(["build", "-trimpath", "-ldflags", "-s -w", "-o"]);
+    let flags = format!("-s -w -X {}/version.Version={}", program.module, program.version);
+    let build = go(&part.join("source")).args(["build", "-trimpath", "-ldflags", &flags, "-o"]);
     build.arg(part.join(program.name)).arg(program.package).run().success();
     fs::remove_dir_all(part.join("source")).unwrap();
     let _ = fs::remove_dir_all(&directory);
@@ -83,7 +84,7 @@ fn the_shop_by_compose_2() {
 }
 
 /// A buildkitd whose worker is on the engine's own namespace, in the network of the engine's host.
-fn buildkitd(side: &mut Side) -> Process {
+pub fn buildkitd(side: &mut Side) -> Process {
     let program = build(&BUILDKIT).display().to_string();
     let line = format!(
         "exec nsenter --net=/proc/$host/ns/net {program} --root $dir/buildkit --addr unix://$dir/buildkit.sock --oci-worker=false \
