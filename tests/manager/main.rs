@@ -11,6 +11,7 @@ mod ctl_devices;
 mod ctl_images;
 mod ctl_network;
 mod ctl_objects;
+mod ctl_options;
 mod daemon;
 mod diffs;
 mod erofs;

@@ -8,6 +8,7 @@ mod crash;
 mod cri;
 mod ctr;
 mod ctr_walk;
+mod ctr_words;
 mod dockerd;
 mod harness;
 mod matrix;

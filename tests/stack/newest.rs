@@ -11,6 +11,7 @@ use orlop_tests::{
 };
 
 use crate::ctr_walk::{Client, walk};
+use crate::ctr_words;
 use crate::workload::{exercise, import_image};
 
 const MODULE: &str = "github.com/containerd/containerd/v2";
@@ -131,6 +132,7 @@ fn newest_every_sub_command_of_its_client_works() {
         return;
     }
     walk(Client::Newest, &build().join("ctr"));
+    ctr_words::walk(&build().join("ctr"));
 }
 
 /// A file of three stages; each adds a line.

@@ -22,7 +22,7 @@ use orlop_proto::spec::{self, Accounts, Spec, arguments};
 use prost_types::Any;
 
 use crate::cli::Global;
-use crate::cli::container::Create;
+use crate::cli::container::{Create, Process};
 use crate::client::Client;
 use crate::image::{self, Image};
 use crate::platform::Platform;
@@ -153,6 +153,14 @@ fn check(options: &Create) -> Result<Checked> {
     if limits.cpus > 0.0 && (limits.cpu_quota != -1 || limits.cpu_period != 0) {
         return Err(invalid("--cpus", "cpus and quota/period should be used separately"));
     }
+    if isolation.privileged_without_host_devices && !isolation.privileged {
+        let reason = "can't use 'privileged-without-host-devices' without 'privileged' specified";
+        return Err(invalid("--privileged-without-host-devices", reason));
+    }
+    if isolation.apparmor_default_profile.is_some() && isolation.apparmor_profile.is_some() {
+        let reason = "apparmor-profile conflicts with apparmor-default-profile";
+        return Err(invalid("--apparmor-profile", reason));
+    }
     let mut env = match &process.env_file {
         Some(path) => env_file(path)?,
         None => Vec::new(),
@@ -176,7 +184,7 @@ fn check(options: &Create) -> Result<Checked> {
         annotations,
         uid_mappings: collect(&isolation.uidmap, arguments::id_mapping)?,
         gid_mappings: collect(&isolation.gidmap, arguments::id_mapping)?,
-        rlimits: collect(&process.ulimit, arguments::rlimit)?,
+        rlimits: rlimits(process)?,
         sysctl: labels::pairs("sysctl", &isolation.sysctl)?,
         devices,
         edits: spec::cdi_files::edits(&isolation.cdi_spec_dir, &named, |error| {
@@ -186,6 +194,15 @@ fn check(options: &Create) -> Result<Checked> {
         runtime: runtime_options(options)?,
         platform: Platform::wanted(options.platform.as_deref())?,
     })
+}
+
+/// The limits of setrlimit(2); the one of open files has an option of its own, too.
+fn rlimits(process: &Process) -> Result<Vec<Rlimit>> {
+    let mut all = collect(&process.ulimit, arguments::rlimit)?;
+    if let Some(values) = &process.rlimit_nofile {
+        all.push(arguments::rlimit(&format!("nofile={values}"))?);
+    }
+    Ok(all)
 }
 
 fn collect<T>(words: &[String], parse: fn(&str) -> Result<T>) -> Result<Vec<T>> {
@@ -262,7 +279,9 @@ fn finish(
         spec.set_terminal();
     }
     if isolation.privileged {
-        spec.set_privileged(&host::capabilities()?, host::devices(Path::new("/dev"))?);
+        let has_devices = !isolation.privileged_without_host_devices;
+        let devices = has_devices.then(|| host::devices(Path::new("/dev"))).transpose()?;
+        spec.set_privileged(&host::capabilities()?, devices);
     }
     if isolation.net_host {
         spec.share_network(&host::name()?);
@@ -277,6 +296,10 @@ fn finish(
         let capabilities = spec.process_mut().capabilities.clone().unwrap_or_default();
         let default = || spec::default_profile(&capabilities.bounding, std::env::consts::ARCH);
         spec.linux_mut().seccomp = Some(checked.profile.clone().unwrap_or_else(default));
+    }
+    if let Some(profile) = &isolation.apparmor_default_profile {
+        spec::apparmor::load(profile)?;
+        spec.process_mut().apparmor_profile.clone_from(profile);
     }
     if let Some(profile) = &isolation.apparmor_profile {
         spec.process_mut().apparmor_profile.clone_from(profile);
@@ -395,7 +418,7 @@ pub async fn snapshot_accounts(
     let request = MountsRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
     let found = client.snapshots().mounts(request).await?.into_inner().mounts;
     // Any directory will do: it is covered for a moment, in a namespace of its own.
-    let cover = global.address.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let cover = global.address().parent().filter(|parent| !parent.as_os_str().is_empty());
     mounts::accounts(found, cover.unwrap_or(Path::new("/")))
 }
 
@@ -406,6 +429,7 @@ fn record(options: &Create, checked: &Checked, id: &str, spec: &Spec) -> Result<
         id: id.to_owned(),
         runtime: Some(Runtime { name: options.runtime.runtime.clone(), options: checked.runtime.clone() }),
         spec: Some(Any { type_url: any::SPEC_URL.to_owned(), value }),
+        sandbox: options.sandbox.clone().unwrap_or_default(),
         ..Container::default()
     })
 }
@@ -425,6 +449,7 @@ async fn create_from_file(client: &Client, options: &Create) -> Result<String> {
         labels: labels::new(&options.label),
         runtime: Some(Runtime { name: options.runtime.runtime.clone(), options: runtime_options(options)? }),
         spec: Some(Any { type_url: any::SPEC_URL.to_owned(), value }),
+        sandbox: options.sandbox.clone().unwrap_or_default(),
         ..Container::default()
     };
     register(client, container).await

@@ -72,10 +72,10 @@ async fn run(cli: Cli) -> Result<u32> {
     let work = async {
         let client = match command {
             Command::Oci(_) => Client::unconnected(&global.namespace)?,
-            _ => Client::connect(&global.address, &global.namespace, global.connect_timeout).await?,
+            _ => Client::connect(global.address(), &global.namespace, global.connect_timeout).await?,
         };
         let context = Context { client: &client, global: &global };
-        context.explain(|| format!("connected to {}", global.address.display()));
+        context.explain(|| format!("connected to {}", global.address().display()));
         commands::execute(&context, command).await
     };
     if global.timeout.is_zero() {

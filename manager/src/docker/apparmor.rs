@@ -4,24 +4,17 @@
 //! a machine's profiles unload what lies in none of their files. apparmor.d(5) is the language.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
-use std::process::Stdio;
 
-use orlop_proto::error::{Context, Error, Result};
+use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use orlop_proto::spec::apparmor::{self, KERNEL, PARSER};
 use tokio::sync::Mutex;
 
 /// Name of the engine's own profile.
 pub const DEFAULT: &str = "docker-default";
 /// What stands for no profile.
 const UNCONFINED: &str = "unconfined";
-/// The program that compiles and loads profiles.
-const PARSER: &str = "/sbin/apparmor_parser";
-/// Where the kernel shows AppArmor.
-const KERNEL: &str = "/sys/kernel/security/apparmor";
 
 /// What this machine has of AppArmor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,87 +87,19 @@ impl AppArmor {
 
     async fn load(&self) -> Result<()> {
         let _turn = self.turn.lock().await;
-        let list = format!("{KERNEL}/profiles");
-        let loaded = fs::read_to_string(&list).context("read", list)?;
-        if is_loaded(&loaded, DEFAULT) {
-            return Ok(());
-        }
-        let own = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
-        let exists = |file: &str| Path::new("/etc/apparmor.d").join(file).exists();
-        let text = text(confined_by(&own), exists("tunables/global"), exists("abstractions/base"));
-        let failed = |why: String| {
+        // Reads a file, and may run a program for a moment.
+        let loaded = tokio::task::spawn_blocking(|| apparmor::load(DEFAULT)).await;
+        let loaded = loaded.unwrap_or_else(|error| Err(Error::because(Kind::Internal, "wait", "", error)));
+        let is_new = loaded.map_err(|error| {
             let context = format!("AppArmor enabled on system but the {DEFAULT} profile could not be loaded");
-            Error::exactly(Kind::Internal, format!("{context}: running `{PARSER} -Kr` failed with {why}"))
-        };
-        let output = run(&text).await.map_err(|error| failed(error.to_string()))?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            return Err(failed(format!("output: {}: {}", said.trim(), output.status)));
+            Error::exactly(Kind::Internal, format!("{context}: {error}"))
+        })?;
+        if is_new {
+            tracing::info!(profile = DEFAULT, "AppArmor profile loaded");
         }
-        tracing::info!(profile = DEFAULT, "AppArmor profile loaded");
         Ok(())
     }
 }
-
-/// Has the parser compile a profile without a cache, and load it, also over one of the same name.
-async fn run(text: &str) -> std::io::Result<std::process::Output> {
-    let mut command = Command::new(PARSER);
-    command.arg("-Kr").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(text.as_bytes()).await {
-            // It says itself why it did not read on.
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(error),
-            _ => {}
-        }
-    }
-    child.wait_with_output().await
-}
-
-/// Whether the kernel's list has a profile. A line is a name and a mode in parentheses.
-fn is_loaded(list: &str, name: &str) -> bool {
-    list.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))
-}
-
-/// The profile that a process has, from its `attr/current`: what stands before the mode.
-fn confined_by(current: &str) -> &str {
-    current.split_whitespace().next().unwrap_or(UNCONFINED)
-}
-
-/// The engine's profile, for a daemon that is confined by `daemon`, with what distributions lay in /etc/apparmor.d where they do.
-fn text(daemon: &str, has_tunables: bool, has_base: bool) -> String {
-    let head = if has_tunables { "#include <tunables/global>" } else { "@{PROC}=/proc/" };
-    let base = if has_base { "  #include <abstractions/base>\n" } else { "" };
-    let mut senders = vec![UNCONFINED, "orlop", "runc", "crun", DEFAULT];
-    if !senders.contains(&daemon) {
-        senders.push(daemon);
-    }
-    let receives: String =
-        senders.iter().map(|sender| format!("  signal (receive) peer={sender},\n")).collect();
-    format!(
-        "{head}\n\n\
-         profile {DEFAULT} flags=(attach_disconnected,mediate_deleted) {{\n\
-         {base}  file,\n  network,\n  capability,\n  umount,\n  deny mount,\n\n\
-         # Signals come from the host, from the runtimes that stop containers, and from the container itself.\n\
-         {receives}  signal (send) peer={DEFAULT},\n  ptrace (trace,read,tracedby,readby) peer={DEFAULT},\n\n\
-         {PROC_RULES}\n{SYS_RULES}}}\n"
-    )
-}
-
-/// Of /proc a container writes to its processes' directories, and to limits on what its IPC namespace has.
-const PROC_RULES: &str = "\
-  deny @{PROC}/* w,
-  deny @{PROC}/{[^0-9s],s[^y],sy[^s],sys[^/]}*/** w,
-  deny @{PROC}/sys/[^k]** w,
-  deny @{PROC}/sys/kernel/{[^s],s[^eh],s[eh][^m]}** w,
-  deny @{PROC}/{kcore,sysrq-trigger} rwklx,
-";
-
-/// Of /sys it writes to cgroups alone, and does not see the firmware, what its neighbours take of power, and security modules.
-const SYS_RULES: &str = "\
-  deny /sys/{[^f]*,f[^s]*,fs/[^c]*,fs/c[^g]*,fs/cg[^r]*}/** wklx,
-  deny /sys/{firmware,kernel/security,devices/virtual/powercap}/** rwklx,
-";
 
 #[cfg(test)]
 mod tests {
@@ -204,33 +129,5 @@ mod tests {
                 assert_eq!(profile(off, named, privileged), None, "as dockerd without AppArmor");
             }
         }
-    }
-
-    #[test]
-    fn the_kernels_list_is_read_by_whole_names() {
-        let list = "/usr/bin/man (enforce)\ndocker-default-old (enforce)\ndocker-default (complain)\n";
-        assert!(is_loaded(list, DEFAULT) && is_loaded(list, "/usr/bin/man"));
-        assert!(!is_loaded(list, "docker") && !is_loaded("", DEFAULT));
-        assert!(!is_loaded("docker-default-old (enforce)\n", DEFAULT));
-    }
-
-    #[test]
-    fn the_profile_knows_who_may_signal() {
-        assert_eq!(confined_by("/usr/sbin/orlopd (enforce)\n"), "/usr/sbin/orlopd");
-        assert_eq!((confined_by("unconfined\n"), confined_by("")), (UNCONFINED, UNCONFINED));
-        let plain = text(UNCONFINED, false, false);
-        assert!(plain.starts_with("@{PROC}=/proc/\n") && !plain.contains("#include"), "{plain}");
-        assert_eq!(plain.matches("peer=unconfined").count(), 1, "{plain}");
-        let full = text("/usr/sbin/orlopd", true, true);
-        assert!(full.starts_with("#include <tunables/global>\n"), "{full}");
-        for line in [
-            "  #include <abstractions/base>\n",
-            "  signal (receive) peer=/usr/sbin/orlopd,\n",
-            "  deny mount,\n",
-            "  deny @{PROC}/{kcore,sysrq-trigger} rwklx,\n",
-        ] {
-            assert!(full.contains(line), "{line}: {full}");
-        }
-        assert_eq!(full.matches('{').count(), full.matches('}').count());
     }
 }

@@ -369,7 +369,7 @@ fn security(spec: &mut Spec, host: &HostConfig, facts: &Facts) -> Result<()> {
     };
     let options = usual.parse(&host.security_opt)?;
     if host.privileged {
-        spec.set_privileged(&facts.capabilities, facts.all_devices.clone());
+        spec.set_privileged(&facts.capabilities, Some(facts.all_devices.clone()));
     } else {
         let held = capabilities(&host.cap_add, &host.cap_drop, &facts.capabilities)?;
         spec.set_capabilities(&held);

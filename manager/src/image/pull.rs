@@ -91,7 +91,8 @@ impl ImageService {
                 let origin = Arc::new(Origin::new(repository, job.clone()));
                 let mut found = Found::default();
                 self.discover(&origin, &request, &root, None, MAX_DEPTH, &mut found).await?;
-                if found.wanted.is_empty() {
+                // With the metadata of all platforms there is something to store all the same, as with containerd.
+                if found.wanted.is_empty() && !request.all_metadata {
                     let platforms: Vec<String> = request.platforms.iter().map(Platform::to_string).collect();
                     let why = format!("no match for platform {}", platforms.join(", "));
                     return Err(Error::because(Kind::NotFound, "pull", reference.to_string(), why));
@@ -173,6 +174,9 @@ impl ImageService {
             let offered = &config.platform;
             let runs = request.platforms.iter().any(|wanted| wanted.rank(offered).is_some());
             if !runs && !offered.architecture.is_empty() {
+                if request.all_metadata {
+                    return Ok(());
+                }
                 let why = format!("no match for platform: the image is for {offered}");
                 return Err(Error::because(Kind::NotFound, "pull", request.reference.clone(), why));
             }

@@ -39,8 +39,8 @@ impl Spec {
     }
 
     /// Lifts the protections: `capabilities` (the caller's own), nothing masked or read-only, writable /sys, no
-    /// mandatory access control, no seccomp, access to every device, and the host's `devices` in the container.
-    pub fn set_privileged(&mut self, capabilities: &[String], devices: Vec<Device>) {
+    /// mandatory access control, no seccomp, and unless they are left out the host's `devices` with access to every one.
+    pub fn set_privileged(&mut self, capabilities: &[String], devices: Option<Vec<Device>>) {
         self.set_capabilities(capabilities);
         let process = self.process_mut();
         process.selinux_label.clear();
@@ -56,6 +56,7 @@ impl Spec {
         linux.masked_paths.clear();
         linux.readonly_paths.clear();
         linux.seccomp = None;
+        let Some(devices) = devices else { return };
         linux.devices.extend(devices);
         self.resources_mut().devices =
             vec![DeviceRule { allow: true, access: "rwm".to_owned(), ..DeviceRule::default() }];
@@ -127,7 +128,7 @@ mod tests {
     fn privileged_lifts_every_protection() {
         let mut spec = super::super::container("n", "i", false);
         let device = Device { path: "/dev/x".to_owned(), kind: "c".to_owned(), ..Device::default() };
-        spec.set_privileged(&["CAP_SYS_ADMIN".to_owned()], vec![device]);
+        spec.set_privileged(&["CAP_SYS_ADMIN".to_owned()], Some(vec![device]));
         assert_eq!(spec.process_mut().capabilities.as_ref().unwrap().bounding, ["CAP_SYS_ADMIN"]);
         let sys = spec.mounts.iter().find(|mount| mount.destination == "/sys").unwrap();
         assert!(sys.options.contains(&"rw".to_owned()) && !sys.options.contains(&"ro".to_owned()));
@@ -136,6 +137,11 @@ mod tests {
         assert_eq!(linux.devices.len(), 1);
         assert_eq!(spec.resources_mut().devices.len(), 1);
         assert!(spec.resources_mut().devices[0].allow);
+        let mut without = super::super::container("n", "i", false);
+        let rules = without.resources_mut().devices.clone();
+        without.set_privileged(&["CAP_SYS_ADMIN".to_owned()], None);
+        assert!(without.linux_mut().masked_paths.is_empty() && without.linux_mut().devices.is_empty());
+        assert_eq!(without.resources_mut().devices, rules);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Making of OCI runtime configurations, pure: `runc spec`'s document, and containerd's default one with the options
 //! that a client applies to it.
 
+#[cfg(feature = "apparmor")]
+pub mod apparmor;
 pub mod arguments;
 pub mod cdi;
 #[cfg(feature = "cdi")]

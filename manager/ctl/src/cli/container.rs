@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::images::Snapshotter;
+use super::images::{Snapshotter, SyncFs};
 use super::tasks::Stdio;
 
 /// Verbs of `containers`.
@@ -68,6 +68,11 @@ pub struct Run {
     #[command(flatten)]
     pub cni: Cni,
     #[command(flatten)]
+    pub sync_fs: SyncFs,
+    /// Write the container's OCI configuration into this file
+    #[arg(long, value_name = "FILE")]
+    pub dump_config: Option<PathBuf>,
+    #[command(flatten)]
     pub create: Create,
 }
 
@@ -109,6 +114,9 @@ pub struct Create {
     /// OCI annotations, as KEY=VALUE
     #[arg(long, value_name = "ANNOTATION")]
     pub annotation: Vec<String>,
+    /// Sandbox in which the container is made
+    #[arg(long, value_name = "ID")]
+    pub sandbox: Option<String>,
     /// File to which the task's process ID is written
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
@@ -156,6 +164,9 @@ pub struct Process {
     /// Limits of setrlimit(2), as NAME=SOFT[:HARD], such as nofile=1024
     #[arg(long, value_name = "LIMIT")]
     pub ulimit: Vec<String>,
+    /// Limit of open files
+    #[arg(long, value_name = "SOFT[:HARD]")]
+    pub rlimit_nofile: Option<String>,
     /// Value for /proc/PID/oom_score_adj
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     pub oom_score_adj: Option<i32>,
@@ -177,6 +188,9 @@ pub struct Isolation {
     /// Lift the protections: all capabilities, all devices, nothing masked
     #[arg(long)]
     pub privileged: bool,
+    /// Leave the host's devices out of a privileged container
+    #[arg(long)]
+    pub privileged_without_host_devices: bool,
     /// Make the root file system read-only
     #[arg(long)]
     pub read_only: bool,
@@ -211,6 +225,9 @@ pub struct Isolation {
     /// AppArmor profile, which must be loaded
     #[arg(long, value_name = "NAME")]
     pub apparmor_profile: Option<String>,
+    /// AppArmor profile; unless one of that name is loaded, the default one is loaded under it
+    #[arg(long, value_name = "NAME")]
+    pub apparmor_default_profile: Option<String>,
     /// Propagation of the root mount
     #[arg(long, value_name = "KIND")]
     pub rootfs_propagation: Option<String>,

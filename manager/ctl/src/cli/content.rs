@@ -2,13 +2,15 @@
 
 use clap::{Args, Subcommand};
 
-use super::images::Registry;
+use super::images::{Pull, Registry};
 
 /// Verbs of `content`.
 #[derive(Subcommand, Debug)]
 pub enum Content {
     /// Show content that is being written
     Active {
+        #[command(flatten)]
+        unused: UnusedActive,
         /// Text that the reference must contain
         reference: Option<String>,
     },
@@ -24,11 +26,14 @@ pub enum Content {
         /// The editor
         #[arg(long, env = "EDITOR")]
         editor: Option<String>,
+        // ctr knows it and validates nothing.
+        #[arg(long, value_name = "FORMAT", hide = true)]
+        _validate: Option<String>,
         /// Digest
         digest: String,
     },
     /// Fetch an image's content without unpacking it
-    Fetch(Box<super::images::Pull>),
+    Fetch(Box<Fetch>),
     /// Write blobs of a registry to standard output
     FetchBlob(Box<FetchBlob>),
     /// Write a manifest or blob of a registry to standard output
@@ -72,11 +77,33 @@ pub enum Content {
     PushObject(Box<PushObject>),
 }
 
+/// What ctr takes with `content active` and does nothing with.
+#[derive(Args, Debug)]
+pub struct UnusedActive {
+    #[arg(short = 't', value_name = "DURATION", hide = true)]
+    _timeout: Option<String>,
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    _root: Option<String>,
+}
+
+/// `content fetch`.
+#[derive(Args, Debug)]
+pub struct Fetch {
+    /// Fetch indexes, manifests and configurations of every platform, and no layer
+    #[arg(long, conflicts_with_all = ["platform", "all_platforms"])]
+    pub metadata_only: bool,
+    #[command(flatten)]
+    pub pull: Pull,
+}
+
 /// `content fetch-blob`.
 #[derive(Args, Debug)]
 pub struct FetchBlob {
     #[command(flatten)]
     pub registry: Registry,
+    // The server finds out itself what kind of object it is.
+    #[arg(long, value_name = "TYPE", hide = true)]
+    _media_type: Option<String>,
     /// Repository, as an image's name has it
     pub remote: String,
     /// Digests

@@ -1,6 +1,7 @@
 //! `orlopctl images`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
@@ -32,7 +33,11 @@ pub enum Images {
     /// Read images from an archive
     Import(Import),
     /// Show an image's manifest and configuration
+    #[command(visible_alias = "i")]
     Inspect {
+        // What it adds in ctr is always shown.
+        #[arg(long, hide = true)]
+        _content: bool,
         /// Name of the image
         image: String,
     },
@@ -48,7 +53,14 @@ pub enum Images {
     /// Mount an image on a directory
     Mount {
         #[command(flatten)]
+        unused: Unused,
+        #[command(flatten)]
         snapshotter: Snapshotter,
+        /// Time after which the snapshot is kept no longer; 0s keeps it until it is unmounted
+        #[arg(short = 'x', long, value_name = "DURATION", value_parser = super::duration, default_value = "24h")]
+        expiration: Duration,
+        #[command(flatten)]
+        sync_fs: SyncFs,
         /// Allow writing, into a snapshot that is removed by `unmount --rm`
         #[arg(long)]
         rw: bool,
@@ -63,6 +75,8 @@ pub enum Images {
     /// Unmount an image
     Unmount {
         #[command(flatten)]
+        unused: Unused,
+        #[command(flatten)]
         snapshotter: Snapshotter,
         /// Remove the snapshot too
         #[arg(long)]
@@ -74,6 +88,12 @@ pub enum Images {
     Pull(Pull),
     /// Send an image to a registry
     Push(Push),
+    /// Remove images that no container uses
+    Prune {
+        /// Remove them; without it nothing is removed
+        #[arg(long)]
+        all: bool,
+    },
     /// List what refers to an image at its registry: signatures, lists of parts, provenance
     Referrers(Referrers),
     /// Remove images
@@ -93,6 +113,11 @@ pub enum Images {
         /// Replace targets that exist
         #[arg(long)]
         force: bool,
+        // Names are taken as they are.
+        #[arg(long, hide = true)]
+        _skip_reference_check: bool,
+        #[command(flatten)]
+        in_client: InClient,
         /// Name of the image
         source: String,
         /// Further names
@@ -168,9 +193,57 @@ pub struct Registry {
     pub http_trace: bool,
 }
 
+/// Options for registries that ctr takes where no registry is asked.
+#[derive(Args, Debug)]
+pub struct Unused {
+    #[arg(short = 'k', long, hide = true)]
+    _skip_verify: bool,
+    #[arg(long, hide = true)]
+    _plain_http: bool,
+    #[arg(short, long, value_name = "USER[:PASSWORD]", hide = true)]
+    _user: Option<String>,
+    #[arg(long, value_name = "TOKEN", hide = true)]
+    _refresh: Option<String>,
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    _hosts_dir: Option<String>,
+    #[arg(long, value_name = "FILE", hide = true)]
+    _tlscacert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", hide = true)]
+    _tlscert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", hide = true)]
+    _tlskey: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    _http_dump: bool,
+    #[arg(long, hide = true)]
+    _http_trace: bool,
+    #[arg(long, value_name = "LABEL", hide = true)]
+    _label: Vec<String>,
+}
+
+/// What ctr 2 takes where it can do the server's work itself, which is always the server's here.
+#[derive(Args, Debug)]
+pub struct InClient {
+    #[arg(long, hide = true)]
+    _local: bool,
+}
+
+/// What ctr 2 takes where it unpacks; here layers get to the disk in any case.
+#[derive(Args, Debug)]
+pub struct SyncFs {
+    #[arg(long, hide = true)]
+    _sync_fs: bool,
+}
+
 /// `images pull`.
 #[derive(Args, Debug)]
 pub struct Pull {
+    #[command(flatten)]
+    pub in_client: InClient,
+    #[command(flatten)]
+    pub sync_fs: SyncFs,
+    // What ctr 2 does without it is --all-metadata.
+    #[arg(long, hide = true)]
+    _skip_metadata: bool,
     #[command(flatten)]
     pub registry: Registry,
     #[command(flatten)]
@@ -206,6 +279,8 @@ pub struct Pull {
 /// `images push`.
 #[derive(Args, Debug)]
 pub struct Push {
+    #[command(flatten)]
+    pub in_client: InClient,
     #[command(flatten)]
     pub registry: Registry,
     /// Digest of the manifest to send in place of the image
@@ -250,6 +325,8 @@ pub struct Referrers {
 /// `images export`.
 #[derive(Args, Debug)]
 pub struct Export {
+    #[command(flatten)]
+    pub in_client: InClient,
     /// Leave out Docker's manifest.json
     #[arg(long)]
     pub skip_manifest_json: bool,
@@ -272,6 +349,13 @@ pub struct Export {
 /// `images import`.
 #[derive(Args, Debug)]
 pub struct Import {
+    #[command(flatten)]
+    pub in_client: InClient,
+    #[command(flatten)]
+    pub sync_fs: SyncFs,
+    /// Labels for the images, as KEY=VALUE
+    #[arg(long, value_name = "LABEL")]
+    pub label: Vec<String>,
     /// Name before the tags of the archive; only names that start so are imported
     #[arg(long, value_name = "NAME")]
     pub base_name: Option<String>,

@@ -11,7 +11,7 @@ pub mod plugins;
 pub mod snapshots;
 pub mod tasks;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -37,24 +37,28 @@ pub struct Global {
     pub debug: bool,
     /// Address of the manager's socket
     #[arg(
-        short,
         long,
+        global = true,
         value_name = "SOCKET",
         env = "CONTAINERD_ADDRESS",
         hide_env_values = true,
         default_value = "/run/orlopd/orlopd.sock"
     )]
-    pub address: PathBuf,
+    address: PathBuf,
+    /// The same; before the verb alone, since `tasks kill -a` is another option
+    #[arg(short = 'a', value_name = "SOCKET", overrides_with = "address")]
+    short_address: Option<PathBuf>,
     /// Total time allowed for the command, such as 30s or 1m30s; 0s sets no limit
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration, default_value = "0s")]
     pub timeout: Duration,
     /// Time allowed for the connection; 0s sets no limit
-    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = duration, default_value = "0s")]
     pub connect_timeout: Duration,
     /// Namespace of the objects
     #[arg(
         short,
         long,
+        global = true,
         value_name = "NAME",
         env = "CONTAINERD_NAMESPACE",
         hide_env_values = true,
@@ -64,6 +68,13 @@ pub struct Global {
     /// Form of the output: a table for people, JSON for scripts
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+}
+
+impl Global {
+    /// The manager's socket.
+    pub fn address(&self) -> &Path {
+        self.short_address.as_ref().unwrap_or(&self.address)
+    }
 }
 
 /// Form of the output.
@@ -147,7 +158,11 @@ pub enum Command {
 #[derive(Subcommand, Debug)]
 pub enum Oci {
     /// Print the configuration that containers begin with
-    Spec,
+    Spec {
+        /// Platform of the containers
+        #[arg(long)]
+        platform: Option<String>,
+    },
 }
 
 /// A duration as Go writes it: numbers with units `h`, `m`, `s`, `ms`, `us` or `ns`, one after the other.

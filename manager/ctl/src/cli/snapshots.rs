@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::images::Snapshotter;
+use super::images::{Snapshotter, SyncFs};
 
 /// `snapshots`.
 #[derive(Args, Debug)]
@@ -83,6 +83,10 @@ pub enum Verb {
     Tree,
     /// Unpack an image's layers
     Unpack {
+        #[command(flatten)]
+        snapshotter: Snapshotter,
+        #[command(flatten)]
+        sync_fs: SyncFs,
         /// Digest of the manifest
         digest: String,
     },

@@ -93,6 +93,9 @@ pub enum Tasks {
         /// Return once the task runs
         #[arg(short, long)]
         detach: bool,
+        /// Do without pivot_root(2)
+        #[arg(long)]
+        no_pivot: bool,
         /// Container
         container: String,
     },

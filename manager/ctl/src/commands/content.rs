@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::Context;
 use crate::blob::{PART, Upload};
-use crate::cli::content::{Content, Prune};
+use crate::cli::content::{Content, Fetch, Prune};
 use crate::client::{Client, random_id};
 use crate::labels;
 use crate::output::{self, Gap, Table};
@@ -21,7 +21,7 @@ use crate::output::{self, Gap, Table};
 pub async fn execute(context: &Context<'_>, verb: Content) -> Result<()> {
     let mut service = context.client.content();
     match verb {
-        Content::Active { reference } => active(context, reference).await,
+        Content::Active { reference, .. } => active(context, reference).await,
         Content::Delete { digests } => {
             for digest in digests {
                 service.delete(DeleteContentRequest { digest: digest.clone() }).await?;
@@ -29,10 +29,15 @@ pub async fn execute(context: &Context<'_>, verb: Content) -> Result<()> {
             }
             Ok(())
         }
-        Content::Edit { editor, digest } => edit(context, editor, digest).await,
-        Content::Fetch(mut options) => {
-            options.no_unpack = true;
-            super::transfers::pull(context, &options).await
+        Content::Edit { editor, digest, .. } => edit(context, editor, digest).await,
+        Content::Fetch(options) => {
+            let Fetch { metadata_only, mut pull } = *options;
+            pull.no_unpack = true;
+            if metadata_only {
+                super::transfers::pull_metadata(context, &mut pull).await
+            } else {
+                super::transfers::pull(context, &pull).await
+            }
         }
         Content::FetchBlob(options) => super::objects::fetch_blobs(context, &options).await,
         Content::FetchObject(options) => super::objects::fetch(context, &options).await,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use orlop_proto::containerd::services::containers::v1::ListContainersRequest;
 use orlop_proto::containerd::services::content::v1::InfoRequest;
 use orlop_proto::containerd::services::images::v1::*;
 use orlop_proto::containerd::services::leases::v1::{CreateRequest, DeleteRequest};
@@ -26,9 +27,6 @@ use crate::output::{self, Gap, Table};
 use crate::platform::Platform;
 use crate::{labels, mounts, unpack};
 
-/// How long a mounted image is kept from collection.
-const MOUNT_TIME: Duration = Duration::from_secs(24 * 3600);
-
 pub async fn execute(context: &Context<'_>, verb: Images) -> Result<()> {
     match verb {
         Images::Check { quiet, snapshotter, filters } => check(context, quiet, &snapshotter, filters).await,
@@ -36,20 +34,22 @@ pub async fn execute(context: &Context<'_>, verb: Images) -> Result<()> {
         Images::Export(options) => transfers::export(context, &options).await,
         Images::History { platform, image } => history::history(context, platform.as_deref(), &image).await,
         Images::Import(options) => transfers::import(context, &options).await,
-        Images::Inspect { image } => inspect(context, &image).await,
+        Images::Inspect { image, .. } => inspect(context, &image).await,
         Images::List { quiet, filters } => list(context, quiet, filters).await,
-        Images::Mount { snapshotter, rw, platform, image, target } => {
-            mount(context, snapshotter.name(), rw, platform.as_deref(), &image, &target).await
+        Images::Mount { snapshotter, rw, platform, expiration, image, target, .. } => {
+            let options = Mounting { snapshotter: snapshotter.name(), rw, expiration };
+            mount(context, options, platform.as_deref(), &image, &target).await
         }
-        Images::Unmount { snapshotter, rm, target } => {
+        Images::Unmount { snapshotter, rm, target, .. } => {
             unmount(context, snapshotter.name(), rm, &target).await
         }
         Images::Pull(options) => transfers::pull(context, &options).await,
         Images::Push(options) => transfers::push(context, &options).await,
+        Images::Prune { all } => prune(context, all).await,
         Images::Referrers(options) => referrers::list(context, &options).await,
         Images::Delete { sync, images } => delete(context, sync, images).await,
         Images::Squash(options) => commit::squash(context, &options).await,
-        Images::Tag { force, source, targets } => tag(context, force, &source, targets).await,
+        Images::Tag { force, source, targets, .. } => tag(context, force, &source, targets).await,
         Images::Label { replace_all, image, labels } => label(context, replace_all, image, &labels).await,
         Images::Usage { snapshotter, filters } => usage(context, &snapshotter, filters).await,
     }
@@ -207,6 +207,20 @@ async fn delete(context: &Context<'_>, sync: bool, images: Vec<String>) -> Resul
     Ok(())
 }
 
+/// Removes the images that no container names, and waits for the collection, as `ctr` does.
+async fn prune(context: &Context<'_>, all: bool) -> Result<()> {
+    if !all {
+        eprintln!("orlopctl: No images pruned. `image prune` requires --all to be specified.");
+        return Ok(());
+    }
+    let request = ListContainersRequest::default();
+    let containers = context.client.containers().list(request).await?.into_inner().containers;
+    let mut unused: Vec<String> =
+        records(context, Vec::new()).await?.into_iter().map(|record| record.name).collect();
+    unused.retain(|name| containers.iter().all(|container| container.image != *name));
+    delete(context, true, unused).await
+}
+
 async fn tag(context: &Context<'_>, force: bool, source: &str, targets: Vec<String>) -> Result<()> {
     let record = image::record(context.client, source).await?;
     let mut service = context.client.images();
@@ -264,10 +278,17 @@ async fn usage(context: &Context<'_>, snapshotter: &Snapshotter, filters: Vec<St
     if context.json() { output::json(&rows.into()) } else { table.print() }
 }
 
+/// How an image is mounted.
+struct Mounting<'a> {
+    snapshotter: &'a str,
+    rw: bool,
+    /// How long its snapshot is kept; for ever where it is zero.
+    expiration: Duration,
+}
+
 async fn mount(
     context: &Context<'_>,
-    snapshotter: &str,
-    rw: bool,
+    options: Mounting<'_>,
     platform: Option<&str>,
     name: &str,
     target: &Path,
@@ -278,11 +299,12 @@ async fn mount(
     let key = target.to_string_lossy().into_owned();
     let chain = found.chain_id();
     // The snapshot belongs to no container: a lease keeps it until it is unmounted.
-    let labels: HashMap<String, String> = [
-        ("containerd.io/gc.expire".to_owned(), rfc3339(SystemTime::now() + MOUNT_TIME)),
-        (format!("containerd.io/gc.ref.snapshot.{snapshotter}"), key.clone()),
-    ]
-    .into();
+    let Mounting { snapshotter, rw, expiration } = options;
+    let mut labels: HashMap<String, String> =
+        [(format!("containerd.io/gc.ref.snapshot.{snapshotter}"), key.clone())].into();
+    if !expiration.is_zero() {
+        labels.insert("containerd.io/gc.expire".to_owned(), rfc3339(SystemTime::now() + expiration));
+    }
     match client.leases().create(CreateRequest { id: key.clone(), labels }).await {
         Ok(_) => {}
         Err(status) if status.code() == Code::AlreadyExists => {}

@@ -49,7 +49,7 @@ impl Context<'_> {
 
     /// The directory for FIFOs without an option: below the state directory, in which the socket is.
     pub fn fifo_directory(&self) -> std::path::PathBuf {
-        self.global.address.parent().unwrap_or(std::path::Path::new("/run/orlopd")).join("fifo")
+        self.global.address().parent().unwrap_or(std::path::Path::new("/run/orlopd")).join("fifo")
     }
 }
 

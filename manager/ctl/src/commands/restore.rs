@@ -46,14 +46,7 @@ pub async fn restore(context: &Context<'_>, options: &Restore) -> Result<u32> {
     context.client.with_lease(async |client| make(client, &index, options, changes).await).await?;
     let spec = containers::spec_json(&containers::get(context, id).await?)?;
     let tty = spec["process"]["terminal"].as_bool().unwrap_or(false);
-    let start = run::Start {
-        stdio: &options.stdio,
-        tty,
-        detach: !tty,
-        pid_file: None,
-        network: None,
-        checkpoint: task,
-    };
+    let start = run::Start { checkpoint: task, ..run::Start::new(&options.stdio, tty, !tty) };
     run::start(context, id, start).await
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use orlop_proto::any;
+use orlop_proto::containerd::runc::v1::Options as RuncOptions;
 use orlop_proto::containerd::services::snapshots::v1::MountsRequest;
 use orlop_proto::containerd::services::tasks::v1::CreateTaskRequest;
 use orlop_proto::containerd::types::Mount;
@@ -38,14 +40,28 @@ pub async fn run(context: &Context<'_>, options: Run) -> Result<u32> {
     context.explain(|| format!("made container {id}"));
     let pid_file = options.create.pid_file.as_deref();
     let network = network.as_ref();
-    let started =
-        Start { stdio: &options.stdio, tty, detach: options.detach, pid_file, network, checkpoint: None };
-    let outcome = start(context, &id, started).await;
+    let started = Start { pid_file, network, ..Start::new(&options.stdio, tty, options.detach) };
+    let outcome = async {
+        if let Some(path) = &options.dump_config {
+            dump_config(context, &id, path).await?;
+        }
+        start(context, &id, started).await
+    }
+    .await;
     if options.rm {
         let removed = containers::delete(context, &id, false).await;
         return outcome.and_then(|code| removed.map(|()| code));
     }
     outcome
+}
+
+/// Writes the configuration of a container into a file, as `ctr` does.
+async fn dump_config(context: &Context<'_>, id: &str, path: &Path) -> Result<()> {
+    let shown = path.display().to_string();
+    let spec = containers::spec_json(&containers::get(context, id).await?)?;
+    let text = serde_json::to_string_pretty(&spec)
+        .map_err(|error| Error::because(Kind::Internal, "encode", "configuration", error))?;
+    std::fs::write(path, text).context("write", shown)
 }
 
 /// How a container's task is started.
@@ -62,6 +78,15 @@ pub struct Start<'a> {
     pub network: Option<&'a Network>,
     /// What it is restored from.
     pub checkpoint: Option<&'a Descriptor>,
+    /// Whether the runtime does without pivot_root(2), whatever the container's own options say.
+    pub no_pivot: bool,
+}
+
+impl<'a> Start<'a> {
+    /// With nothing but standard streams.
+    pub fn new(stdio: &'a Stdio, tty: bool, detach: bool) -> Start<'a> {
+        Start { stdio, tty, detach, pid_file: None, network: None, checkpoint: None, no_pivot: false }
+    }
 }
 
 /// Makes and starts the task of a container, and unless detached attends it until its end and removes it.
@@ -84,6 +109,9 @@ pub async fn start(context: &Context<'_>, id: &str, options: Start<'_>) -> Resul
         stderr: paths.stderr,
         terminal: paths.terminal,
         checkpoint: options.checkpoint.map(Into::into),
+        options: options
+            .no_pivot
+            .then(|| any::pack(&RuncOptions { no_pivot_root: true, ..RuncOptions::default() })),
         ..CreateTaskRequest::default()
     };
     let pid = match context.client.tasks().create(request).await {

@@ -86,7 +86,10 @@ pub async fn execute(context: &Context<'_>, group: Snapshots) -> Result<()> {
             let pairs = infos.into_iter().map(|info| (info.name, info.parent));
             output::print(&tree(&pairs.collect()))
         }
-        Verb::Unpack { digest } => unpack_manifest(context, &snapshotter, &digest).await,
+        Verb::Unpack { snapshotter: own, digest, .. } => {
+            let snapshotter = own.snapshotter.as_deref().unwrap_or(&snapshotter);
+            unpack_manifest(context, snapshotter, &digest).await
+        }
         Verb::Usage { bytes, keys } => usage(context, &snapshotter, bytes, keys).await,
     }
 }

@@ -51,11 +51,11 @@ pub async fn execute(context: &Context<'_>, verb: Tasks) -> Result<u32> {
             service.resume(ResumeTaskRequest { container_id: container }).await?;
             Ok(0)
         }
-        Tasks::Start { stdio, pid_file, detach, container } => {
+        Tasks::Start { stdio, pid_file, detach, no_pivot, container } => {
             let spec = containers::spec_json(&containers::get(context, &container).await?)?;
             let tty = spec["process"]["terminal"].as_bool().unwrap_or(false);
             let pid_file = pid_file.as_deref();
-            let options = Start { stdio: &stdio, tty, detach, pid_file, network: None, checkpoint: None };
+            let options = Start { pid_file, no_pivot, ..Start::new(&stdio, tty, detach) };
             start(context, &container, options).await
         }
         Tasks::Wait { exec_id, container } => {

@@ -19,6 +19,9 @@ use crate::progress::Display;
 use crate::transfer::{Flow, Stream, transfer};
 use crate::{directory, image, labels, output, registry};
 
+/// A platform that no image is for, so that no layers are wanted.
+const NO_PLATFORM: &str = "none/none";
+
 /// The platforms of the options for the wire; none means all.
 pub fn wire_platforms(words: &[String], all: bool) -> Result<Vec<WirePlatform>> {
     if all {
@@ -53,6 +56,13 @@ fn store(
         unpacks: if no_unpack { Vec::new() } else { wanted.into_iter().map(unpack).collect() },
         ..ImageStore::default()
     })
+}
+
+/// Fetches indexes, manifests and configurations of all platforms.
+pub async fn pull_metadata(context: &Context<'_>, options: &mut Pull) -> Result<()> {
+    options.all_metadata = true;
+    options.platform = vec![NO_PLATFORM.to_owned()];
+    pull(context, options).await
 }
 
 pub async fn pull(context: &Context<'_>, options: &Pull) -> Result<()> {
@@ -148,6 +158,7 @@ pub async fn import(context: &Context<'_>, options: &Import) -> Result<()> {
         skip_named_digest: options.skip_digest_for_named,
     };
     let destination = ImageStore {
+        labels: labels::new(&options.label),
         extra_references: vec![reference],
         ..store(
             options.index_name.as_deref().unwrap_or_default(),
