@@ -54,6 +54,14 @@ impl Failure {
     }
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
 /// The status of each kind; the only place where one is made from an error.
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {

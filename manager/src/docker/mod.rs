@@ -106,6 +106,8 @@ pub struct Shared {
     pub networks: Networks,
     /// The volumes.
     pub volumes: Volumes,
+    /// The builds of BuildKit.
+    builds: buildkit::Builds,
     /// Profiles of AppArmor.
     apparmor: AppArmor,
     /// What holds for the whole engine now.
@@ -135,7 +137,9 @@ impl Engine {
         runtimes::write_scripts(&parts.root, &parts.settings.runtimes)?;
         let apparmor = AppArmor::find();
         let settings = RwLock::new(Arc::new(parts.settings.clone()));
-        let shared = Shared { parts, context, events, containers, networks, volumes, apparmor, settings };
+        let builds = buildkit::Builds::default();
+        let shared =
+            Shared { parts, context, events, containers, networks, volumes, builds, apparmor, settings };
         Ok(Engine(Arc::new(shared)))
     }
 

@@ -23,7 +23,7 @@ pub const VERSION: &str = concat!("28.5.2+orlop.", env!("CARGO_PKG_VERSION"));
 pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     let segments = request.segments();
     match (&request.method, segments.as_slice()) {
-        (method, ["_ping"]) if reads(method) => Ok(ping(method)),
+        (method, ["_ping"]) if reads(method) => Ok(ping(&engine, method)),
         (&Method::GET, ["version"]) => Ok(message::ok(&version())),
         (&Method::GET, ["info"]) => Ok(message::ok(&info(&engine).await?)),
         (&Method::GET, ["events"]) => events(&engine, &request),
@@ -32,14 +32,15 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     }
 }
 
-fn ping(method: &Method) -> Reply {
+fn ping(engine: &Engine, method: &Method) -> Reply {
     let text = if method == Method::HEAD { "" } else { "OK" };
     let mut reply = message::bytes(StatusCode::OK, "text/plain; charset=utf-8", text);
     let headers = reply.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store, must-revalidate"));
     headers.insert(PRAGMA, HeaderValue::from_static("no-cache"));
-    // 1 is the classic builder: there is no BuildKit in here.
-    headers.insert("Builder-Version", HeaderValue::from_static("1"));
+    // 1 is the classic builder, 2 BuildKit.
+    let builder = if engine.parts.buildkit.is_some() { "2" } else { "1" };
+    headers.insert("Builder-Version", HeaderValue::from_static(builder));
     headers.insert("Swarm", HeaderValue::from_static("inactive"));
     if method == Method::HEAD {
         headers.remove(CONTENT_TYPE);

@@ -1,6 +1,7 @@
 //! Programs and clients that take minutes to fetch or to build: `make clients` runs them, with a network. `make test` leaves
 //! them out and says so.
 
+mod buildkit;
 mod compose;
 mod databases;
 mod debian;

@@ -32,19 +32,20 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use change::apply_all;
+pub use output::{Broken, Said};
+pub use request::Wishes;
 
 use self::arguments::Arguments;
 use self::context::Workplace;
 use self::dockerfile::{Command, Dockerfile, Lexer, Pair, Step};
-use self::output::{Broken, Console, Said, short};
-use self::request::Wishes;
+use self::output::{Console, short};
 use self::stage::{Build, KEYS, Position};
-use super::Engine;
 use super::errand::while_awaited;
 use super::failure::{Failure, Result};
 use super::image::{Found, familiar};
 use super::message::{self, Reply, Request};
 use super::route::page_not_found;
+use super::{Engine, buildkit};
 use crate::content::blobs::names;
 use crate::image::DEFAULT_SNAPSHOTTER;
 use crate::request::RequestContext;
@@ -53,21 +54,29 @@ use crate::request::RequestContext;
 pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     let segments = request.segments();
     match (&request.method, segments.as_slice()) {
-        (&Method::POST, ["build"]) => while_awaited(|stop| build(engine, request, stop)).await,
+        (&Method::POST, ["build"]) => {
+            let wishes = Wishes::read(&request.query, &request.headers)?;
+            match wishes.is_for_buildkit {
+                true => buildkit::build(engine, request, wishes).await,
+                false => while_awaited(|stop| build(engine, request, wishes, stop)).await,
+            }
+        }
         // What the classic builder keeps are images: they go with theirs.
         (&Method::POST, ["build", "prune"]) => {
             Ok(message::ok(&json!({ "CachesDeleted": null, "SpaceReclaimed": 0 })))
         }
         (&Method::POST, ["build", "cancel"]) => match request.query.filled("id") {
-            Some(_) => Ok(message::empty(StatusCode::OK)),
+            Some(id) => {
+                engine.builds.cancel(id);
+                Ok(message::empty(StatusCode::OK))
+            }
             None => Err(Failure::invalid("build ID not provided")),
         },
         _ => Err(page_not_found()),
     }
 }
 
-async fn build(engine: Engine, request: Request, stop: CancellationToken) -> Result<Reply> {
-    let wishes = Wishes::read(&request.query, &request.headers)?;
+async fn build(engine: Engine, request: Request, wishes: Wishes, stop: CancellationToken) -> Result<Reply> {
     let id = super::container::fresh_id()?;
     let work = Workplace::new(&engine.build_directory(), &id)?;
     let (root, text) = context(&wishes, request, &work, &stop).await?;

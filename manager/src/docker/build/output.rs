@@ -87,6 +87,11 @@ impl Said {
         }
     }
 
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
     /// All that was kept.
     pub fn whole(self) -> Bytes {
         self.lines.into_iter().flatten().collect()

@@ -18,6 +18,8 @@ const DOCKER_INDEX: &str = "https://index.docker.io/v1/";
 /// What a client asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
+    /// Whether BuildKit is to build.
+    pub is_for_buildkit: bool,
     /// Path of the Dockerfile in the context.
     pub dockerfile: String,
     /// Names of the image, complete.
@@ -76,15 +78,11 @@ impl Wishes {
         if query.filled("securityopt").is_some() {
             return Err(Failure::invalid("security options are not supported on linux"));
         }
-        match query.filled("version") {
-            None | Some("1") => {}
-            Some("2") => {
-                return Err(Failure::invalid(
-                    "BuildKit builds go through a session: the classic builder takes none",
-                ));
-            }
+        let is_for_buildkit = match query.filled("version") {
+            None | Some("1") => false,
+            Some("2") => true,
             Some(other) => return Err(Failure::invalid(format!("invalid version {other:?}"))),
-        }
+        };
         if let Some(isolation) = query.filled("isolation").filter(|text| *text != "default") {
             return Err(Failure::invalid(format!("unsupported isolation: {isolation:?}")));
         }
@@ -121,6 +119,7 @@ impl Wishes {
             ..HostConfig::default()
         };
         Ok(Wishes {
+            is_for_buildkit,
             dockerfile: query.filled("dockerfile").unwrap_or("Dockerfile").to_owned(),
             tags,
             arguments: json(query, "buildargs", "build args")?,

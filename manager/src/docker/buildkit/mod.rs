@@ -1,15 +1,21 @@
 //! BuildKit's end points, for clients that build by it (buildx): what they say goes to a buildkitd that the configuration names.
 //!
 //! `POST /grpc` becomes a connection of HTTP/2 with BuildKit's control service, of which each call is passed on. `POST /session`
-//! becomes one in which the client serves its files, and which buildkitd takes as a stream of messages.
+//! becomes one in which the client serves its files, and which buildkitd takes as a stream of messages. For clients that only speak
+//! of the latter, `POST /build` has buildkitd build (`builds`).
 
+mod builds;
+mod built;
+mod call;
 mod passage;
+mod request;
 mod session;
 mod solve;
+mod uploads;
 mod wire;
 mod workers;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, UPGRADE};
@@ -27,6 +33,12 @@ use super::failure::{Failure, Result};
 use super::message::{self, RAW_STREAM, Reply, Request};
 use super::route::page_not_found;
 
+pub use builds::{Builds, answer as build};
+
+/// The call that begins a build.
+const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
+/// The call that tells of a build.
+const STATUS: &str = "/moby.buildkit.v1.Control/Status";
 /// The protocol that clients ask for: HTTP/2 from its first byte on.
 const PROTOCOL: &str = "h2c";
 /// The longest headers and trailers, in bytes: gRPC's own default in Go. BuildKit's errors have the whole Dockerfile in theirs.
@@ -63,12 +75,7 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     if request.method != Method::POST || request.path.len() != 1 {
         return Err(page_not_found());
     }
-    let Some(address) = &engine.parts.buildkit else {
-        return Err(Failure::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "BuildKit is not configured for this engine: buildkit in [docker] of its configuration names a buildkitd",
-        ));
-    };
+    let address = configured(&engine)?;
     let wanted = request.headers.get(UPGRADE).map(|value| String::from_utf8_lossy(value.as_bytes()));
     match wanted.as_deref() {
         None => return Err(Failure::invalid("no upgrade proto in request")),
@@ -77,10 +84,11 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     }
     let (buildkit, ended) = connect(address).await?;
     let is_session = request.path[0] == "session";
+    let waiting = engine.builds.waiting.clone();
     tokio::spawn(async move {
         let Ok(connection) = request.upgrade.await else { return };
         let served = match is_session {
-            true => session::serve(connection, buildkit, &request.headers).await,
+            true => session::serve(connection, buildkit, &request.headers, waiting).await,
             false => passage::serve(connection, buildkit, ended).await.map_err(Into::into),
         };
         if let Err(error) = served {
@@ -94,8 +102,18 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     Ok(reply)
 }
 
+/// Where buildkitd is.
+fn configured(engine: &Engine) -> Result<&Path> {
+    engine.parts.buildkit.as_deref().ok_or_else(|| {
+        Failure::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "BuildKit is not configured for this engine: buildkit in [docker] of its configuration names a buildkitd",
+        )
+    })
+}
+
 /// A connection to buildkitd, and its end.
-async fn connect(address: &std::path::Path) -> Result<(Buildkit, JoinHandle<()>)> {
+async fn connect(address: &Path) -> Result<(Buildkit, JoinHandle<()>)> {
     let failed = |why: String| {
         let text = format!("connect to buildkitd {}: {why}", address.display());
         Failure::new(StatusCode::SERVICE_UNAVAILABLE, text)

@@ -13,19 +13,19 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use super::{Body, Buildkit, MAX_HEADERS, solve, workers};
+use super::call::Error;
+use super::{Body, Buildkit, MAX_HEADERS, SOLVE, solve, workers};
 
-/// The call that begins a build.
-const SOLVE: &str = "/moby.buildkit.v1.Control/Solve";
 /// The call that asks what can be built with.
 const WORKERS: &str = "/moby.buildkit.v1.Control/ListWorkers";
 /// The largest message that is changed, in bytes: what BuildKit's own server takes.
 const MAX_MESSAGE: usize = 16 << 20;
+/// gRPC's code for an object that is not there.
+pub const NOT_FOUND: HeaderValue = HeaderValue::from_static("5");
+/// gRPC's code for a call that is not served.
+pub const UNIMPLEMENTED: HeaderValue = HeaderValue::from_static("12");
 /// gRPC's code for a service that is not there.
-const UNAVAILABLE: HeaderValue = HeaderValue::from_static("14");
-
-/// Any error.
-type Error = Box<dyn std::error::Error + Send + Sync>;
+pub const UNAVAILABLE: HeaderValue = HeaderValue::from_static("14");
 
 /// Serves a client's calls until it hangs up, or buildkitd does: then the client's connection ends as that did, so that who
 /// calls again has a new one.
@@ -55,19 +55,21 @@ pub async fn serve(
 async fn answer(buildkit: Buildkit, request: Request<Incoming>) -> Response<Body> {
     match pass(buildkit, request).await {
         Ok(response) => response,
-        Err(error) => {
-            let text = format!("buildkitd: {error}");
-            let text = percent_encoding::utf8_percent_encode(&text, percent_encoding::CONTROLS).to_string();
-            let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
-            let headers = response.headers_mut();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", UNAVAILABLE);
-            if let Ok(text) = HeaderValue::from_str(&text) {
-                headers.insert("grpc-message", text);
-            }
-            response
-        }
+        Err(error) => failed(UNAVAILABLE, &format!("buildkitd: {error}")),
     }
+}
+
+/// A failure of a call.
+pub fn failed(code: HeaderValue, text: &str) -> Response<Body> {
+    let text = percent_encoding::utf8_percent_encode(text, percent_encoding::CONTROLS).to_string();
+    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", code);
+    if let Ok(text) = HeaderValue::from_str(&text) {
+        headers.insert("grpc-message", text);
+    }
+    response
 }
 
 async fn pass(mut buildkit: Buildkit, request: Request<Incoming>) -> Result<Response<Body>, Error> {
@@ -109,7 +111,8 @@ fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
-fn boxed(body: Incoming) -> Body {
+/// A body that is passed on.
+pub fn boxed(body: Incoming) -> Body {
     body.map_err(Error::from).boxed_unsync()
 }
 

@@ -17,11 +17,13 @@ const FIELDS_OF_ONE: [u32; 2] = [1, 2];
 
 /// Where what is built goes (`Exporter` of BuildKit's control.proto).
 #[derive(Clone, PartialEq, Message)]
-struct Output {
+pub struct Output {
+    /// What takes it.
     #[prost(string, tag = "1")]
-    kind: String,
+    pub kind: String,
+    /// How.
     #[prost(btree_map = "string, string", tag = "2")]
-    attributes: BTreeMap<String, String>,
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// What `SolveRequest` says of it.
@@ -66,7 +68,7 @@ pub fn translated(call: &[u8]) -> Result<Option<Vec<u8>>, DecodeError> {
 }
 
 /// An image in the store, unpacked, under its complete names or under the one of an image that has none.
-fn image(output: Output) -> Output {
+pub fn image(output: Output) -> Output {
     let mut attributes = output.attributes;
     // The client pushes what dockerd built by itself.
     attributes.retain(|key, _| !key.starts_with("push"));

@@ -223,7 +223,7 @@ impl Engine {
     }
 
     /// The host's address on the default network.
-    async fn host_gateway(&self) -> Result<String> {
+    pub(in crate::docker) async fn host_gateway(&self) -> Result<String> {
         let given = &self.settings().host_gateway;
         if !given.is_empty() {
             return Ok(given.clone());
