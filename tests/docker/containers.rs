@@ -49,6 +49,8 @@ const LINES: &[Line] = &[
         0,
         "script --quiet --return --command \"$run --rm -t bb sh -c 'tty; test -t 1 && echo yes'\" /dev/null | tr -d ^@",
     ),
+    (0, "$run --rm --user :5 bb id"),
+    (0, "$run --rm --platform linux/amd64 bb echo own"),
     (127, "$run --rm bb no-such-program"),
     (126, "$run --rm bb /etc/passwd"),
     (125, "$run --rm --name -bad bb true"),
@@ -132,6 +134,18 @@ const LINES: &[Line] = &[
         "$docker create --name made --label a=b --network none bb true >/dev/null; $docker inspect --format '{{.State.Status}} \
          {{.Config.Labels.a}} {{.HostConfig.NetworkMode}} {{json .Config.Cmd}}' made; $docker start --attach made; \
          $docker ps --all --filter label=a=b --format '{{.Names}}'; $docker rm made",
+    ),
+    (
+        0,
+        "$docker create --name recent bb true >/dev/null; $docker container prune --force --filter until=24h; \
+         $docker image prune --all --force --filter until=2000-01-01; $docker rm recent",
+    ),
+    (
+        0,
+        "$run --detach --name limited --memory 64m --oom-kill-disable --restart on-failure bb sleep 1000 | wc -c; \
+         $docker update --memory-swap 128m --restart no limited; $docker top limited odd 2>&1; \
+         $docker inspect --format '{{.HostConfig.MemorySwap}} {{.HostConfig.MemorySwappiness}} {{.HostConfig.PidsLimit}}' limited; \
+         $docker rm --force limited",
     ),
     (
         0,

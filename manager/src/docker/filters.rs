@@ -1,10 +1,12 @@
 //! The `filters` parameter: a JSON object of field → values, in either of the two forms that clients send.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use serde_json::Value;
 
 use super::failure::{Failure, Result};
+use super::moment;
 
 /// Fields and the values wanted of each; no field wants everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +67,19 @@ impl Filters {
     /// Whether labels have nothing of what a field (`label!`) refuses.
     pub fn refuses_no_label(&self, field: &str, labels: &BTreeMap<String, String>) -> bool {
         !self.values(field).iter().any(|refused| has_label(labels, refused))
+    }
+
+    /// The moment before which what is chosen was made (`until`), where it is given.
+    ///
+    /// # Errors
+    ///
+    /// 400 for what is no moment, and for more than one.
+    pub fn until(&self) -> Result<Option<SystemTime>> {
+        match self.values("until") {
+            [] => Ok(None),
+            [text] => moment::of_filter(text, SystemTime::now()).map(Some),
+            _ => Err(Failure::invalid("more than one until filter specified")),
+        }
     }
 
     /// The truth value of a field, where it is given.

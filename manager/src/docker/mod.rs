@@ -18,6 +18,7 @@ mod filters;
 mod host;
 mod image;
 mod message;
+mod moment;
 mod names;
 mod networks;
 mod route;

@@ -245,7 +245,7 @@ async fn remove(engine: &Engine, id: &str) -> Result<Reply> {
 
 async fn prune(engine: &Engine, request: &Request) -> Result<Reply> {
     let filters = Filters::parse(request.query.get("filters"), &PRUNE_FILTERS)?;
-    let until = filters.values("until").first().map(|text| super::system::moment(text)).transpose()?;
+    let until = filters.until()?;
     let mut removed = Vec::new();
     for network in engine.networks.list().await? {
         let created = std::time::SystemTime::try_from(network.created_at).unwrap_or(std::time::UNIX_EPOCH);

@@ -35,7 +35,8 @@ pub fn parse(text: &str) -> Result<u32> {
     };
     match number {
         1..=LAST => Ok(number.unsigned_abs()),
-        _ => Err(wrong()),
+        0 => Err(wrong()),
+        _ => Err(Failure::invalid(format!("the linux daemon does not support signal {text}"))),
     }
 }
 

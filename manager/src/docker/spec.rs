@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use orlop_proto::spec::types::{
     Cpu, Device, DeviceRule, Memory, Mount, Rlimit, Seccomp, SeccompArg, SeccompRule, Spec,
 };
-use orlop_proto::spec::{self, Accounts, DEFAULT_CAPABILITIES, merge_env};
+use orlop_proto::spec::{self, Accounts, DEFAULT_CAPABILITIES, MASKED_PATHS, merge_env};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -98,9 +98,7 @@ pub fn make(config: &Config, host: &HostConfig, facts: &Facts) -> Result<Spec> {
     spec.root_mut().readonly = host.readonly_rootfs;
     mounts(&mut spec, host, facts)?;
     resources(&mut spec, &host.resources, facts)?;
-    if let Some(paths) = &host.masked_paths {
-        spec.linux_mut().masked_paths.clone_from(paths);
-    }
+    spec.linux_mut().masked_paths = host.masked_paths.clone().unwrap_or_else(masked_paths);
     if let Some(paths) = &host.readonly_paths {
         spec.linux_mut().readonly_paths.clone_from(paths);
     }
@@ -176,7 +174,16 @@ fn process(spec: &mut Spec, config: &Config, host: &HostConfig, facts: &Facts) -
 ///
 /// 400 for a user or a group that the container does not have.
 pub fn set_user(spec: &mut Spec, user: &str, groups: &[String], accounts: &Accounts) -> Result<()> {
-    spec.set_user(user, accounts).map_err(|error| match error.operation() {
+    // Without a name it is root, whatever the group.
+    let whole = if user.starts_with(':') { format!("0{user}") } else { user.to_owned() };
+    let parts = || user.split(':').chain(groups.iter().map(String::as_str));
+    if parts().any(|part| {
+        part.parse::<i64>()
+            .is_ok_and(|number| i32::try_from(number).is_ok_and(|n| n < 0) || number > i64::from(i32::MAX))
+    }) {
+        return Err(Failure::invalid("uids and gids must be in range 0-2147483647"));
+    }
+    spec.set_user(&whole, accounts).map_err(|error| match error.operation() {
         "user" => Failure::invalid(format!(
             "unable to find user {}: no matching entries in passwd file",
             name(user)
@@ -270,6 +277,12 @@ fn mounts(spec: &mut Spec, host: &HostConfig, facts: &Facts) -> Result<()> {
         spec.linux_mut().rootfs_propagation = "rslave".to_owned();
     }
     Ok(())
+}
+
+/// What is hidden from a container unless it says otherwise: beyond runc's list what tells how much power the processor takes,
+/// from which keys have been read (CVE-2020-8694).
+pub fn masked_paths() -> Vec<String> {
+    MASKED_PATHS.into_iter().chain(["/sys/devices/virtual/powercap"]).map(str::to_owned).collect()
 }
 
 /// The limits in the configuration's terms; also what `docker update` hands to a running container.
@@ -463,9 +476,9 @@ fn capabilities(add: &[String], drop: &[String], all: &[String]) -> Result<Vec<S
     };
     let (add, drop): (Vec<String>, Vec<String>) =
         (add.iter().map(full).collect(), drop.iter().map(full).collect());
-    for name in add.iter().chain(&drop) {
-        if name != "ALL" && !all.contains(name) {
-            return Err(Failure::invalid(format!("invalid capability: unknown capability: {name:?}")));
+    for (list, member) in [(&add, "CapAdd"), (&drop, "CapDrop")] {
+        if let Some(name) = list.iter().find(|&name| name != "ALL" && !all.contains(name)) {
+            return Err(Failure::invalid(format!("invalid {member}: unknown capability: {name:?}")));
         }
     }
     let has = |list: &[String], name: &str| list.iter().any(|held| held == name);

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use super::container::state::Status;
 use super::events::{Event, FILTERS};
-use super::failure::{Failure, Result};
+use super::failure::Result;
 use super::filters::Filters;
 use super::message::{self, Reply, Request};
 use super::route::{NEWEST, OLDEST, page_not_found, reads};
 use super::settings::Settings;
-use super::{Engine, host};
+use super::{Engine, host, moment};
 
 /// The version that clients are told: that of the dockerd whose behaviour is followed, with ours as build metadata.
 pub const VERSION: &str = concat!("28.5.2+orlop.", env!("CARGO_PKG_VERSION"));
@@ -197,27 +197,10 @@ fn constant() -> Value {
     all
 }
 
-/// A moment as clients give it: seconds since 1970, with a fraction.
-///
-/// # Errors
-///
-/// 400 for anything else.
-pub fn moment(text: &str) -> Result<SystemTime> {
-    let wrong = || Failure::invalid(format!("invalid value for time: {text:?}"));
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: u64 = seconds.parse().map_err(|_| wrong())?;
-    let nanoseconds: u32 = match fraction.len() {
-        0 => 0,
-        1..=9 => format!("{fraction:0<9}").parse().map_err(|_| wrong())?,
-        _ => return Err(wrong()),
-    };
-    Ok(UNIX_EPOCH + Duration::new(seconds, nanoseconds))
-}
-
 fn events(engine: &Engine, request: &Request) -> Result<Reply> {
     let filters = Filters::parse(request.query.get("filters"), &FILTERS)?;
-    let since = request.query.filled("since").map(moment).transpose()?;
-    let until = request.query.filled("until").map(moment).transpose()?;
+    let since = request.query.filled("since").map(moment::exact).transpose()?;
+    let until = request.query.filled("until").map(moment::exact).transpose()?;
     let (past, mut coming) = engine.events.listen();
     let (reply, sender) = message::channel("application/json");
     let at = |event: &Event| UNIX_EPOCH + Duration::from_nanos(event.time_nano);
@@ -255,19 +238,4 @@ fn events(engine: &Engine, request: &Request) -> Result<Reply> {
         }
     });
     Ok(reply)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn moments_have_fractions() {
-        assert_eq!(moment("5").unwrap(), UNIX_EPOCH + Duration::from_secs(5));
-        assert_eq!(moment("5.25").unwrap(), UNIX_EPOCH + Duration::from_millis(5250));
-        assert_eq!(moment("5.000000001").unwrap(), UNIX_EPOCH + Duration::new(5, 1));
-        for wrong in ["", "x", "-1", "5.x", "5.0000000001"] {
-            assert_eq!(moment(wrong).unwrap_err().status, 400, "{wrong}");
-        }
-    }
 }

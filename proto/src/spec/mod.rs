@@ -27,7 +27,7 @@ pub use types::Spec;
 use types::Namespace;
 
 /// Paths that hide the host from a container, the same in runc's and containerd's default.
-const MASKED_PATHS: [&str; 10] = [
+pub const MASKED_PATHS: [&str; 10] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/kcore",
@@ -41,7 +41,8 @@ const MASKED_PATHS: [&str; 10] = [
 ];
 
 /// Paths that a container may read but not write, the same in runc's and containerd's default.
-const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub const READONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// New namespaces of these kinds.
 fn namespaces(kinds: &[&str]) -> Vec<Namespace> {

@@ -429,6 +429,8 @@ pub struct HostConfig {
     /// Kernel parameters.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub sysctls: BTreeMap<String, String>,
+    /// `default` or empty: other kinds are of other systems.
+    pub isolation: String,
     /// Runtime; empty for the default.
     pub runtime: String,
     /// Mounts.

@@ -9,19 +9,16 @@ use orlop_proto::spec::Accounts;
 use serde::Serialize;
 
 use super::config::{Config, CreateBody, Healthcheck, HostConfig};
-use super::logs::Limits;
 use super::record::{MountPoint, Record};
-use super::{Container, fresh_id, place};
+use super::{Container, check, fresh_id, place};
 use crate::docker::Engine;
 use crate::docker::failure::{Failure, Result};
-use crate::docker::image::Found;
+use crate::docker::image::{Found, platform};
 use crate::docker::settings::Settings;
 use crate::docker::spec::{self, Facts};
 use crate::image::DEFAULT_SNAPSHOTTER;
+use crate::image::platform::Platform;
 use crate::snapshot::quota::MAX_SIZE;
-
-/// The least memory that a container may have, in bytes.
-const LEAST_MEMORY: i64 = 6 << 20;
 
 /// What the client is told.
 #[derive(Debug, Serialize)]
@@ -134,92 +131,6 @@ fn defaults(host: &mut HostConfig, settings: &Settings) {
     }
 }
 
-/// Checks what needs nothing but itself.
-fn check(config: &Config, host: &HostConfig, settings: &Settings) -> Result<()> {
-    let refuse = |text: String| Err(Failure::invalid(text));
-    Limits::parse(log_driver(host), &host.log_config.options)?;
-    if !config.stop_signal.is_empty() {
-        crate::docker::signal::parse(&config.stop_signal)?;
-    }
-    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
-        return refuse(format!(
-            "the working directory '{}' is invalid, it needs to be an absolute path",
-            config.working_dir
-        ));
-    }
-    let limits = &host.resources;
-    if limits.memory > 0 && limits.memory < LEAST_MEMORY {
-        return refuse("Minimum memory limit allowed is 6MB".to_owned());
-    }
-    if limits.memory > 0 && limits.memory_swap > 0 && limits.memory_swap < limits.memory {
-        return refuse("Minimum memoryswap limit should be larger than memory limit, see usage".to_owned());
-    }
-    if limits.memory == 0 && limits.memory_swap > 0 {
-        return refuse(
-            "You should always set the Memory limit when using Memoryswap limit, see usage".to_owned(),
-        );
-    }
-    if limits.memory > 0 && limits.memory_reservation > limits.memory {
-        return refuse(
-            "Minimum memory limit can not be less than memory reservation limit, see usage".to_owned(),
-        );
-    }
-    let processors = crate::docker::host::processors() as i64 * 1_000_000_000;
-    if limits.nano_cpus < 0 || limits.nano_cpus > processors {
-        let most = processors / 1_000_000_000;
-        return refuse(format!(
-            "range of CPUs is from 0.01 to {most}.00, as there are only {most} CPUs available"
-        ));
-    }
-    if limits.blkio_weight > 0 && !(10..=1000).contains(&limits.blkio_weight) {
-        return refuse("range of blkio weight is from 10 to 1000".to_owned());
-    }
-    if !(-1000..=1000).contains(&host.oom_score_adj) {
-        return refuse(format!(
-            "invalid value {}, range for oom score adj is [-1000, 1000]",
-            host.oom_score_adj
-        ));
-    }
-    if host.shm_size < 0 {
-        return refuse("SHM size can not be less than 0".to_owned());
-    }
-    for (what, mode, known) in [
-        ("IPC", &host.ipc_mode, &["", "none", "private", "shareable", "host"][..]),
-        ("PID", &host.pid_mode, &["", "host"]),
-        ("UTS", &host.uts_mode, &["", "host"]),
-    ] {
-        let is_shared = what != "UTS" && mode.strip_prefix("container:").is_some_and(|name| !name.is_empty());
-        if !known.contains(&mode.as_str()) && !is_shared {
-            return refuse(format!("invalid {what} mode: {mode}"));
-        }
-    }
-    if !["", "host"].contains(&host.userns_mode.as_str()) {
-        return refuse(format!("invalid user namespace mode: {}", host.userns_mode));
-    }
-    let policy = &host.restart_policy;
-    if !["", "no", "always", "unless-stopped", "on-failure"].contains(&policy.name.as_str()) {
-        return refuse(format!(
-            "invalid restart policy: unknown policy '{}'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'",
-            policy.name
-        ));
-    }
-    if policy.maximum_retry_count != 0 && policy.name != "on-failure" {
-        return refuse(
-            "invalid restart policy: maximum retry count can only be used with 'on-failure'".to_owned(),
-        );
-    }
-    if host.auto_remove && !["", "no"].contains(&policy.name.as_str()) {
-        return refuse("can't create 'AutoRemove' container with restart policy".to_owned());
-    }
-    if !host.runtime.is_empty() && !settings.has_runtime(&host.runtime) {
-        return refuse(format!("unknown or invalid runtime name: {}", host.runtime));
-    }
-    if let Some(entry) = config.env.iter().find(|entry| entry.starts_with('=') || entry.is_empty()) {
-        return refuse(format!("invalid environment variable: {entry}"));
-    }
-    Ok(())
-}
-
 /// The most bytes that a container's file system may take, where `--storage-opt size` says so.
 fn size_limit(host: &HostConfig) -> Result<Option<u64>> {
     let mut limit = None;
@@ -236,13 +147,6 @@ fn size_limit(host: &HostConfig) -> Result<Option<u64>> {
 /// Whether an option of storage is the size, whose case does not matter to dockerd.
 fn is_size(option: &str) -> bool {
     option.eq_ignore_ascii_case("size")
-}
-
-fn log_driver(host: &HostConfig) -> &str {
-    match host.log_config.kind.as_str() {
-        "" => "json-file",
-        other => other,
-    }
 }
 
 /// Checks a name.
@@ -264,17 +168,34 @@ pub fn check_name(name: &str) -> Result<&str> {
 }
 
 impl Engine {
-    /// Makes a container.
+    /// Makes a container, of the image's part for a platform where one is wanted.
     ///
     /// # Errors
     ///
     /// 400 for what cannot be, 404 for an image that is not here, 409 for a name in use. Nothing is left.
-    pub async fn create_container(&self, name: Option<&str>, body: CreateBody) -> Result<Created> {
+    pub async fn create_container(
+        &self,
+        name: Option<&str>,
+        wanted: Option<Platform>,
+        body: CreateBody,
+    ) -> Result<Created> {
         if body.config.image.is_empty() {
             return Err(Failure::invalid("no image specified: container must have an image"));
         }
+        if let Some(wanted) = wanted {
+            let image = self.image_for(&body.config.image, &wanted).await?;
+            return self.create_container_of(&image, name, body).await;
+        }
         let image = self.image(&body.config.image).await?;
-        self.create_container_of(&image, name, body).await
+        let mut created = self.create_container_of(&image, name, body).await?;
+        let (own, offered) = (platform(), image.platform());
+        if own.rank(&offered).is_none() {
+            created.warnings.push(format!(
+                "The requested image's platform ({offered}) does not match the detected host platform ({own}) and no specific platform \
+                 was requested"
+            ));
+        }
+        Ok(created)
     }
 
     /// Makes a container of an image that was found.
@@ -292,13 +213,14 @@ impl Engine {
         merge(&mut config, &image.config());
         let settings = self.settings();
         defaults(&mut host, &settings);
-        check(&config, &host, &settings)?;
+        check::whole(&config, &host, &settings)?;
         let keeps_limits = self.parts.snapshots.snapshotter(DEFAULT_SNAPSHOTTER)?.keeps_limits();
         if host.storage_opt.keys().any(|option| is_size(option)) && !keeps_limits {
             let why = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option";
             return Err(Failure::invalid(why));
         }
         size_limit(&host)?;
+        let warnings = check::warnings(&host);
         let id = fresh_id()?;
         if config.hostname.is_empty() {
             config.hostname = match host.network_mode.as_str() {
@@ -351,7 +273,7 @@ impl Engine {
             Ok(container) => {
                 self.containers.add(container.clone());
                 self.container_event(&container, "create", &[]);
-                Ok(Created { id, warnings: Vec::new() })
+                Ok(Created { id, warnings })
             }
             Err(failure) => {
                 self.containers.release(&name);
@@ -419,7 +341,7 @@ impl Engine {
                     "" | "z" | "Z" => None,
                     "ro" => Some(false),
                     "rw" => Some(true),
-                    _ => return Err(Failure::invalid(format!("invalid volumes-from spec: {text}"))),
+                    _ => return Err(Failure::invalid(format!("invalid mode: {mode}"))),
                 };
                 Ok((self.other(name)?.record().mounts, writable))
             })
@@ -483,25 +405,6 @@ mod tests {
         for wrong in ["", "a", "-a", "a b", "a/b"] {
             assert_eq!(check_name(wrong).unwrap_err().status, 400, "{wrong}");
         }
-    }
-
-    #[test]
-    fn what_cannot_be_is_refused() {
-        let with = |change: fn(&mut HostConfig)| {
-            let mut host = HostConfig::default();
-            change(&mut host);
-            check(&Config::default(), &host, &Settings::default())
-        };
-        assert!(with(|_| {}).is_ok());
-        assert_eq!(
-            with(|host| host.resources.memory = 1).unwrap_err().message,
-            "Minimum memory limit allowed is 6MB"
-        );
-        assert!(with(|host| host.restart_policy.name = "often".into()).is_err());
-        assert!(with(|host| host.resources.memory_swap = 5).is_err());
-        assert!(with(|host| host.log_config.kind = "nope".into()).is_err());
-        assert!(with(|host| host.oom_score_adj = 1001).is_err());
-        assert!(with(|host| host.runtime = "nope".into()).is_err());
     }
 
     #[test]

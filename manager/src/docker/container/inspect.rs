@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use orlop_proto::spec::READONLY_PATHS;
 use serde_json::{Value, json};
 
 use super::Container;
+use super::config::HostConfig;
 use super::record::{MountPoint, Record};
 use crate::docker::Engine;
+use crate::docker::spec::masked_paths;
 
 impl Engine {
     /// `docker inspect`.
@@ -37,7 +40,7 @@ impl Engine {
             "ProcessLabel": "",
             "AppArmorProfile": record.apparmor,
             "ExecIDs": self.exec_ids(&record.id),
-            "HostConfig": record.host,
+            "HostConfig": host(&record.host),
             "GraphDriver": { "Data": null, "Name": "overlayfs" },
             "Mounts": record.mounts.iter().filter(|place| place.kind != "tmpfs").map(shown).collect::<Vec<_>>(),
             "Config": record.config,
@@ -50,6 +53,25 @@ impl Engine {
         }
         document
     }
+}
+
+/// What depends on the host, with what stands for an absent choice.
+fn host(host: &HostConfig) -> Value {
+    let mut shown = json!(host);
+    if host.resources.memory_swappiness == Some(-1) {
+        shown["MemorySwappiness"] = Value::Null;
+    }
+    if host.resources.pids_limit.is_some_and(|limit| limit <= 0) {
+        shown["PidsLimit"] = Value::Null;
+    }
+    let is_open = host.privileged;
+    if host.masked_paths.is_none() && !is_open {
+        shown["MaskedPaths"] = json!(masked_paths());
+    }
+    if host.readonly_paths.is_none() && !is_open {
+        shown["ReadonlyPaths"] = json!(READONLY_PATHS);
+    }
+    shown
 }
 
 /// A place as clients see it.

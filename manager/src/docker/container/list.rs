@@ -8,7 +8,7 @@ use super::inspect::shown;
 use super::record::Record;
 use super::state::{Status, parse};
 use crate::docker::Engine;
-use crate::docker::failure::Result;
+use crate::docker::failure::{Failure, Result};
 use crate::docker::filters::Filters;
 use crate::docker::message::Query;
 
@@ -42,6 +42,50 @@ fn is_named(pattern: &str, name: &str) -> bool {
     }
 }
 
+/// Refuses values that no container can have.
+fn check(filters: &Filters) -> Result<()> {
+    let wrong = |field: &str, value: &str| Failure::invalid(format!("invalid filter '{field}={value}'"));
+    let all = |field: &str, is_good: &dyn Fn(&str) -> bool| match filters
+        .values(field)
+        .iter()
+        .find(|value| !is_good(value))
+    {
+        Some(value) => Err(wrong(field, value)),
+        None => Ok(()),
+    };
+    all("status", &|value| Status::ALL.iter().any(|status| status.word() == value))?;
+    all("health", &|value| ["none", "starting", "healthy", "unhealthy"].contains(&value))?;
+    all("exited", &|value| value.parse::<i64>().is_ok())?;
+    all("is-task", &|value| ["true", "false", "1", "0"].contains(&value))?;
+    for field in ["expose", "publish"] {
+        all(field, &|value| Ports::parse(value).is_some())?;
+    }
+    Ok(())
+}
+
+/// Ports of a protocol, as filters name them: `80`, `80/udp`, `8000-8080/tcp`.
+struct Ports<'a> {
+    first: u16,
+    last: u16,
+    protocol: &'a str,
+}
+
+impl Ports<'_> {
+    fn parse(text: &str) -> Option<Ports<'_>> {
+        let (range, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let ports = Ports { first: first.parse().ok()?, last: last.parse().ok()?, protocol };
+        (ports.first <= ports.last).then_some(ports)
+    }
+
+    /// Whether a port such as `80/tcp` is among them.
+    fn has(&self, port: &str) -> bool {
+        Ports::parse(port).is_some_and(|port| {
+            port.protocol == self.protocol && self.first <= port.first && port.last <= self.last
+        })
+    }
+}
+
 fn is_chosen(record: &Record, filters: &Filters, ancestors: &[String]) -> bool {
     let health = record.state.health.as_ref().and_then(|health| health["Status"].as_str()).unwrap_or("none");
     let networks = || {
@@ -63,18 +107,12 @@ fn is_chosen(record: &Record, filters: &Filters, ancestors: &[String]) -> bool {
                 .any(|place| place.name == wanted || place.source == wanted || place.destination == wanted)
         })
         && filters.accepts("expose", |wanted| {
-            record
-                .config
-                .exposed_ports
-                .keys()
-                .any(|port| port == wanted || port.split('/').next() == Some(wanted))
+            Ports::parse(wanted)
+                .is_some_and(|wanted| record.config.exposed_ports.keys().any(|port| wanted.has(port)))
         })
         && filters.accepts("publish", |wanted| {
-            record
-                .host
-                .port_bindings
-                .keys()
-                .any(|port| port == wanted || port.split('/').next() == Some(wanted))
+            Ports::parse(wanted)
+                .is_some_and(|wanted| record.host.port_bindings.keys().any(|port| wanted.has(port)))
         })
         && filters.accepts("ancestor", |_| ancestors.contains(&record.image))
         && filters.accepts_labels("label", &record.config.labels)
@@ -98,6 +136,7 @@ impl Engine {
     /// 400 for filters that cannot be, 404 for a container that one names and that is not.
     pub async fn list_containers(&self, query: &Query) -> Result<Vec<Value>> {
         let filters = Filters::parse(query.get("filters"), &FILTERS)?;
+        check(&filters)?;
         let mut ancestors = Vec::new();
         for name in filters.values("ancestor") {
             if let Ok(found) = self.image(name).await {
@@ -196,6 +235,25 @@ mod tests {
     fn names_are_patterns() {
         assert!(is_named("we", "web") && is_named("^/web$", "web") && is_named("^web$", "web"));
         assert!(!is_named("^eb", "web") && is_named("(", "a(b"));
+    }
+
+    #[test]
+    fn ports_are_numbers_or_ranges_of_a_protocol() {
+        let has = |wanted: &str, port: &str| Ports::parse(wanted).unwrap().has(port);
+        assert!(has("80", "80/tcp") && has("8000-8080/udp", "8001/udp") && has("80", "80"));
+        assert!(!has("80", "80/udp") && !has("80-81", "82/tcp"));
+        assert!(["x", "", "81-80", "80-"].iter().all(|text| Ports::parse(text).is_none()));
+    }
+
+    #[test]
+    fn values_that_no_container_has_are_refused() {
+        let check = |text: &str| check(&Filters::parse(Some(text), &FILTERS).unwrap());
+        assert!(
+            check(r#"{"status":["running"],"health":["none"],"exited":["-1"],"publish":["1-2/udp"]}"#)
+                .is_ok()
+        );
+        assert_eq!(check(r#"{"status":["bogus"]}"#).unwrap_err().message, "invalid filter 'status=bogus'");
+        assert!(check(r#"{"exited":["x"]}"#).is_err());
     }
 
     #[test]

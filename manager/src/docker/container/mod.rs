@@ -7,6 +7,7 @@ pub mod config;
 pub mod state;
 
 mod attach;
+mod check;
 mod create;
 mod devices;
 mod end;

@@ -32,8 +32,9 @@ impl Engine {
         let ran = Command::new("ps").args(arguments.split_whitespace()).output().await;
         let output = ran.map_err(|error| Failure::internal(format!("ps: {error}")))?;
         if !output.status.success() {
-            let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(Failure::internal(format!("ps: {text}")));
+            // What comes after the first line is how to call ps.
+            let text = String::from_utf8_lossy(&output.stderr);
+            return Err(Failure::invalid(format!("ps: {}", text.trim().lines().next().unwrap_or_default())));
         }
         table(&String::from_utf8_lossy(&output.stdout), &pids)
     }

@@ -9,11 +9,11 @@ use orlop_proto::kind::Kind;
 use orlop_proto::spec::Spec;
 use serde_json::{Value, json};
 
-use super::Container;
 use super::config::{Resources, RestartPolicy};
 use super::create::check_name;
 use super::record::Record;
 use super::state::{Status, parse};
+use super::{Container, check};
 use crate::docker::Engine;
 use crate::docker::errand::to_the_end;
 use crate::docker::failure::{Failure, Result};
@@ -192,7 +192,7 @@ impl Engine {
                 (Status::Paused, true) => {
                     return Err(Failure::conflict(format!("Container {id} is already paused")));
                 }
-                (Status::Running, false) => {
+                (_, false) if status != Status::Restarting => {
                     return Err(Failure::conflict(format!("Container {id} is not paused")));
                 }
                 (Status::Restarting, _) => {
@@ -266,6 +266,15 @@ impl Engine {
         to_the_end(async move {
             let _turn = container.turn.lock().await;
             let host = container.with(|record| record.host.clone());
+            check::update(&update)?;
+            if let Some(policy) = &policy {
+                check::restart_policy(policy)?;
+                if host.auto_remove && !["", "no"].contains(&policy.name.as_str()) {
+                    return Err(Failure::invalid(
+                        "Restart policy cannot be updated because AutoRemove is enabled for the container",
+                    ));
+                }
+            }
             let resources = updated(&host.resources, &update)?;
             if container.with(|record| record.state.is_running()) && resources != host.resources {
                 let mut spec = Spec::default();
@@ -412,8 +421,7 @@ impl Engine {
     ///
     /// 400 for filters that cannot be.
     pub async fn prune_containers(&self, filters: &Filters) -> Result<Value> {
-        let until =
-            filters.values("until").first().map(|text| crate::docker::system::moment(text)).transpose()?;
+        let until = filters.until()?;
         let (mut removed, mut freed) = (Vec::new(), 0);
         for container in self.containers.all() {
             let record = container.record();

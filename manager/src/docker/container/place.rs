@@ -24,16 +24,17 @@ pub fn clean(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
-fn destination(path: &str, shown: &str) -> Result<String> {
+fn destination(kind: &str, path: &str, shown: &str) -> Result<String> {
     if !path.starts_with('/') {
         let text = format!(
-            "invalid volume specification: '{shown}': invalid mount config: invalid mount path: '{path}' mount path must be absolute"
+            "invalid volume specification: '{shown}': invalid mount config for type {kind:?}: invalid mount path: '{path}' mount path must \
+             be absolute"
         );
         return Err(Failure::invalid(text));
     }
     match clean(path).as_str() {
         "/" => Err(Failure::invalid(format!(
-            "invalid volume specification: '{shown}': invalid specification: destination can't be '/'"
+            "invalid volume specification: '{shown}': invalid mount config for type {kind:?}: invalid specification: destination can't be '/'"
         ))),
         path => Ok(path.to_owned()),
     }
@@ -52,15 +53,27 @@ fn bind(text: &str) -> Result<MountPoint> {
     if parts.len() > 1 && source.is_empty() {
         return Err(wrong());
     }
+    let is_bind = source.starts_with('/');
     let mut place = MountPoint {
-        destination: destination(target, text)?,
+        destination: destination(if is_bind { "bind" } else { "volume" }, target, text)?,
         mode: mode.to_owned(),
         writable: true,
         ..MountPoint::default()
     };
-    let is_bind = source.starts_with('/');
     let mut copies = true;
+    let mut kinds = Vec::new();
     for option in mode.split(',').filter(|option| !option.is_empty()) {
+        let kind = match option {
+            "rw" => "ro",
+            "Z" => "z",
+            "cached" | "delegated" => "consistent",
+            option if PROPAGATIONS.contains(&option) => "propagation",
+            option => option,
+        };
+        if kinds.contains(&kind) {
+            return Err(Failure::invalid(format!("invalid mode: {mode}")));
+        }
+        kinds.push(kind);
         match option {
             "ro" => place.writable = false,
             "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
@@ -164,7 +177,7 @@ fn mount(request: &MountRequest) -> Result<MountPoint> {
             }
             place.options = words.join(",");
         }
-        other => return Err(Failure::invalid(format!("mount type unknown: {other:?}"))),
+        _ => return Err(wrong("mount type unknown".to_owned())),
     }
     Ok(place)
 }
@@ -203,7 +216,7 @@ pub fn plan(
     for (path, options) in &host.tmpfs {
         let place = MountPoint {
             kind: "tmpfs".to_owned(),
-            destination: destination(path, path)?,
+            destination: destination("tmpfs", path, path)?,
             options: options.clone(),
             writable: true,
             ..MountPoint::default()
@@ -212,7 +225,7 @@ pub fn plan(
     }
     places.extend(asked);
     for path in config.volumes.keys() {
-        let target = destination(path, path)?;
+        let target = destination("volume", path, path)?;
         if let std::collections::btree_map::Entry::Vacant(free) = places.entry(target.clone()) {
             let mut place = MountPoint { destination: target, writable: true, ..MountPoint::default() };
             volume(&mut place, "", true)?;

@@ -14,9 +14,10 @@ use super::{logs, wait};
 use crate::docker::Engine;
 use crate::docker::failure::{Failure, Result};
 use crate::docker::filters::Filters;
+use crate::docker::image::wanted_platform;
 use crate::docker::message::{self, Channel, Query, Reply, Request};
+use crate::docker::moment;
 use crate::docker::route::page_not_found;
-use crate::docker::system::moment;
 
 /// Answers a request.
 pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
@@ -30,7 +31,8 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
         (Method::GET, ["json"]) => Ok(message::ok(&engine.list_containers(&query).await?)),
         (Method::POST, ["create"]) => {
             let body: CreateBody = request.json().await?;
-            let created = engine.create_container(query.get("name"), body).await?;
+            let platform = query.filled("platform").map(|text| wanted_platform(Some(text))).transpose()?;
+            let created = engine.create_container(query.get("name"), platform, body).await?;
             Ok(message::json(StatusCode::CREATED, &created))
         }
         (Method::POST, ["prune"]) => {
@@ -72,7 +74,9 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
             Ok(message::no_content())
         }
         (Method::POST, [_, "kill"]) => {
-            engine.kill_container(&container()?, query.get("signal")).await?;
+            let container =
+                container().map_err(|failure| failure.within(&format!("cannot kill container: {name}")))?;
+            engine.kill_container(&container, query.get("signal")).await?;
             Ok(message::no_content())
         }
         (Method::POST, [_, "pause"]) => {
@@ -163,8 +167,8 @@ fn logs(container: std::sync::Arc<super::Container>, request: &Request) -> Resul
         ));
     }
     let not_zero = |text: &&str| *text != "0";
-    let since = query.filled("since").filter(not_zero).map(moment).transpose()?;
-    let until = query.filled("until").filter(not_zero).map(moment).transpose()?;
+    let since = query.filled("since").filter(not_zero).map(moment::exact).transpose()?;
+    let until = query.filled("until").filter(not_zero).map(moment::exact).transpose()?;
     let wanted = Wanted { stdout, stderr, since, until };
     let (follow, with_time, with_details) =
         (query.flag("follow"), query.flag("timestamps"), query.flag("details"));

@@ -48,6 +48,12 @@ impl Found {
         serde_json::from_value(config).unwrap_or_default()
     }
 
+    /// The platform that its configuration names.
+    pub fn platform(&self) -> Platform {
+        let word = |member: &str| self.document[member].as_str().unwrap_or_default().to_owned();
+        Platform { os: word("os"), architecture: word("architecture"), variant: word("variant") }.normalised()
+    }
+
     /// Digests of the decompressed layers.
     pub fn diff_ids(&self) -> Vec<String> {
         let ids = self.document["rootfs"]["diff_ids"].as_array();
@@ -171,6 +177,33 @@ impl Engine {
             }
         }
         Err(no_such_image(name))
+    }
+
+    /// The part of an image for a platform, and no other.
+    ///
+    /// # Errors
+    ///
+    /// 404 for an image that is not here, or not for this platform: clients then pull it.
+    pub async fn image_for(&self, name: &str, wanted: &Platform) -> Result<Found> {
+        let found = match normal(name) {
+            Ok(full) => match self.parts.names.get(&self.context, &full).await {
+                Ok(image) => self.resolve_for(&image, wanted).await.ok(),
+                Err(_) => None,
+            },
+            Err(_) => None,
+        };
+        let found = match found {
+            Some(found) => found,
+            None => self.image(name).await?,
+        };
+        // A manifest that no index names says what it is for in its configuration alone.
+        let platform = found.platform();
+        if wanted.rank(&platform).is_some() {
+            return Ok(found);
+        }
+        Err(Failure::not_found(format!(
+            "image with reference {name} was found but its platform ({platform}) does not match the specified platform ({wanted})"
+        )))
     }
 
     /// The names of an image, of which one is known.

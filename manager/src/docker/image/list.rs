@@ -76,6 +76,7 @@ impl Engine {
             since = Some(seconds(found.await?.created()));
         }
         let is_dangling = filters.flag("dangling")?;
+        let until = filters.until()?;
         let mut listed = Vec::new();
         for found in images {
             let created = seconds(found.created());
@@ -88,6 +89,7 @@ impl Engine {
                 && filters.refuses_no_label("label!", &labels)
                 && before.is_none_or(|edge| created < edge)
                 && since.is_none_or(|edge| created > edge)
+                && until.is_none_or(|edge| parse(found.created()).is_none_or(|created| created < edge))
                 && is_dangling.is_none_or(|wanted| tags.is_empty() == wanted);
             if !is_wanted {
                 continue;

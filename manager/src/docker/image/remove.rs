@@ -185,8 +185,7 @@ impl Engine {
     /// `docker image prune`.
     pub async fn prune_images(&self, filters: &Filters) -> Result<Value> {
         let only_dangling = filters.flag("dangling")?.unwrap_or(true);
-        let until =
-            filters.values("until").first().map(|text| super::super::system::moment(text)).transpose()?;
+        let until = filters.until()?;
         let (mut removed, mut freed) = (Vec::new(), 0);
         let parents = self.parents().await?;
         for found in self.images().await? {

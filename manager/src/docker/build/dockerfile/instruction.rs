@@ -5,6 +5,7 @@ use super::flags::Flags;
 use super::lines::{Heredoc, LogicalLine, heredoc_of};
 use super::words::split;
 use crate::docker::container::config::Healthcheck;
+use crate::docker::moment::duration;
 
 /// Where the classic builder sends who asks for what only BuildKit can.
 const NEEDS_BUILDKIT: &str = "option requires BuildKit. Refer to https://docs.docker.com/go/buildkit/ to learn how to \
@@ -398,33 +399,4 @@ fn health(flags: &Flags, rest: &str) -> Parsed<Healthcheck> {
         start_interval: time("start-interval")?,
         retries,
     })
-}
-
-/// Nanoseconds of Go's text for times: `1m30s`, `1.5h`, `300ms`.
-fn duration(text: &str) -> Option<i64> {
-    const UNITS: [(&str, f64); 7] =
-        [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 6e10), ("h", 3.6e12)];
-    let (sign, mut rest) = match text.strip_prefix('-') {
-        Some(rest) => (-1.0, rest),
-        None => (1.0, text.strip_prefix('+').unwrap_or(text)),
-    };
-    if rest == "0" {
-        return Some(0);
-    }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut total = 0.0;
-    while !rest.is_empty() {
-        let end = rest.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        let after = &rest[end..];
-        let unit_end =
-            after.find(|letter: char| letter.is_ascii_digit() || letter == '.').unwrap_or(after.len());
-        let (_, unit) = UNITS.iter().find(|(name, _)| *name == &after[..unit_end])?;
-        total += number * unit;
-        rest = &after[unit_end..];
-    }
-    let total = sign * total;
-    (total.abs() < i64::MAX as f64).then_some(total as i64)
 }
