@@ -49,6 +49,8 @@ pub struct Config {
     pub restart: Restart,
     /// Programs that decide which images may be pulled.
     pub image_verifier: ImageVerifier,
+    /// Programs that clients install.
+    pub opt: Opt,
     /// Parts that run as programs of their own, by the name that clients ask for.
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// Programs that turn layers of other media types into ones that are unpacked here.
@@ -250,6 +252,14 @@ pub struct ImageVerifier {
     pub per_verifier_timeout: u64,
 }
 
+/// Programs that clients install (`ctr install`).
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Opt {
+    /// The directory whose `bin` and `lib` they are in. Shims and runtimes are looked for there, too.
+    pub path: PathBuf,
+}
+
 /// A program that turns layers of other media types, such as encrypted ones, into ones that are unpacked here.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -329,6 +339,7 @@ impl Default for Config {
             shim: Shim::default(),
             restart: Restart::default(),
             image_verifier: ImageVerifier::default(),
+            opt: Opt::default(),
             proxy_plugins: BTreeMap::new(),
             stream_processors: BTreeMap::new(),
             runtimes: BTreeMap::from([(RUNC_V2.to_owned(), Runtime::runc_v2())]),
@@ -386,6 +397,12 @@ impl Default for Shim {
 impl Default for Restart {
     fn default() -> Self {
         Restart { interval: 10 }
+    }
+}
+
+impl Default for Opt {
+    fn default() -> Self {
+        Opt { path: "/opt/containerd".into() }
     }
 }
 

@@ -185,7 +185,12 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
         .add_service(limited!(VersionServer, VersionService))
         .add_service(limited!(
             IntrospectionServer,
-            IntrospectionService { snapshots: snapshots.clone(), supervisor: supervisor.clone(), uuid }
+            IntrospectionService {
+                snapshots: snapshots.clone(),
+                supervisor: supervisor.clone(),
+                installed: config.opt.path.clone(),
+                uuid
+            }
         ))
         .add_service(limited!(StoreServer, SandboxStoreService(sandboxes.clone())))
         .add_service(limited!(

@@ -1,5 +1,7 @@
 //! What the daemon consists of, in the terms by which clients ask for it: containerd's plugin types and names.
 
+use std::path::Path;
+
 use crate::filter::{Filter, text};
 use crate::snapshot::Snapshots;
 use orlop_proto::error::Result;
@@ -39,6 +41,7 @@ const MONITOR: &str = "io.containerd.monitor.container.v1";
 const TTRPC: &str = "io.containerd.ttrpc.v1";
 const MOUNT_MANAGER: &str = "io.containerd.mount-manager.v1";
 const MOUNT_HANDLER: &str = "io.containerd.mount-handler.v1";
+const INTERNAL: &str = "io.containerd.internal.v1";
 const SERVICE: &str = "io.containerd.service.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
 
@@ -77,7 +80,9 @@ const GRPC_SERVICES: [&str; 17] = [
 ];
 
 /// The parts that the filters choose (`type`, `id`).
-pub fn plugins(snapshots: &Snapshots, filters: &[String]) -> Result<Vec<Plugin>> {
+///
+/// `installed` is the directory of installed programs.
+pub fn plugins(snapshots: &Snapshots, installed: &Path, filters: &[String]) -> Result<Vec<Plugin>> {
     let filter = Filter::parse(filters)?;
     let chosen = |plugin: &Plugin| {
         filter.matches(&|path: &[&str]| match path {
@@ -86,10 +91,10 @@ pub fn plugins(snapshots: &Snapshots, filters: &[String]) -> Result<Vec<Plugin>>
             _ => None,
         })
     };
-    Ok(all(snapshots).into_iter().filter(chosen).collect())
+    Ok(all(snapshots, installed).into_iter().filter(chosen).collect())
 }
 
-fn all(snapshots: &Snapshots) -> Vec<Plugin> {
+fn all(snapshots: &Snapshots, installed: &Path) -> Vec<Plugin> {
     let mut all = vec![Plugin { kind: CONTENT, id: "content".to_owned(), ..Plugin::default() }];
     all.extend(snapshots.snapshotters().map(|snapshotter| Plugin {
         kind: SNAPSHOTTER,
@@ -123,6 +128,10 @@ fn all(snapshots: &Snapshots) -> Vec<Plugin> {
     });
     let part = |kind, id: &str, requires| Plugin { kind, id: id.to_owned(), requires, ..Plugin::default() };
     all.extend([
+        Plugin {
+            exports: vec![("path".to_owned(), installed.display().to_string())],
+            ..part(INTERNAL, "opt", &[])
+        },
         part(LEASE, "manager", &[METADATA][..]),
         part(STREAMING, "manager", &[METADATA]),
         Plugin { has_platform: true, ..part(TRANSFER, "local", &[LEASE, METADATA, DIFFER]) },
@@ -157,7 +166,7 @@ mod tests {
             Exchange::default(),
         )
         .unwrap();
-        let find = |filter: &str| plugins(&snapshots, &[filter.to_owned()]).unwrap();
+        let find = |filter: &str| plugins(&snapshots, Path::new("/opt/x"), &[filter.to_owned()]).unwrap();
         // As nerdctl and dockerd ask, blank included.
         let [overlay] = &find("type==io.containerd.snapshotter.v1, id==overlayfs")[..] else {
             panic!("one plugin expected")
@@ -167,7 +176,10 @@ mod tests {
             [("root".to_owned(), directory.path().join("overlayfs").display().to_string())]
         );
         assert_eq!(find("type==io.containerd.snapshotter.v1").len(), 3);
-        assert_eq!(find("").len(), all(&snapshots).len());
+        assert_eq!(find("").len(), all(&snapshots, Path::new("/opt/x")).len());
+        // As `ctr install` asks.
+        let [opt] = &find("id==opt")[..] else { panic!("one plugin expected") };
+        assert_eq!(opt.exports, [("path".to_owned(), "/opt/x".to_owned())]);
         assert!(find("id==zfs").is_empty());
     }
 }

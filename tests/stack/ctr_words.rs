@@ -22,12 +22,6 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("containers create", "--blockio-class"),
     // Mounts that only the server can make are made when the snapshot is asked for.
     ("snapshots mounts", "--temp"),
-    ("pprof", ""),
-    ("shim", ""),
-    ("install", ""),
-    ("sandboxes", ""),
-    ("deprecations", ""),
-    ("plugins inspect-runtime", ""),
 ];
 
 /// One option of a help.

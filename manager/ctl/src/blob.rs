@@ -218,20 +218,7 @@ pub async fn transform<T: Send + 'static>(
         Ok(result)
     });
     // Both ends go with whoever holds them, so that the thread never waits for one that has given up.
-    let reading = async move {
-        let to_work = to_work;
-        let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
-        let mut stream = client.content().read(request).await?.into_inner();
-        while let Some(part) = stream.message().await? {
-            // Whoever has read enough stops listening.
-            if to_work.send(Some(part.data.to_vec())).await.is_err() {
-                return Ok(());
-            }
-        }
-        // Without this it broke off.
-        let _ = to_work.send(None).await;
-        Ok::<(), Error>(())
-    };
+    let reading = send(client, digest, to_work);
     let writing = async move {
         let mut made = made;
         let reference = format!("convert-{}-{digest}", random_id());
@@ -253,6 +240,41 @@ pub async fn transform<T: Send + 'static>(
     let (digest, size) = upload.finish(None, None, labels.clone()).await?;
     set_labels(client, &digest, labels).await?;
     Ok((digest, size, result))
+}
+
+/// Has `work` read a blob, on a thread of its own.
+///
+/// # Errors
+///
+/// What `work` and the server say.
+pub async fn consume<T: Send + 'static>(
+    client: &Client,
+    digest: &str,
+    work: impl FnOnce(&mut dyn Read) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (to_work, incoming) = mpsc::channel(WAITING);
+    let working = tokio::task::spawn_blocking(move || {
+        work(&mut Incoming { incoming, part: Vec::new(), at: 0, has_ended: false })
+    });
+    let (read, result) = tokio::join!(send(client, digest, to_work), working);
+    // Who stopped first knows why: the work only saw its input break off.
+    read?;
+    result.map_err(|error| Error::because(Kind::Internal, "read", digest, error.to_string()))?
+}
+
+/// Sends a blob to a thread that reads it.
+async fn send(client: &Client, digest: &str, to_work: mpsc::Sender<Option<Vec<u8>>>) -> Result<()> {
+    let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    let mut stream = client.content().read(request).await?.into_inner();
+    while let Some(part) = stream.message().await? {
+        // Whoever has read enough stops listening.
+        if to_work.send(Some(part.data.to_vec())).await.is_err() {
+            return Ok(());
+        }
+    }
+    // Without this it broke off.
+    let _ = to_work.send(None).await;
+    Ok(())
 }
 
 /// What the server sends, for a thread that reads; `None` is the end.

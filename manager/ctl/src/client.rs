@@ -13,6 +13,8 @@ use orlop_proto::containerd::services::introspection::v1::introspection_client::
 use orlop_proto::containerd::services::leases::v1::leases_client::LeasesClient;
 use orlop_proto::containerd::services::leases::v1::{CreateRequest, DeleteRequest};
 use orlop_proto::containerd::services::namespaces::v1::namespaces_client::NamespacesClient;
+use orlop_proto::containerd::services::sandbox::v1::controller_client::ControllerClient;
+use orlop_proto::containerd::services::sandbox::v1::store_client::StoreClient;
 use orlop_proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use orlop_proto::containerd::services::streaming::v1::streaming_client::StreamingClient;
 use orlop_proto::containerd::services::tasks::v1::tasks_client::TasksClient;
@@ -94,6 +96,10 @@ services! {
     leases: LeasesClient,
     /// Namespaces.
     namespaces: NamespacesClient,
+    /// What makes sandboxes run.
+    sandbox_controller: ControllerClient,
+    /// Records of sandboxes.
+    sandbox_store: StoreClient,
     /// Snapshots.
     snapshots: SnapshotsClient,
     /// Byte streams for transfers.

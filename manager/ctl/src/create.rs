@@ -31,7 +31,7 @@ use crate::{host, labels, mounts, unpack};
 /// The label by which `tasks kill` learns how a container wants to be stopped.
 pub const STOP_SIGNAL: &str = "io.containerd.image.config.stop-signal";
 /// Runtimes that take the options of runc.
-const RUNC_RUNTIMES: [&str; 2] = ["io.containerd.runc.v2", "io.containerd.orlop.v1"];
+pub const RUNC_RUNTIMES: [&str; 2] = ["io.containerd.runc.v2", "io.containerd.orlop.v1"];
 /// The vendor and class behind `--gpus`, as NVIDIA's tools write their files.
 const GPU: &str = "nvidia.com/gpu";
 /// The period behind `--cpus`, in microseconds.

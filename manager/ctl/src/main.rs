@@ -20,6 +20,7 @@ mod platform;
 mod process;
 mod progress;
 mod registry;
+mod shim;
 mod signals;
 mod stdio;
 mod terminal;
@@ -71,7 +72,7 @@ async fn run(cli: Cli) -> Result<u32> {
     let Cli { global, command, .. } = cli;
     let work = async {
         let client = match command {
-            Command::Oci(_) => Client::unconnected(&global.namespace)?,
+            Command::Oci(_) | Command::Pprof(_) | Command::Shim(_) => Client::unconnected(&global.namespace)?,
             _ => Client::connect(global.address(), &global.namespace, global.connect_timeout).await?,
         };
         let context = Context { client: &client, global: &global };

@@ -1,5 +1,7 @@
 //! Media types of layers, and what becomes of them (OCI Image Specification, Docker image manifest version 2 schema 2).
 
+use std::io::{self, BufRead, BufReader, Read};
+
 /// How a layer is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -49,6 +51,22 @@ fn join(kind: usize, compression: Compression) -> String {
 /// How a layer of this type is compressed; nothing where it is none.
 pub fn compression(media_type: &str) -> Option<Compression> {
     split(media_type).map(|(_, compression)| compression)
+}
+
+/// What a layer decompresses to, however it is compressed: its first bytes say it.
+///
+/// # Errors
+///
+/// Those of reading.
+pub fn decompressed<'a>(input: &'a mut dyn Read) -> io::Result<Box<dyn Read + 'a>> {
+    let mut input = BufReader::with_capacity(128 << 10, input);
+    Ok(match input.fill_buf()? {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            Box::new(zstd::stream::read::Decoder::with_buffer(input)?)
+        }
+        _ => Box::new(input),
+    })
 }
 
 /// The type of the same layer with another compression.

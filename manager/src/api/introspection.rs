@@ -1,5 +1,7 @@
 //! `containerd.services.introspection.v1.Introspection`.
 
+use std::path::PathBuf;
+
 use orlop_proto::any;
 use orlop_proto::containerd::services::introspection::v1 as proto;
 use orlop_proto::containerd::types::{Platform, RuntimeRequest};
@@ -17,6 +19,8 @@ pub struct IntrospectionService {
     pub snapshots: Snapshots,
     /// Knows the runtimes.
     pub supervisor: Supervisor,
+    /// The directory of installed programs.
+    pub installed: PathBuf,
     /// Identity of the installation.
     pub uuid: String,
 }
@@ -54,7 +58,7 @@ impl proto::introspection_server::Introspection for IntrospectionService {
         &self,
         request: Request<proto::PluginsRequest>,
     ) -> Result<Response<proto::PluginsResponse>, Status> {
-        let plugins = plugins(&self.snapshots, &request.get_ref().filters)?;
+        let plugins = plugins(&self.snapshots, &self.installed, &request.get_ref().filters)?;
         Ok(Response::new(proto::PluginsResponse { plugins: plugins.into_iter().map(encode).collect() }))
     }
 
@@ -74,7 +78,7 @@ impl proto::introspection_server::Introspection for IntrospectionService {
     ) -> Result<Response<proto::PluginInfoResponse>, Status> {
         let proto::PluginInfoRequest { r#type, id, options } = request.into_inner();
         let filter = format!("type=={:?},id=={:?}", r#type, id);
-        let Some(plugin) = plugins(&self.snapshots, &[filter])?.pop() else {
+        let Some(plugin) = plugins(&self.snapshots, &self.installed, &[filter])?.pop() else {
             return Err(Error::new(
                 Kind::NotFound,
                 format!("plugin {type}.{id} not found", type = r#type),

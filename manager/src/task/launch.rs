@@ -59,6 +59,8 @@ pub struct Daemon {
     pub debug: bool,
     /// Where shims that can be told so have their sockets.
     pub sockets: Sockets,
+    /// The directory of programs that clients installed.
+    pub installed: PathBuf,
 }
 
 /// Where a shim listens, and what it speaks.
@@ -164,7 +166,7 @@ impl Launcher {
     }
 
     fn parameters(&self, options: Option<&Any>) -> BootstrapParams {
-        let Daemon { address, ttrpc_address, binary, debug, sockets } = self.daemon.as_ref();
+        let Daemon { address, ttrpc_address, binary, debug, sockets, .. } = self.daemon.as_ref();
         let log_level = if *debug { LogLevel::Debug } else { LogLevel::Info };
         BootstrapParams {
             instance_id: self.bundle.id.clone(),
@@ -240,6 +242,18 @@ impl Daemon {
         command.env("NAMESPACE", namespace);
         command.env("MAX_SHIM_VERSION", MAX_VERSION.to_string());
         command.env("GOMAXPROCS", "2");
+        // Where shims find runtimes, and those libraries, that clients installed.
+        for (variable, directory) in [("PATH", "bin"), ("LD_LIBRARY_PATH", "lib")] {
+            let directory = self.installed.join(directory);
+            if directory.is_dir() {
+                let others = std::env::var_os(variable).unwrap_or_default();
+                // An empty one would mean the working directory.
+                let rest = std::env::split_paths(&others).filter(|path| !path.as_os_str().is_empty());
+                if let Ok(all) = std::env::join_paths([directory].into_iter().chain(rest)) {
+                    command.env(variable, all);
+                }
+            }
+        }
         // A group of its own, so that it is not hit by signals meant for the daemon's.
         command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

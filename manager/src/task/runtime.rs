@@ -37,11 +37,12 @@ pub struct Runtimes {
 }
 
 impl Runtimes {
-    /// Looks for programs beside this one, then in `PATH`.
-    pub fn new(configured: BTreeMap<String, Runtime>) -> Runtimes {
+    /// Looks for programs beside this one, then among those that clients installed, then in `PATH`.
+    pub fn new(configured: BTreeMap<String, Runtime>, installed: &Path) -> Runtimes {
         let beside = env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
         let path = env::var_os("PATH").unwrap_or_default();
-        let directories = beside.into_iter().chain(env::split_paths(&path).filter(|dir| dir.is_absolute()));
+        let directories = beside.into_iter().chain([installed.join("bin")]);
+        let directories = directories.chain(env::split_paths(&path).filter(|dir| dir.is_absolute()));
         Runtimes { configured: RwLock::new(configured), directories: directories.collect() }
     }
 

@@ -86,12 +86,13 @@ impl Supervisor {
                 .map_err(|error| Error::io("find", "the daemon's own binary", error))?,
             debug: tracing::enabled!(tracing::Level::DEBUG),
             sockets: Sockets::open(&absolute(&config.state)?)?,
+            installed: absolute(&config.opt.path)?,
         };
         let shared = Shared {
             bundles: Bundles::new(&absolute(&config.state)?, &absolute(&config.root)?),
             sandbox_bundles: Bundles::of_sandboxes(&absolute(&config.state)?, &absolute(&config.root)?),
             daemon: Arc::new(daemon),
-            runtimes: Runtimes::new(config.runtimes.clone()),
+            runtimes: Runtimes::new(config.runtimes.clone(), &config.opt.path),
             dialects: Dialects::default(),
             mounts,
             exchange,

@@ -8,6 +8,8 @@ pub mod images;
 pub mod leases;
 pub mod namespaces;
 pub mod plugins;
+pub mod sandboxes;
+pub mod shim;
 pub mod snapshots;
 pub mod tasks;
 
@@ -149,9 +151,44 @@ pub enum Command {
     /// Show the server's plugins
     #[command(subcommand, visible_alias = "plugin")]
     Plugins(plugins::Plugins),
+    /// Manage sandboxes
+    #[command(subcommand, visible_aliases = ["sandbox", "sb", "s"])]
+    Sandboxes(sandboxes::Sandboxes),
+    /// Print what the server warns of because it will go
+    #[command(subcommand)]
+    Deprecations(Deprecations),
+    /// Install programs of an image into a directory of the host
+    Install(Install),
+    /// Fetch profiles of the manager
+    Pprof(shim::Pprof),
+    /// Talk to a shim without its manager
+    Shim(Box<shim::Shim>),
     /// What concerns configurations of the OCI
     #[command(subcommand)]
     Oci(Oci),
+}
+
+/// Verbs of `deprecations`.
+#[derive(Subcommand, Debug)]
+pub enum Deprecations {
+    /// List the warnings
+    List,
+}
+
+/// `install`.
+#[derive(Args, Debug)]
+pub struct Install {
+    /// Install libraries too
+    #[arg(short, long)]
+    pub libs: bool,
+    /// Replace files that are there
+    #[arg(short, long)]
+    pub replace: bool,
+    /// Directory; the one that the server has for installed programs without it
+    #[arg(long, value_name = "DIRECTORY")]
+    pub path: Option<PathBuf>,
+    /// Name of the image
+    pub image: String,
 }
 
 /// Verbs of `oci`, which need no server.

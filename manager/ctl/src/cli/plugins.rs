@@ -2,6 +2,8 @@
 
 use clap::Subcommand;
 
+use super::container::Runtime;
+
 /// Verbs of `plugins`.
 #[derive(Subcommand, Debug)]
 pub enum Plugins {
@@ -17,4 +19,6 @@ pub enum Plugins {
         /// Filters, any of which must match
         filters: Vec<String>,
     },
+    /// Show what a shim says of itself and of its runtime
+    InspectRuntime(Box<Runtime>),
 }

@@ -1,7 +1,7 @@
 //! `orlopctl images convert`: the same image with other media types or other compression.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 
 use orlop_proto::containerd::services::images::v1::{
     CreateImageRequest, Image as Record, UpdateImageRequest,
@@ -214,14 +214,7 @@ async fn convert_layer(client: &Client, layer: &Descriptor, wanted: Compression)
 /// Decompresses what is compressed in whatever way, and compresses it in the wanted one; returns the digest of what is
 /// within. The same input gives the same output.
 fn recompress(input: &mut dyn Read, output: &mut dyn Write, wanted: Compression) -> io::Result<String> {
-    let mut input = BufReader::with_capacity(128 << 10, input);
-    let mut plain: Box<dyn Read> = match input.fill_buf()? {
-        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-            Box::new(zstd::stream::read::Decoder::with_buffer(input)?)
-        }
-        _ => Box::new(input),
-    };
+    let mut plain = media::decompressed(input)?;
     match wanted {
         Compression::None => hashed(&mut plain, output),
         Compression::Gzip => {

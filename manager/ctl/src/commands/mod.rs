@@ -8,22 +8,27 @@ mod content;
 mod convert;
 mod history;
 mod images;
+mod install;
 mod leases;
 mod namespaces;
 mod network;
 mod objects;
 mod oci;
+mod pprof;
 mod referrers;
 mod restore;
 mod run;
+mod runtime;
+mod sandboxes;
 mod server;
+mod shim;
 mod snapshots;
 mod tasks;
 mod transfers;
 
 use orlop_proto::error::Result;
 
-use crate::cli::{Command, Format, Global};
+use crate::cli::{Command, Deprecations, Format, Global};
 use crate::client::Client;
 
 /// The connection and the options before the verb.
@@ -77,6 +82,11 @@ pub async fn execute(context: &Context<'_>, command: Command) -> Result<u32> {
         Command::Info => server::info(context).await.map(|()| 0),
         Command::Metrics => admin::metrics(context).await.map(|()| 0),
         Command::Plugins(verb) => server::plugins(context, verb).await.map(|()| 0),
+        Command::Sandboxes(verb) => sandboxes::execute(context, verb).await.map(|()| 0),
+        Command::Deprecations(Deprecations::List) => server::deprecations(context).await.map(|()| 0),
+        Command::Install(options) => install::install(context, &options).await.map(|()| 0),
+        Command::Pprof(options) => pprof::execute(context, &options).await.map(|()| 0),
+        Command::Shim(options) => shim::execute(context, *options).await.map(|()| 0),
         Command::Oci(verb) => oci::execute(context, verb).map(|()| 0),
     }
 }

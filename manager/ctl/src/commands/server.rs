@@ -96,8 +96,34 @@ pub async fn info(context: &Context<'_>) -> Result<()> {
     }))
 }
 
+/// What the server warns of; nothing where there is nothing.
+pub async fn deprecations(context: &Context<'_>) -> Result<()> {
+    let warnings = context.client.introspection().server(()).await?.into_inner().deprecations;
+    if warnings.is_empty() {
+        return Ok(());
+    }
+    if context.json() {
+        let rows = warnings.iter().map(|warning| {
+            json!({
+                "id": warning.id,
+                "message": warning.message,
+                "lastOccurrence": output::timestamp(&warning.last_occurrence),
+            })
+        });
+        return output::json(&rows.collect());
+    }
+    let mut table = Table::new(Gap::Spaces(4), &["ID", "LAST OCCURRENCE", "MESSAGE"]);
+    for warning in warnings {
+        table.open([warning.id, output::timestamp(&warning.last_occurrence), warning.message]);
+    }
+    table.print()
+}
+
 pub async fn plugins(context: &Context<'_>, verb: Plugins) -> Result<()> {
-    let Plugins::List { quiet, detailed, filters } = verb;
+    let (quiet, detailed, filters) = match verb {
+        Plugins::List { quiet, detailed, filters } => (quiet, detailed, filters),
+        Plugins::InspectRuntime(options) => return super::runtime::inspect(context, &options).await,
+    };
     let plugins =
         context.client.introspection().plugins(PluginsRequest { filters }).await?.into_inner().plugins;
     if quiet {
