@@ -1,7 +1,7 @@
 //! Sets of mounts as snapshotters give them, made at one place and undone there.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use nix::unistd::fchdir;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 
-use crate::mapped::{self, Mapping};
+use crate::mapped::{self, Mapping, Owners};
 use crate::mounts::{MountOptions, propagation};
 use crate::sys::loop_device;
 use crate::sys::mount::{self as calls, Attributes, FsContext};
@@ -65,12 +65,12 @@ fn mount_one(one: &Mount, root: &Path) -> Result<()> {
     let mut one = one.clone();
     match Mapping::take(&mut one.options)? {
         None => mount_plain(&one, root, None),
-        Some(mapping) => mount_plain(&one, root, Some(mapping.namespace()?.as_fd())),
+        Some(mapping) => mount_plain(&one, root, Some(&mapping.owners()?)),
     }
 }
 
-/// One mount, with its owners shifted as a user namespace says.
-fn mount_plain(one: &Mount, root: &Path, owners: Option<BorrowedFd>) -> Result<()> {
+/// One mount, with its owners shifted.
+fn mount_plain(one: &Mount, root: &Path, owners: Option<&Owners>) -> Result<()> {
     let target = below(root, &one.target)?;
     let shown = target.display().to_string();
     let options = MountOptions::parse(&one.options);
@@ -86,13 +86,13 @@ fn mount_plain(one: &Mount, root: &Path, owners: Option<BorrowedFd>) -> Result<(
     let mount = if is_bind {
         let tree = calls::clone_tree(nix::fcntl::AT_FDCWD, Path::new(&one.source), options.recursive_bind)
             .context("bind", &one.source)?;
-        if let Some(namespace) = owners {
-            calls::set_idmap(tree.as_fd(), options.recursive_bind, namespace)
+        if let Some(owners) = owners {
+            calls::set_idmap(tree.as_fd(), options.recursive_bind, owners.namespace())
                 .context("shift owners of", &one.source)?;
         }
         tree
-    } else if let Some(namespace) = owners {
-        return mapped::mount_overlay(one, &options, namespace, &target);
+    } else if let Some(owners) = owners {
+        return mapped::mount_overlay(one, &options, owners, &target);
     } else if fits(&one.options) {
         return mount_classic(one, &one.options, &options, &target);
     } else if let Some((directory, words)) = shorten(&one.options).filter(|(_, words)| fits(words)) {
@@ -343,10 +343,14 @@ mod tests {
 
     #[test]
     fn owners_that_cannot_be_shifted_are_refused() {
-        let namespace = fs::File::open("/dev/null").unwrap();
+        let mut options = vec!["uidmap=0:1:1".to_owned(), "gidmap=0:1:1".to_owned()];
+        let Ok(owners) = Mapping::take(&mut options).unwrap().unwrap().owners() else {
+            println!("not run: needs root");
+            return;
+        };
         for (kind, word) in [("ext4", "rw"), ("ext4", "loop"), ("bind", "loop")] {
             let one = Mount { kind: kind.into(), options: vec![word.into()], ..Mount::default() };
-            let error = mount_plain(&one, Path::new("/nonexistent"), Some(namespace.as_fd())).unwrap_err();
+            let error = mount_plain(&one, Path::new("/nonexistent"), Some(&owners)).unwrap_err();
             assert_eq!(error.kind(), Kind::Unimplemented, "{kind} {word}: {error}");
         }
     }

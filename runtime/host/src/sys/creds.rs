@@ -11,6 +11,8 @@ const PR_CAP_AMBIENT: libc::c_int = 47;
 const PR_CAP_AMBIENT_RAISE: libc::c_ulong = 2;
 const PR_CAP_AMBIENT_CLEAR_ALL: libc::c_ulong = 4;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+/// The bit of capabilities(7) by which another user id takes no capabilities (`SECBIT_NO_SETUID_FIXUP`).
+pub const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
 const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
 const KEYCTL_SETPERM: libc::c_int = 5;
 const KEYCTL_DESCRIBE: libc::c_int = 6;
@@ -121,6 +123,16 @@ pub fn raise_ambient(capability: u8) -> io::Result<()> {
 /// Keeps permitted capabilities over the change to another user id.
 pub fn keep_capabilities(keep: bool) -> io::Result<()> {
     prctl(libc::PR_SET_KEEPCAPS, libc::c_ulong::from(keep)).map(drop)
+}
+
+/// The bits of capabilities(7) that say what a change of user ids does to capabilities.
+pub fn secure_bits() -> io::Result<libc::c_ulong> {
+    prctl(libc::PR_GET_SECUREBITS, 0).map(libc::c_long::cast_unsigned)
+}
+
+/// Sets those bits.
+pub fn set_secure_bits(bits: libc::c_ulong) -> io::Result<()> {
+    prctl(libc::PR_SET_SECUREBITS, bits).map(drop)
 }
 
 /// Forbids this process and its children to gain privileges by exec.
