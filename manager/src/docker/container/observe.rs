@@ -29,8 +29,16 @@ impl Engine {
         }
         let task = self.parts.supervisor.get(&self.context.namespace, &container.id).await?;
         let pids: Vec<u32> = task.pids().await?.processes.into_iter().map(|process| process.pid).collect();
-        let ran = Command::new("ps").args(arguments.split_whitespace()).output().await;
-        let output = ran.map_err(|error| Failure::internal(format!("ps: {error}")))?;
+        let run = |more: Option<String>| {
+            let ran = Command::new("ps").args(arguments.split_whitespace()).args(more).output();
+            async { ran.await.map_err(|error| Failure::internal(format!("ps: {error}"))) }
+        };
+        // By numbers, or ps chooses by its own user and terminal, which are not the container's; some arguments forbid it.
+        let numbers: Vec<String> = pids.iter().map(u32::to_string).collect();
+        let mut output = run(Some(format!("-q{}", numbers.join(",")))).await?;
+        if !output.status.success() {
+            output = run(None).await?;
+        }
         if !output.status.success() {
             // What comes after the first line is how to call ps.
             let text = String::from_utf8_lossy(&output.stderr);
