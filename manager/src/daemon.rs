@@ -48,7 +48,7 @@ use crate::api::transfer::TransferService;
 use crate::api::version::VersionService;
 use crate::config::Config;
 use crate::docker;
-use crate::docker::settings::{File, Settings};
+use crate::docker::settings::{File, Settings, owners};
 use crate::docker::sockets::Sockets;
 use crate::external::sandboxer::Sandboxers;
 use crate::listeners::Listeners;
@@ -120,6 +120,11 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
                 None => None,
             };
             let sockets = Sockets::of(&config.docker, file.as_ref())?;
+            let settings = file.as_ref().map(Settings::of).transpose()?.unwrap_or_default();
+            let owners = match &file {
+                Some(file) => owners(&settings.userns_remap).map_err(|why| file.wrong(&why))?,
+                None => None,
+            };
             let parts = docker::Parts {
                 database: stores.database.clone(),
                 content: content.clone(),
@@ -134,7 +139,8 @@ pub async fn serve(config: Config, mut reload: Reload) -> Result<()> {
                 id: uuid.clone(),
                 cgroup_parent: config.docker.cgroup_parent.clone(),
                 buildkit: config.docker.buildkit.as_deref().map(docker::buildkit::address).transpose()?,
-                settings: file.as_ref().map(Settings::of).transpose()?.unwrap_or_default(),
+                settings,
+                owners,
             };
             Some((docker::Engine::new(parts)?, address, sockets))
         }

@@ -23,6 +23,7 @@ mod metrics;
 mod mount;
 mod network;
 mod offline;
+mod owners;
 mod plugins;
 mod profile;
 mod publish;

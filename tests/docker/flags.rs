@@ -55,6 +55,11 @@ const LINES: &[Line] = &[
          {{.Config.StopTimeout}} {{.Config.Hostname}} {{.Config.Domainname}} {{json .Config.Labels}}' shown; \
          $docker rm --volumes shown",
     ),
+    (
+        0,
+        "$run --rm --user 5 bb cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range; $run --rm --sysctl \
+         net.ipv4.ip_unprivileged_port_start=1000 bb cat /proc/sys/net/ipv4/ip_unprivileged_port_start",
+    ),
     (125, "$run --rm --storage-opt size=1G bb true"),
     (125, "$run --rm --storage-opt SIZE=1G bb true"),
     (125, "$run --rm --gpus all bb true"),

@@ -16,6 +16,7 @@ mod programs;
 mod recovery;
 mod refusals;
 mod registries;
+mod remap;
 mod side;
 mod volumes;
 mod walk;

@@ -60,6 +60,17 @@ impl Side {
         Side::orlopd_in(root, docker, Some(host), &format!("daemon_json = {path:?}\n"))
     }
 
+    /// orlopd on a host of its own, as far as accounts go too, with this `userns-remap`.
+    pub fn orlopd_remapped(docker: PathBuf, setting: &str) -> Side {
+        let root = Root::new();
+        let host = own_host_with(&root, Some(&own_etc(&root)));
+        let path = root.join("daemon.json");
+        std::fs::write(&path, remapped(setting)).expect("writing daemon.json");
+        let namespace = |kind: &str| Some(format!("/proc/{}/ns/{kind}", host.pid()).into());
+        let variant = Variant { network: namespace("net"), mounts: namespace("mnt"), ..Variant::default() };
+        Side::orlopd_as(root, docker, Some(host), &format!("daemon_json = {path:?}\n"), variant)
+    }
+
     /// orlopd on a host of its own, which passes BuildKit's clients on to `$dir/buildkit.sock`.
     pub fn orlopd_with_buildkit(docker: PathBuf) -> Side {
         let root = Root::new();
@@ -110,10 +121,24 @@ impl Side {
     fn dockerd_with(docker: PathBuf, flags: &[&str]) -> Side {
         let root = Root::new();
         let host = own_host(&root);
+        Side::dockerd_on(root, host, docker, "{}", flags)
+    }
+
+    /// The same, as far as accounts go too, with this `userns-remap`.
+    pub fn dockerd_remapped(docker: PathBuf, setting: &str) -> Side {
+        let root = Root::new();
+        let host = own_host_with(&root, Some(&own_etc(&root)));
+        Side::dockerd_on(root, host, docker, &remapped(setting), &[])
+    }
+
+    fn dockerd_on(root: Root, host: Process, docker: PathBuf, daemon_json: &str, flags: &[&str]) -> Side {
         let path = |name: &str| root.join(name).display().to_string();
-        std::fs::write(root.join("daemon.json"), "{}").expect("writing daemon.json");
+        std::fs::write(root.join("daemon.json"), daemon_json).expect("writing daemon.json");
         let process = Cmd::new(binaries::system("nsenter"))
-            .arg(format!("--net=/proc/{}/ns/net", host.pid()))
+            .args(["net", "mnt"].map(|kind| {
+                let option = if kind == "net" { "net" } else { "mount" };
+                format!("--{option}=/proc/{}/ns/{kind}", host.pid())
+            }))
             .arg(binaries::system("dockerd"))
             .args([
                 "--config-file",
@@ -226,12 +251,38 @@ impl Side {
     }
 }
 
+/// A daemon.json with this `userns-remap`.
+fn remapped(setting: &str) -> String {
+    format!("{{\"userns-remap\": {setting:?}}}")
+}
+
+/// A copy of `/etc` with an account `remapper` that has subordinate users and groups, a group `remapgrp`, and none of `dockremap`.
+fn own_etc(root: &Root) -> PathBuf {
+    let etc = root.join("etc");
+    let script = "cp -a /etc \"$0\" && cd \"$0\" && sed -i /^dockremap:/d passwd shadow group gshadow && \
+                  echo 'remapper:x:7001:7002::/:/bin/false' >> passwd && \
+                  printf 'remapgrp:x:7002:\nremapper:x:7001:\n' >> group && \
+                  echo remapper:200000:65536 > subuid && echo 7001:300000:65536 > subgid";
+    Cmd::new("sh").args(["-c", script]).arg(&etc).run().success();
+    etc
+}
+
 /// A process in a network namespace of its own, which has a loopback device and nothing else.
 fn own_host(root: &Root) -> Process {
+    own_host_with(root, None)
+}
+
+/// The same with a directory in the place of `/etc`, in a mount namespace of its own.
+fn own_host_with(root: &Root, etc: Option<&Path>) -> Process {
     let ready = root.join("host-is-ready");
-    let script = "ip link set lo up && touch \"$0\" && exec sleep 100000";
-    let process =
-        Cmd::new(binaries::system("unshare")).args(["--net", "sh", "-c", script]).arg(&ready).spawn();
+    let script = "{ [ -z \"$1\" ] || mount --bind \"$1\" /etc; } && ip link set lo up && touch \"$0\" && exec sleep 100000";
+    let flags: &[&str] = if etc.is_some() { &["--net", "--mount"] } else { &["--net"] };
+    let process = Cmd::new(binaries::system("unshare"))
+        .args(flags)
+        .args(["sh", "-c", script])
+        .arg(&ready)
+        .args(etc)
+        .spawn();
     poll_until(Duration::from_secs(30), "a network namespace", || ready.exists());
     process
 }

@@ -57,6 +57,8 @@ struct Launch {
     hide_unified: bool,
     /// Run in this network namespace.
     network: Option<PathBuf>,
+    /// Run in this mount namespace.
+    mounts: Option<PathBuf>,
     /// A file that stands for the kernel's boot ID.
     boot_id: Option<PathBuf>,
 }
@@ -77,6 +79,7 @@ impl Launch {
             client: binaries::find("ctr").unwrap_or_default(),
             hide_unified: false,
             network: None,
+            mounts: None,
             boot_id: None,
             dir,
         };
@@ -114,7 +117,10 @@ impl Launch {
             Cmd::new(&self.program)
         };
         let cmd = match &self.network {
-            Some(path) => Cmd::new("nsenter").arg(format!("--net={}", path.display())).arg(&self.program),
+            Some(path) => {
+                let mounts = self.mounts.iter().map(|path| format!("--mount={}", path.display()));
+                Cmd::new("nsenter").arg(format!("--net={}", path.display())).args(mounts).arg(&self.program)
+            }
             None => cmd,
         };
         let mut cmd = cmd
@@ -164,6 +170,8 @@ pub struct Variant {
     pub boot_id: Option<PathBuf>,
     /// Run it in the network namespace of this path.
     pub network: Option<PathBuf>,
+    /// Run it in the mount namespace of this path, where that of a network is given too.
+    pub mounts: Option<PathBuf>,
     /// Where our manager keeps its state, instead of its own directory.
     pub state: Option<PathBuf>,
     /// Where the manager keeps its persistent data, instead of its own directory.
@@ -187,6 +195,7 @@ impl Variant {
         launch.env.clone_from(&self.env);
         launch.hide_unified = self.hide_unified;
         launch.network.clone_from(&self.network);
+        launch.mounts.clone_from(&self.mounts);
         launch.boot_id.clone_from(&self.boot_id);
         if let Some(client) = &self.client {
             launch.client.clone_from(client);
@@ -388,6 +397,14 @@ impl Orlopd {
     pub fn begin(&mut self) {
         self.stop();
         self.process = Some(self.launch.begin());
+    }
+
+    /// Waits until it has ended by itself, and returns how.
+    ///
+    /// # Panics
+    /// If it is down already, or does not end.
+    pub fn wait(&mut self) -> Output {
+        self.process.take().expect("it was started").wait(Duration::from_secs(30))
     }
 }
 

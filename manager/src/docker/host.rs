@@ -69,12 +69,15 @@ fn os_release(key: &str) -> Option<String> {
 }
 
 /// What protects the host, in the words of `docker info`.
-pub fn security_options(has_apparmor: bool) -> Vec<&'static str> {
+pub fn security_options(has_apparmor: bool, is_remapped: bool) -> Vec<&'static str> {
     let mut options = Vec::new();
     if has_apparmor {
         options.push("name=apparmor");
     }
     options.push("name=seccomp,profile=builtin");
+    if is_remapped {
+        options.push("name=userns");
+    }
     if is_unified() {
         options.push("name=cgroupns");
     }

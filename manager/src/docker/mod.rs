@@ -36,15 +36,17 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use orlop_proto::error::Result;
+use orlop_proto::error::{Error, Result};
+use orlop_proto::kind::Kind;
 
 pub use connection::{serve, serve_tls};
 
 use crate::content::ContentStore;
 use crate::db::Database;
 use crate::events::Exchange;
-use crate::image::ImageService;
+use crate::image::{DEFAULT_SNAPSHOTTER, ImageService};
 use crate::network::Networks;
+use crate::owners::Owners;
 use crate::request::{Namespace, RequestContext};
 use crate::snapshot::Snapshots;
 use crate::store::containers::Containers;
@@ -87,6 +89,8 @@ pub struct Parts {
     pub buildkit: Option<PathBuf>,
     /// What holds for the whole engine.
     pub settings: Settings,
+    /// The users and groups of new containers, where they live in a user namespace.
+    pub owners: Option<Owners>,
 }
 
 /// The engine; clones are handles of one.
@@ -134,7 +138,15 @@ impl Engine {
         let (events, containers) = (events::Bus::default(), container::Register::default());
         let defaults = parts.settings.network.clone();
         let networks = Networks::new(parts.database.clone(), &parts.state, &parts.id, defaults)?;
-        let volumes = Volumes::new(parts.database.clone(), &parts.root)?;
+        let root = parts.owners.as_ref().map(Owners::root);
+        let volumes = Volumes::new(parts.database.clone(), &parts.root, root)?;
+        let can_shift = |word: &String| word == "remap-ids";
+        let snapshotter = parts.snapshots.snapshotter(DEFAULT_SNAPSHOTTER)?;
+        if parts.owners.is_some() && !snapshotter.capabilities().iter().any(can_shift) {
+            let why =
+                "this kernel or the file system below cannot shift owners of overlays (mount_setattr(2))";
+            return Err(Error::because(Kind::Unimplemented, "use", "userns-remap", why));
+        }
         runtimes::write_scripts(&parts.root, &parts.settings.runtimes)?;
         let apparmor = AppArmor::find();
         let settings = RwLock::new(Arc::new(parts.settings.clone()));

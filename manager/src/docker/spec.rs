@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::apparmor;
 use super::container::config::{Config, DeviceNumber, HostConfig, Resources, Ulimit};
 use super::failure::{Failure, Result};
+use crate::owners::Owners;
 
 /// Size of /dev/shm where nothing else is said.
 pub const SHM_SIZE: i64 = 64 << 20;
@@ -44,6 +45,10 @@ pub struct Facts {
     pub accounts: Accounts,
     /// Mounts beyond the usual, in the order of their depth.
     pub mounts: Vec<Mount>,
+    /// Its users and groups on the host, in a user namespace.
+    pub owners: Option<Owners>,
+    /// Whether the daemon is in a user namespace itself.
+    pub is_inner: bool,
     /// Namespaces to join: kind → path. `host` stands for the daemon's own.
     pub namespaces: BTreeMap<&'static str, String>,
     /// Devices with what is allowed on them.
@@ -103,7 +108,7 @@ pub fn make(config: &Config, host: &HostConfig, facts: &Facts) -> Result<Spec> {
         spec.linux_mut().readonly_paths.clone_from(paths);
     }
     security(&mut spec, host, facts)?;
-    spec.linux_mut().sysctl.clone_from(&host.sysctls);
+    spec.linux_mut().sysctl = sysctls(host, facts);
     spec.annotations.clone_from(&host.annotations);
     Ok(spec)
 }
@@ -235,6 +240,9 @@ fn rlimit(limit: &Ulimit) -> Rlimit {
 }
 
 fn namespaces(spec: &mut Spec, config: &Config, host: &HostConfig, facts: &Facts) {
+    if let Some(Owners { uids, gids }) = facts.owners.clone() {
+        spec.map_users(uids, gids);
+    }
     for (kind, path) in &facts.namespaces {
         match path.as_str() {
             "host" => spec.share_namespace(kind),
@@ -259,6 +267,23 @@ fn namespaces(spec: &mut Spec, config: &Config, host: &HostConfig, facts: &Facts
     if facts.namespaces.contains_key("ipc") {
         spec.mounts.retain(|mount| mount.destination != "/dev/shm" && mount.destination != "/dev/mqueue");
     }
+}
+
+/// What is said of sysctl(8), and by whom nothing is said: in a network of its own a container's users may have every port and send
+/// ICMP echo requests. In a user namespace the latter cannot be said: the group range has groups that it does not have.
+fn sysctls(host: &HostConfig, facts: &Facts) -> BTreeMap<String, String> {
+    let mut all = host.sysctls.clone();
+    let is_shared = host.network_mode == "host" || host.network_mode.starts_with("container:");
+    if !is_shared {
+        let mut usual = |name: &str, value: &str| {
+            all.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        };
+        usual("net.ipv4.ip_unprivileged_port_start", "0");
+        if facts.owners.is_none() && !facts.is_inner {
+            usual("net.ipv4.ping_group_range", "0 2147483647");
+        }
+    }
+    all
 }
 
 fn mounts(spec: &mut Spec, host: &HostConfig, facts: &Facts) -> Result<()> {

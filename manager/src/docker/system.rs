@@ -92,7 +92,7 @@ async fn info(engine: &Engine) -> Result<Value> {
     }
     let mut all = machine();
     let engine = json!({
-        "SecurityOptions": host::security_options(engine.apparmor.machine.is_on),
+        "SecurityOptions": host::security_options(engine.apparmor.machine.is_on, engine.parts.owners.is_some()),
         "ID": engine.parts.id,
         "Containers": count(|_| true),
         "ContainersRunning": count(|status| matches!(status, Status::Running | Status::Restarting)),

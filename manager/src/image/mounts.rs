@@ -54,6 +54,7 @@ pub fn unpack(input: impl Read + Send, form: Form, place: &UnpackPlace) -> Resul
         UnpackPlace::Directory { root, userxattr } => Place::Directory {
             root: directory(&root.display().to_string())?,
             whiteouts: Whiteouts::Overlay { userxattr: *userxattr },
+            owners: None,
         },
         UnpackPlace::Image(path) => {
             let file =

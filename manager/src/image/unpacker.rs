@@ -292,7 +292,7 @@ impl ImageService {
             Some(place) => Ok((mounts::unpack(input, form, &place)?, Vec::new())),
             None => {
                 let Target { root, lowers, whiteouts } = mounts::target(&mounts)?;
-                Ok((unpack::unpack(input, Place::Directory { root, whiteouts })?, lowers))
+                Ok((unpack::unpack(input, Place::Directory { root, whiteouts, owners: None })?, lowers))
             }
         })
         .await;

@@ -6,6 +6,7 @@ use std::fs::{self, DirBuilder, Metadata};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
+use crate::owners::Owners;
 use orlop_proto::error::{Context, Error, Result};
 use orlop_proto::kind::Kind;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, utimensat};
@@ -13,18 +14,20 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, mknodat, ut
 /// Largest value of an extended attribute (xattr(7): VFS limit), and of a list of their names.
 const MAX_ATTRIBUTE: usize = 64 << 10;
 
-/// Fills an existing directory with a copy of another one, whose own attributes it takes over.
-pub fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    let mut copy = Copy { links: HashMap::new() };
+/// Fills an existing directory with a copy of another one, whose own attributes it takes over. With `owners`, the copy belongs to
+/// whom a container has for the original's.
+pub fn copy_tree(from: &Path, to: &Path, owners: Option<&Owners>) -> Result<()> {
+    let mut copy = Copy { links: HashMap::new(), owners };
     copy.directory(from, to)
 }
 
-struct Copy {
+struct Copy<'a> {
     /// Where the first name of a file with several names went.
     links: HashMap<(u64, u64), PathBuf>,
+    owners: Option<&'a Owners>,
 }
 
-impl Copy {
+impl Copy<'_> {
     fn directory(&mut self, from: &Path, to: &Path) -> Result<()> {
         let name = || from.display().to_string();
         for entry in fs::read_dir(from).context("read", name())? {
@@ -34,7 +37,7 @@ impl Copy {
             self.entry(&from, &to, &found)?;
         }
         let found = fs::symlink_metadata(from).context("inspect", name())?;
-        attributes(from, to, &found)
+        attributes(from, to, &found, self.owners)
     }
 
     fn entry(&mut self, from: &Path, to: &Path, found: &Metadata) -> Result<()> {
@@ -69,14 +72,16 @@ impl Copy {
             mknodat(CWD, to, node, Mode::from_raw_mode(0o600), found.rdev())
                 .context("create", to.display().to_string())?;
         }
-        attributes(from, to, found)
+        attributes(from, to, found, self.owners)
     }
 }
 
 /// Gives a file the owner, extended attributes, mode and times of another, in the order in which each stays.
-fn attributes(from: &Path, to: &Path, found: &Metadata) -> Result<()> {
+fn attributes(from: &Path, to: &Path, found: &Metadata, owners: Option<&Owners>) -> Result<()> {
     let name = || to.display().to_string();
-    lchown(to, Some(found.uid()), Some(found.gid())).context("change owner of", name())?;
+    let own = (found.uid(), found.gid());
+    let (uid, gid) = owners.map_or(Ok(own), |owners| owners.outside(own))?;
+    lchown(to, Some(uid), Some(gid)).context("change owner of", name())?;
     extended_attributes(from, to)?;
     if !found.is_symlink() {
         fs::set_permissions(to, PermissionsExt::from_mode(found.mode() & 0o7777))

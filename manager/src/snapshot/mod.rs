@@ -37,6 +37,7 @@ use crate::filter::Filter;
 use crate::labels::{self, Labels, invalid};
 use crate::request::{Namespace, RequestContext};
 use crate::store::{leases, namespaces, now, publish, stored, update_label};
+pub use overlay::is_user_namespace;
 use rebuild::Making;
 pub use rebuild::Rebuilt;
 pub use records::{CHILDREN, Child, Info, Record, SNAPSHOTS, remove_record, sort_lowest_first};

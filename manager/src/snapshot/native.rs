@@ -51,7 +51,7 @@ impl Snapshotter for Native {
         // The parent's files are copies here, and count too.
         self.directory.quotas().begin(&path, layer)?;
         match layer.parents.first() {
-            Some(parent) => copy_tree(&self.directory.path(*parent), &path),
+            Some(parent) => copy_tree(&self.directory.path(*parent), &path, None),
             None => Ok(()),
         }
     }

@@ -212,7 +212,7 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<()> {
 
 /// Whether this process lives in a user namespace of its own (user_namespaces(7): the initial one maps
 /// everything to itself).
-pub(super) fn is_user_namespace() -> bool {
+pub fn is_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_whitespace().ne(["0", "0", "4294967295"]))
 }

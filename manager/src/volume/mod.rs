@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::lchown;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +20,7 @@ use prost::Message;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::db::{Database, Query, Table, blocking};
+use crate::owners::Owners;
 use crate::snapshot::copy::copy_tree;
 use crate::snapshot::usage::usage;
 use crate::store::{Timestamp, now};
@@ -58,6 +60,8 @@ pub struct Volume {
 pub struct Volumes {
     db: Database,
     root: PathBuf,
+    /// User and group of new ones, where they are not the daemon's.
+    owner: Option<(u32, u32)>,
     /// Containers that use a mounted volume, by its name.
     mounted: Arc<Mutex<HashMap<String, HashSet<String>>>>,
     /// Whose turn it is to mount or unmount: a second user has to wait for the first one's mount.
@@ -101,13 +105,13 @@ pub fn check_name(name: &str) -> Result<()> {
 }
 
 impl Volumes {
-    /// The volumes below a root directory.
-    pub fn new(db: Database, root: &Path) -> Result<Volumes> {
+    /// The volumes below a root directory, new ones with this owner.
+    pub fn new(db: Database, root: &Path, owner: Option<(u32, u32)>) -> Result<Volumes> {
         let root = root.join("volumes");
         fs::create_dir_all(&root).context("create", root.display().to_string())?;
         fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(0o701))
             .context("change mode of", root.display().to_string())?;
-        Ok(Volumes { db, root, mounted: Arc::default(), turn: Arc::default() })
+        Ok(Volumes { db, root, owner, mounted: Arc::default(), turn: Arc::default() })
     }
 
     /// Where a volume's files are.
@@ -151,8 +155,12 @@ impl Volumes {
         }
         let data = self.data(&name);
         let directory = self.root.join(&name);
+        let owner = self.owner;
         blocking(move || {
             fs::create_dir_all(&data).context("create", data.display().to_string())?;
+            if let Some((uid, gid)) = owner {
+                lchown(&data, Some(uid), Some(gid)).context("change owner of", data.display().to_string())?;
+            }
             // The directory is there for good before its name is.
             let sync = || File::open(&directory)?.sync_all();
             sync().context("sync", directory.display().to_string())
@@ -288,8 +296,8 @@ impl Volumes {
 /// Fills an empty volume with what the image has at the place where it will be mounted, attributes of the directory included. An image
 /// that has nothing there leaves it empty.
 ///
-/// `root` is the image's file system. Blocks.
-pub fn fill(data: &Path, root: impl std::os::fd::AsFd, place: &str) -> Result<()> {
+/// `root` is the image's file system; the volume's files get the owners that a container sees as those of the image. Blocks.
+pub fn fill(data: &Path, root: impl std::os::fd::AsFd, place: &str, owners: Option<&Owners>) -> Result<()> {
     let name = || data.display().to_string();
     if fs::read_dir(data).context("read", name())?.next().is_some() {
         return Ok(());
@@ -297,7 +305,7 @@ pub fn fill(data: &Path, root: impl std::os::fd::AsFd, place: &str) -> Result<()
     let place = place.trim_start_matches('/');
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::openat2(root, place, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
-        Ok(from) => copy_tree(Path::new(&format!("/proc/self/fd/{}/.", from.as_raw_fd())), data),
+        Ok(from) => copy_tree(Path::new(&format!("/proc/self/fd/{}/.", from.as_raw_fd())), data, owners),
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(()),
         Err(error) => Err(error).context("open", place),
     }
@@ -367,7 +375,7 @@ mod tests {
     use super::*;
 
     fn volumes(directory: &Path) -> Volumes {
-        Volumes::new(Database::open(&directory.join("db")).unwrap(), directory).unwrap()
+        Volumes::new(Database::open(&directory.join("db")).unwrap(), directory, None).unwrap()
     }
 
     fn named(name: &str) -> Definition {
@@ -481,16 +489,16 @@ mod tests {
         symlink("/srv/www", image.join("link")).unwrap();
         let root = File::open(&image).unwrap();
         // A link of the image's leads to its own directories, and not to the host's.
-        fill(&data, &root, "/link").unwrap();
+        fill(&data, &root, "/link", None).unwrap();
         assert_eq!(fs::read_to_string(data.join("page")).unwrap(), "hello");
         let found = fs::metadata(&data).unwrap();
         assert_eq!((found.uid(), found.gid(), found.mode() & 0o7777), (33, 44, 0o2750));
         fs::write(image.join("srv/www/page"), "other").unwrap();
-        fill(&data, &root, "/srv/www").unwrap();
+        fill(&data, &root, "/srv/www", None).unwrap();
         assert_eq!(fs::read_to_string(data.join("page")).unwrap(), "hello");
         let empty = directory.path().join("empty");
         fs::create_dir(&empty).unwrap();
-        fill(&empty, &root, "/nothing/here").unwrap();
+        fill(&empty, &root, "/nothing/here", None).unwrap();
         assert_eq!(fs::read_dir(&empty).unwrap().count(), 0);
     }
 

@@ -180,7 +180,7 @@ fn source(
         // When a file was changed does not count, and who owns it only where that is kept.
         epoch: Some(0),
         owner: (!keeps_owner).then_some((0, 0)),
-        mode: None,
+        ..Looks::default()
     };
     let mut hash = Hash(Sha256::new());
     write_tree_as(&mut hash, &parent, base.as_bytes(), looks, &|path| is_out(excluded, path))?;
@@ -284,7 +284,7 @@ impl Copying {
                 Err(errno) => return Err(failed(&self.target, errno).into()),
             }
         };
-        let looks = Looks { above: above.into_bytes(), epoch: None, owner, mode: self.mode };
+        let looks = Looks { above: above.into_bytes(), owner, mode: self.mode, ..Looks::default() };
         transfer(source, directory, looks, &self.excluded)
     }
 }

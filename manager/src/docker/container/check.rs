@@ -179,6 +179,28 @@ fn log_driver(host: &HostConfig) -> &str {
     }
 }
 
+/// Refuses what a container in a user namespace cannot have.
+///
+/// # Errors
+///
+/// 400 in dockerd's words.
+pub fn remapped(host: &HostConfig) -> Result<()> {
+    let shared = |what: &str| format!("cannot share the host's {what} when user namespaces are enabled");
+    let text = match () {
+        () if host.privileged => {
+            "privileged mode is incompatible with user namespaces.  You must run the container in the host \
+                                  namespace when running privileged mode"
+                .to_owned()
+        }
+        () if host.network_mode == "host" => shared("network namespace"),
+        () if host.pid_mode == "host" => {
+            "cannot share the host PID namespace when user namespaces are enabled".to_owned()
+        }
+        () => return Ok(()),
+    };
+    Err(Failure::invalid(text))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -221,6 +221,10 @@ impl Engine {
         }
         size_limit(&host)?;
         let warnings = check::warnings(&host);
+        let owners = self.parts.owners.clone().filter(|_| host.userns_mode != "host");
+        if owners.is_some() {
+            check::remapped(&host)?;
+        }
         let id = fresh_id()?;
         if config.hostname.is_empty() {
             config.hostname = match host.network_mode.as_str() {
@@ -267,6 +271,7 @@ impl Engine {
             networks: networking_config.endpoints_config,
             mounts: places,
             is_step,
+            owners,
             ..Record::default()
         };
         match self.make(record).await {

@@ -29,8 +29,9 @@ use crate::docker::failure::{Failure, Result};
 use crate::docker::image::{ToClient, dangling, normal};
 use crate::docker::message::{self, Reply, Request};
 use crate::image::diff::{Change, DiffRequest, changes, write_tree};
-use crate::image::unpack::{Target, Whiteouts, apply};
+use crate::image::unpack::{Target, Whiteouts, apply, apply_for};
 use crate::image::{DEFAULT_SNAPSHOTTER, Job, mounts};
+use crate::owners::Owners;
 
 /// Bits of Go's `fs.FileMode` by file type.
 const TYPES: [(FileType, u32); 6] = [
@@ -154,6 +155,8 @@ impl Engine {
         }
         let name = container.with(|record| record.name.clone());
         let root = self.root_of(&container).await?;
+        // Of one that does not run the files are looked at as they are kept: with its own owners.
+        let owners = container.with(|record| record.owners.clone().filter(|_| record.state.is_running()));
         let failed = move |path: &str, errno: Errno| match errno {
             Errno::NOENT => Failure::not_found(format!("Could not find the file {path} in container {name}")),
             Errno::NOTDIR => Failure::invalid("extraction point is not a directory"),
@@ -174,7 +177,11 @@ impl Engine {
             let directory = opened.map_err(|errno| failed(&path, errno))?;
             let input = SyncIoBridge::new(request.into_reader());
             let target = Target { root: directory, lowers: Vec::new(), whiteouts: Whiteouts::Delete };
-            blocking(move || apply(input, target)).await?;
+            let apply = move || match &owners {
+                Some(owners) => apply_for(input, target, owners),
+                None => apply(input, target),
+            };
+            blocking(apply).await?;
             self.container_event(&container, "extract-to-dir", &[]);
             return Ok(message::empty(StatusCode::OK));
         }
@@ -190,7 +197,7 @@ impl Engine {
                 base => base.to_owned(),
             };
             self.container_event(&container, "archive-path", &[]);
-            written(place.parent, place.base, shown)
+            written(place.parent, place.base, shown, owners)
         };
         reply.headers_mut().insert("X-Docker-Container-Path-Stat", header);
         Ok(reply)
@@ -201,7 +208,7 @@ impl Engine {
         let root = self.parts.snapshots.mounts(&self.context, DEFAULT_SNAPSHOTTER, &container.id).await?;
         let root = blocking(move || mounts::readable(&root)).await?;
         self.container_event(container, "export", &[]);
-        Ok(written(root, ".".to_owned(), String::new()))
+        Ok(written(root, ".".to_owned(), String::new(), None))
     }
 
     /// `docker diff`.
@@ -326,11 +333,11 @@ impl Engine {
 }
 
 /// A reply with the archive of what is at a name in a directory.
-fn written(parent: OwnedFd, base: String, shown: String) -> Reply {
+fn written(parent: OwnedFd, base: String, shown: String, owners: Option<Owners>) -> Reply {
     let (reply, client) = message::channel("application/x-tar");
     tokio::task::spawn_blocking(move || {
         let output = BufWriter::with_capacity(64 << 10, ToClient(client.clone()));
-        if let Err(error) = write_tree(output, &parent, base.as_bytes(), shown.as_bytes()) {
+        if let Err(error) = write_tree(output, &parent, base.as_bytes(), shown.as_bytes(), owners) {
             // A body that breaks off is the only way to say so now.
             let _ = client.blocking_send(Err(io::Error::other(error.to_string())));
         }

@@ -17,6 +17,7 @@ use crate::image::mounts;
 use crate::network::held::{Held, Protocol, Resolver};
 use crate::network::ports::{self, Request};
 use crate::network::{Start, Wish, check_wish, files};
+use crate::owners::Owners;
 use crate::volume::{Definition, fill};
 
 /// Settings of a container on a network, as clients send them.
@@ -303,12 +304,13 @@ impl Engine {
         id: &str,
         place: &mut MountPoint,
         root: &[crate::snapshot::Mount],
+        owners: Option<&Owners>,
     ) -> Result<()> {
         let source = self.volumes.open(&place.name, id, &place.subpath).await?;
         place.source = source.display().to_string();
         if place.copies {
-            let (root, destination) = (root.to_vec(), place.destination.clone());
-            blocking(move || fill(&source, mounts::readable(&root)?, &destination)).await?;
+            let (root, destination, owners) = (root.to_vec(), place.destination.clone(), owners.cloned());
+            blocking(move || fill(&source, mounts::readable(&root)?, &destination, owners.as_ref())).await?;
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::config::{Config, HostConfig};
 use super::state::State;
 use crate::db::Table;
+use crate::owners::Owners;
 
 /// Containers by ID.
 pub static CONTAINERS: Table<Stored> = Table::new("docker.containers");
@@ -97,6 +98,9 @@ pub struct Record {
     /// Whether a build that is at work made it for one of its steps: it goes with a daemon that does not end the build.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_step: bool,
+    /// Its users and groups on the host, where it lives in a user namespace: those of when it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owners: Option<Owners>,
 }
 
 impl Record {

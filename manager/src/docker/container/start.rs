@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::chown;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -33,6 +34,7 @@ use crate::docker::settings::RUNC;
 use crate::docker::spec::{self, Facts};
 use crate::image::{DEFAULT_SNAPSHOTTER, mounts};
 use crate::network::files;
+use crate::owners::Owners;
 use crate::store::containers::{Container as Registered, Runtime};
 use crate::task::{Create, Images, Task};
 
@@ -118,7 +120,11 @@ impl Engine {
         self.apparmor.ensure(&profile).await?;
         self.register(&record, &spec).await?;
         let pipes = self.pipes(&record);
-        let begun = self.begin(container, &record, &pipes, root).await;
+        let mut shown = root;
+        if let Some(owners) = &record.owners {
+            owners.shift(&mut shown);
+        }
+        let begun = self.begin(container, &record, &pipes, shown).await;
         let (task, pid) = match begun {
             Ok(begun) => begun,
             Err(failure) => {
@@ -219,7 +225,7 @@ impl Engine {
     async fn register(&self, record: &Record, spec: &Spec) -> Result<()> {
         let value =
             serde_json::to_vec(spec).map_err(|error| Failure::internal(format!("encode: {error}")))?;
-        let runtime = self.runtime(&record.host.runtime);
+        let runtime = self.runtime(&record.host.runtime, record.owners.as_ref());
         let registered = Registered {
             id: record.id.clone(),
             image: record.config.image.clone(),
@@ -242,9 +248,12 @@ impl Engine {
     }
 
     /// The runtime of the containerd API that a name of this one means.
-    fn runtime(&self, name: &str) -> Runtime {
+    fn runtime(&self, name: &str, owners: Option<&Owners>) -> Runtime {
         let settings = self.settings();
-        let mut options = Options { systemd_cgroup: settings.systemd_cgroup, ..Options::default() };
+        // Whom standard streams belong to: the program opens /dev/stdout anew.
+        let (io_uid, io_gid) = owners.map_or((0, 0), Owners::root);
+        let systemd_cgroup = settings.systemd_cgroup;
+        let mut options = Options { systemd_cgroup, io_uid, io_gid, ..Options::default() };
         let shim = match settings.runtimes.get(name) {
             Some(runtime) if runtime.runtime_type.is_empty() => {
                 options.binary_name = program(&self.parts.root, name, runtime);
@@ -274,7 +283,9 @@ impl Engine {
         let directory = self.container_directory(&record.id);
         let write = |name: &str, text: &str| {
             let path = directory.join(name);
-            std::fs::write(&path, text).context("write", path.display().to_string())
+            std::fs::write(&path, text).context("write", path.display().to_string())?;
+            let Some((uid, gid)) = record.owners.as_ref().map(Owners::root) else { return Ok(()) };
+            chown(&path, Some(uid), Some(gid)).context("change owner of", path.display().to_string())
         };
         std::fs::create_dir_all(&directory).context("create", directory.display().to_string())?;
         write("hostname", &format!("{}\n", record.config.hostname))?;
@@ -345,6 +356,8 @@ impl Engine {
             seccomp: settings.seccomp.clone(),
             accounts,
             mounts: mounted,
+            owners: record.owners.clone(),
+            is_inner: crate::snapshot::is_user_namespace(),
             namespaces: self.namespaces(record)?,
             devices: found,
             all_devices: if host.privileged { devices::all() } else { Vec::new() },
@@ -391,6 +404,17 @@ impl Engine {
                     )));
                 }
                 namespaces.insert(kind, format!("/proc/{pid}/ns/{file}"));
+                if let Some(owners) = &record.owners {
+                    if other.with(|record| record.owners.as_ref() != Some(owners)) {
+                        return Err(Failure::invalid(format!(
+                            "cannot share the {kind} namespace of container {}, which is not in a user namespace of the same \
+                             users and groups",
+                            other.with(|record| record.name.clone()),
+                        )));
+                    }
+                    // What is shared belongs to the other's user namespace: nobody else may do much with it.
+                    namespaces.insert("user", format!("/proc/{pid}/ns/user"));
+                }
             }
         }
         if host.uts_mode == "host" {
@@ -403,8 +427,8 @@ impl Engine {
     async fn prepare_places(&self, record: &mut Record, root: &[crate::snapshot::Mount]) -> Result<()> {
         for place in &mut record.mounts {
             match place.kind.as_str() {
-                "bind" => make_source(place)?,
-                "volume" => self.open_volume(&record.id, place, root).await?,
+                "bind" => make_source(place, record.owners.as_ref())?,
+                "volume" => self.open_volume(&record.id, place, root, record.owners.as_ref()).await?,
                 _ => {}
             }
         }
@@ -413,7 +437,7 @@ impl Engine {
 }
 
 /// Makes the source of a `-v` mount that is not there: a directory, as dockerd does.
-fn make_source(place: &MountPoint) -> Result<()> {
+fn make_source(place: &MountPoint, owners: Option<&Owners>) -> Result<()> {
     let path = Path::new(&place.source);
     if path.symlink_metadata().is_ok() {
         return Ok(());
@@ -424,7 +448,13 @@ fn make_source(place: &MountPoint) -> Result<()> {
             place.source
         )));
     }
-    std::fs::create_dir_all(path).map_err(|error| {
+    let missing: Vec<&Path> = path.ancestors().take_while(|path| path.symlink_metadata().is_err()).collect();
+    let given = |path: &&Path| match owners.map(Owners::root) {
+        Some((uid, gid)) => chown(path, Some(uid), Some(gid)),
+        None => Ok(()),
+    };
+    let made = std::fs::create_dir_all(path).and_then(|()| missing.iter().try_for_each(given));
+    made.map_err(|error| {
         Failure::internal(format!(
             "error while creating mount source path '{}': mkdir {}: {error}",
             place.source, place.source

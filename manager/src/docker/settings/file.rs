@@ -288,7 +288,6 @@ impl File {
     pub fn refusal(&self) -> Option<String> {
         let without = |key: &str| Some(format!("{key} is not supported by this engine"));
         match () {
-            () if !self.userns_remap.is_empty() => without("userns-remap"),
             () if self.selinux_enabled => without("selinux-enabled"),
             () if !self.authorization_plugins.is_empty() => without("authorization-plugins"),
             () if self.iptables == Some(false) => without("\"iptables\": false"),
@@ -375,12 +374,9 @@ mod tests {
 
     #[test]
     fn what_would_be_missed_is_refused() {
-        for text in [
-            r#"{"userns-remap": "default"}"#,
-            r#"{"iptables": false}"#,
-            r#"{"selinux-enabled": true}"#,
-            r#"{"authorization-plugins": ["x"]}"#,
-        ] {
+        for text in
+            [r#"{"iptables": false}"#, r#"{"selinux-enabled": true}"#, r#"{"authorization-plugins": ["x"]}"#]
+        {
             assert!(File::parse(text).unwrap().refusal().is_some(), "{text}");
         }
         let usual = r#"{"log-driver": "local", "live-restore": true, "storage-driver": "overlay2", "iptables": true}"#;

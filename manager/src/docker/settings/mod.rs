@@ -1,6 +1,7 @@
 //! What holds for the whole engine, as a daemon.json says it: defaults of containers and networks, registries, sockets.
 
 mod file;
+mod remap;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use orlop_proto::error::{Error, Result};
 use orlop_proto::kind::Kind;
 
 pub use self::file::{File, Runtime, Size};
+pub use self::remap::owners;
 use super::container::config::Ulimit;
 use crate::network::Defaults;
 use crate::network::ipam::Pool;
@@ -63,6 +65,8 @@ pub struct Settings {
     pub network: Defaults,
     /// Mirrors of Docker's own registry, in the order in which they are asked.
     pub mirrors: Vec<String>,
+    /// Whose subordinate users and groups containers have; empty for none.
+    pub userns_remap: String,
     /// Registries (`HOST[:PORT]` or `ADDRESS/LENGTH`) that may speak plain HTTP or have any certificate.
     pub insecure: Vec<String>,
 }
@@ -90,6 +94,7 @@ impl Default for Settings {
             host_gateway: String::new(),
             network: Defaults::default(),
             mirrors: Vec::new(),
+            userns_remap: String::new(),
             insecure: Vec::new(),
         }
     }
@@ -142,6 +147,7 @@ impl Settings {
             host_gateway: file.host_gateway_ips.first().unwrap_or(&file.host_gateway_ip).clone(),
             network: network(file)?,
             mirrors: file.registry_mirrors.iter().map(|text| mirror(text)).collect::<Result<_>>()?,
+            userns_remap: file.userns_remap.clone(),
             insecure: file.insecure_registries.iter().map(|text| insecure(text)).collect::<Result<_>>()?,
         };
         settings.check()?;

@@ -176,3 +176,45 @@ fn systemd_has_slices() {
     assert_eq!(path("/mine").unwrap_err(), NO_SLICE);
     assert_eq!(path(".slice").unwrap_err(), NO_SLICE);
 }
+
+#[test]
+fn root_is_a_user_of_the_host_in_a_user_namespace() {
+    use orlop_proto::spec::types::IdMapping;
+    let range = |host_id| vec![IdMapping { container_id: 0, host_id, size: 10 }];
+    let owners = Owners { uids: range(1000), gids: range(2000) };
+    let facts = Facts { owners: Some(owners), ..facts() };
+    let mut spec = make(&config(), &HostConfig::default(), &facts).unwrap();
+    let linux = spec.linux_mut().clone();
+    assert!(linux.namespaces.iter().any(|namespace| namespace.kind == "user" && namespace.path.is_empty()));
+    assert_eq!((linux.uid_mappings, linux.gid_mappings), (range(1000), range(2000)));
+    // Not all groups of the usual range are the container's.
+    assert_eq!(linux.sysctl, [("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned())].into());
+    // Who shares what another has lives in the other's user namespace.
+    let namespaces =
+        [("network", "/proc/7/ns/net".to_owned()), ("user", "/proc/7/ns/user".to_owned())].into();
+    let host = HostConfig { network_mode: "container:x".to_owned(), ..HostConfig::default() };
+    let mut spec = make(&config(), &host, &Facts { namespaces, ..facts }).unwrap();
+    let linux = spec.linux_mut().clone();
+    let users: Vec<_> = linux.namespaces.iter().filter(|namespace| namespace.kind == "user").collect();
+    assert!(matches!(users[..], [only] if only.path == "/proc/7/ns/user"));
+    assert!(linux.sysctl.is_empty());
+}
+
+#[test]
+fn users_have_ports_and_echo_requests_in_a_network_of_their_own() {
+    let sysctls = |mode: &str, own: &[(&str, &str)]| {
+        let sysctls = own.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let host = HostConfig { network_mode: mode.to_owned(), sysctls, ..HostConfig::default() };
+        let mut spec = make(&config(), &host, &facts()).unwrap();
+        spec.linux_mut()
+            .sysctl
+            .clone()
+            .into_iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect::<Vec<_>>()
+    };
+    let (port, ping) = ("net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range=0 2147483647");
+    assert_eq!(sysctls("bridge", &[]), [format!("{port}=0"), ping.to_owned()]);
+    assert_eq!(sysctls("none", &[(port, "1024")]), [format!("{port}=1024"), ping.to_owned()]);
+    assert!(sysctls("host", &[]).is_empty() && sysctls("container:x", &[]).is_empty());
+}

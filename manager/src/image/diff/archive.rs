@@ -7,6 +7,8 @@ use orlop_proto::error::{Error, Result};
 use rustix::fs::{FileType, Stat};
 use tar::{Builder, EntryType, Header};
 
+use crate::owners::Owners;
+
 /// The largest number that a ustar field of eight bytes holds.
 const MAX_SMALL: u64 = 0o777_7777;
 /// The largest size that a ustar header holds.
@@ -39,6 +41,8 @@ pub struct Looks {
     pub epoch: Option<i64>,
     /// User and group of all.
     pub owner: Option<(u32, u32)>,
+    /// Users and groups of the container whose files are read as the host sees them.
+    pub owners: Option<Owners>,
     /// Permission bits of all but symbolic links.
     pub mode: Option<u32>,
 }
@@ -87,7 +91,10 @@ impl<W: Write> LayerArchive<W> {
         let mut header = Header::new_ustar();
         let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
         let mode = self.looks.mode.filter(|_| !is_link).unwrap_or(stat.st_mode);
-        let (uid, gid) = self.looks.owner.unwrap_or((stat.st_uid, stat.st_gid));
+        let (uid, gid) = self.looks.owner.unwrap_or_else(|| {
+            let found = (stat.st_uid, stat.st_gid);
+            self.looks.owners.as_ref().map_or(found, |owners| owners.inside(found))
+        });
         header.set_mode(mode & 0o7777);
         let mut records: Vec<(String, Vec<u8>)> = Vec::new();
         for (key, value) in [("uid", u64::from(uid)), ("gid", u64::from(gid))] {

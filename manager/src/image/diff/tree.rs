@@ -11,6 +11,7 @@ use super::archive::{Item, LayerArchive, Looks};
 use super::walk::{self, Roots};
 use crate::image::mounts;
 use crate::image::unpack::attributes;
+use crate::owners::Owners;
 use crate::snapshot::Mount;
 
 /// How a path differs.
@@ -24,10 +25,17 @@ pub enum Change {
     Deleted,
 }
 
-/// Writes an archive of what is at a name in a directory, under another name; an empty one leaves the top itself out.
-/// Blocks.
-pub fn write_tree(output: impl Write, parent: &OwnedFd, base: &[u8], shown: &[u8]) -> Result<()> {
-    write_tree_as(output, parent, base, Looks { above: shown.to_vec(), ..Looks::default() }, &|_| false)
+/// Writes an archive of what is at a name in a directory, under another name; an empty one leaves the top itself out. With `owners`,
+/// the files are those of a container that runs in a user namespace, and belong to whom it sees. Blocks.
+pub fn write_tree(
+    output: impl Write,
+    parent: &OwnedFd,
+    base: &[u8],
+    shown: &[u8],
+    owners: Option<Owners>,
+) -> Result<()> {
+    let looks = Looks { above: shown.to_vec(), owners, ..Looks::default() };
+    write_tree_as(output, parent, base, looks, &|_| false)
 }
 
 /// The same with entries that look like this, without what is left out: it is asked for paths below the top.
@@ -134,7 +142,7 @@ mod tests {
         let parent = OwnedFd::from(File::open(directory.path()).unwrap());
         let names = |parent: &OwnedFd, base: &str, shown: &str| {
             let mut bytes = Vec::new();
-            write_tree(&mut bytes, parent, base.as_bytes(), shown.as_bytes()).unwrap();
+            write_tree(&mut bytes, parent, base.as_bytes(), shown.as_bytes(), None).unwrap();
             let mut archive = tar::Archive::new(bytes.as_slice());
             let entries =
                 archive.entries().unwrap().map(|entry| entry.unwrap().path().unwrap().display().to_string());

@@ -39,7 +39,7 @@ impl Both {
         let whiteouts = Whiteouts::Overlay { userxattr: false };
         let directories: Vec<OwnedFd> = lowers.iter().map(|lower| open(&lower.root())).collect();
         let images: Vec<OwnedFd> = lowers.iter().map(|lower| lower.image.try_clone().unwrap()).collect();
-        let place_of = Place::Directory { root: open(&path), whiteouts };
+        let place_of = Place::Directory { root: open(&path), whiteouts, owners: None };
         unpack(layer, place_of).unwrap().finish(&directories).unwrap();
         let file = place.path().join("image");
         make(layer, &file, &images).unwrap();

@@ -44,6 +44,7 @@ use self::files::Files;
 use self::tree::Tree;
 pub(super) use self::tree::{missing, refused};
 use super::erofs::{self, Image};
+use crate::owners::Owners;
 
 /// The size of the pieces that go from the decompressing thread to the writing one, in bytes.
 const PIECE: usize = 256 << 10;
@@ -123,6 +124,8 @@ pub enum Place {
         root: OwnedFd,
         /// What whiteouts become.
         whiteouts: Whiteouts,
+        /// Users and groups of the container that runs there.
+        owners: Option<Owners>,
     },
     /// As one EROFS image, in this empty file.
     Image(File),
@@ -191,7 +194,14 @@ fn panicked<T>(_: T) -> Error {
 /// of the layer.
 pub fn apply(input: impl Read + Send, target: Target) -> Result<Applied> {
     let Target { root, lowers, whiteouts } = target;
-    unpack(input, Place::Directory { root, whiteouts })?.finish(&lowers)
+    unpack(input, Place::Directory { root, whiteouts, owners: None })?.finish(&lowers)
+}
+
+/// The same in the files of a container that runs in a user namespace: what is made belongs to its users and groups.
+pub fn apply_for(input: impl Read + Send, target: Target, owners: &Owners) -> Result<Applied> {
+    let Target { root, lowers, whiteouts } = target;
+    let place = Place::Directory { root, whiteouts, owners: Some(owners.clone()) };
+    owners.as_root(move || unpack(input, place)?.finish(&lowers))
 }
 
 /// Reads a layer to its end and makes what it holds, as [`apply`] does, but for what the layers below tell.
@@ -301,7 +311,9 @@ fn fill(reader: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
 /// The writing side.
 fn write(mut pieces: Pieces, place: Place) -> Result<Made> {
     match place {
-        Place::Directory { root, whiteouts } => write_tree(Archive::new(pieces), root, whiteouts),
+        Place::Directory { root, whiteouts, owners } => {
+            write_tree(Archive::new(pieces), root, whiteouts, owners.as_ref())
+        }
         Place::Image(file) => {
             confine(Task::Image { lowers: &[] })?;
             let mut archive = Archive::new(pieces);
@@ -331,7 +343,12 @@ fn write(mut pieces: Pieces, place: Place) -> Result<Made> {
     }
 }
 
-fn write_tree(mut archive: Archive<Pieces>, root: OwnedFd, whiteouts: Whiteouts) -> Result<Made> {
+fn write_tree(
+    mut archive: Archive<Pieces>,
+    root: OwnedFd,
+    whiteouts: Whiteouts,
+    owners: Option<&Owners>,
+) -> Result<Made> {
     // The threads that this one starts share what it gets here, and are started before it may start none.
     own_file_system_state(&root)?;
     let place = root.try_clone().context("open", "root of the layer")?;
@@ -350,7 +367,10 @@ fn write_tree(mut archive: Archive<Pieces>, root: OwnedFd, whiteouts: Whiteouts)
         }
         confine(task)?;
         let mut tree = Tree::new(root, whiteouts, (helpers > 0).then(|| files.clone()))?;
-        while let Some(entry) = archive.next_entry()? {
+        while let Some(mut entry) = archive.next_entry()? {
+            if let Some(owners) = owners {
+                (entry.uid, entry.gid) = owners.outside((entry.uid, entry.gid))?;
+            }
             tree.write(entry, &mut archive)?;
         }
         archive.drain()?;
