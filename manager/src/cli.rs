@@ -66,6 +66,13 @@ pub enum Command {
     },
     /// Say what every byte below the root is for, while no daemon serves
     Du,
+    /// Run a program as a hook of the OCI runtime: {{id}}, {{pid}}, {{bundle}}, {{rootfs}}, {{status}} and {{annotation "NAME"}}
+    /// in its words and variables are what the container's state says
+    OciHook {
+        /// Program and arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Publish an event read from standard input; shims call this
     Publish {
         /// Namespace to publish to
@@ -83,6 +90,7 @@ pub enum ConfigCommand {
     /// Print the commented default configuration
     Default,
     /// Print what holds: the file, the command line and the defaults of what neither names
+    #[command(visible_alias = "migrate")]
     Dump,
 }
 

@@ -22,6 +22,7 @@ mod memory;
 mod metrics;
 mod mount;
 mod network;
+mod oci_hook;
 mod offline;
 mod owners;
 mod plugins;
@@ -144,6 +145,9 @@ fn run(arguments: Arguments) -> Result<()> {
     }
     let command = arguments.command;
     let options = arguments.options;
+    if let Some(Command::OciHook { words }) = &command {
+        return oci_hook::run(words);
+    }
     let config = options.configuration()?;
     if let Some(Command::Config { command: ConfigCommand::Dump }) = command {
         print!("{}", config.dump()?);
@@ -158,7 +162,7 @@ fn run(arguments: Arguments) -> Result<()> {
             return block_on_one_thread(offline::fsck(config.absolute()?, options));
         }
         Some(Command::Du) => return block_on_one_thread(offline::du(config.absolute()?)),
-        Some(Command::Config { .. }) | None => {}
+        Some(Command::Config { .. } | Command::OciHook { .. }) | None => {}
     }
     let config = options.configuration_of_daemon()?;
     let level = options.log_level.map(LevelFilter::from);

@@ -2,6 +2,7 @@
 
 mod budgets;
 mod client;
+mod command_lines;
 mod content;
 mod ctl;
 mod ctl_beside_ctr;
