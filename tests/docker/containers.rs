@@ -49,6 +49,13 @@ const LINES: &[Line] = &[
         0,
         "script --quiet --return --command \"$run --rm -t bb sh -c 'tty; test -t 1 && echo yes'\" /dev/null | tr -d ^@",
     ),
+    (0, "$run --rm bb sh -c 'stat -c \"%a %s\" /.dockerenv; readlink /etc/mtab; cat /etc/resolv.conf'"),
+    (0, "$run --rm --dns 9.9.9.9 --dns-search s --dns-option ndots:3 bb cat /etc/resolv.conf"),
+    (
+        0,
+        "$run --name marked bb touch /made; $docker diff marked; $docker export marked | tar t | grep -e dockerenv -e mtab; \
+         $docker commit marked marked | wc -c; $docker save marked | tar x -C $dir; $docker rm marked; $docker rmi marked | head -1",
+    ),
     (0, "$run --rm --user :5 bb id"),
     (0, "$run --rm --platform linux/amd64 bb echo own"),
     (127, "$run --rm bb no-such-program"),
@@ -329,5 +336,19 @@ fn an_end_is_noted_whatever_else_changes() {
     side.manager().kill();
     side.manager().restart();
     assert_eq!(side.says("$docker ps --all --quiet"), "");
+    side.finish();
+}
+
+#[test]
+fn changes_are_told_while_garbage_goes() {
+    let side = Side::orlopd();
+    side.says("$run --name changed bb touch /made");
+    std::thread::scope(|scope| {
+        let removals = "for n in 1 2 3 4 5; do $docker rm $($docker create bb true); sleep 0.7; done";
+        let garbage = scope.spawn(|| side.says(removals));
+        while !garbage.is_finished() {
+            assert_eq!(side.says("$docker diff changed"), "A /made");
+        }
+    });
     side.finish();
 }

@@ -21,6 +21,18 @@ const LINES: &[Line] = &[
     (0, "$docker run --rm --network host bb busybox ip -o link show | wc -l"),
     (0, "$docker run --rm --network none bb busybox ip -o link show | wc -l"),
     (0, "$docker network create --subnet 10.9.0.0/24 --label a=b net | wc -c"),
+    (
+        0,
+        "$docker run --detach --name fixed --network net --ip 10.9.0.77 --publish 8071:80 --hostname foo --domainname d.e bb sleep 1000 | wc -c; \
+         $docker inspect --format '{{json .NetworkSettings.Networks.net.IPAMConfig}}' fixed; $docker exec fixed tail -1 /etc/hosts; \
+         for filter in publish=8071 publish=8000-8100/tcp publish=80 expose=80; do $docker ps --quiet --filter $filter | wc -l; done; \
+         $docker rm --force fixed",
+    ),
+    (
+        0,
+        "$docker run --detach --name far bb sleep 1000 | wc -c; $docker run --detach --name near --link far:db bb sleep 1000 | wc -c; \
+         $docker inspect --format '{{.HostConfig.Links}}' near; $docker rm --force near far",
+    ),
     (1, "$docker network create net"),
     (1, "$docker network create --subnet 10.9.0.0/28 other"),
     (1, "$docker network create --driver nope other"),

@@ -33,12 +33,19 @@ struct CreateBody {
     attachable: bool,
     ingress: bool,
     config_only: bool,
+    config_from: ConfigFrom,
     #[serde(rename = "EnableIPv6")]
     enable_ipv6: bool,
     #[serde(rename = "IPAM")]
     ipam: Ipam,
     options: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ConfigFrom {
+    network: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -208,7 +215,7 @@ async fn inspect(engine: &Engine, request: &Request, id: &str) -> Result<Reply> 
 
 async fn create(engine: &Engine, request: Request) -> Result<Reply> {
     let body: CreateBody = request.json().await?;
-    if body.ingress || body.config_only || body.driver == "overlay" {
+    if body.ingress || body.config_only || !body.config_from.network.is_empty() || body.driver == "overlay" {
         return Err(Failure::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",

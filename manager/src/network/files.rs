@@ -107,9 +107,11 @@ pub fn hosts(held: &Held, all: &AllHeld) -> String {
         }
     }
     if !held.hostname.is_empty() {
+        let own = &held.hostname;
+        let names = if held.domain.is_empty() { own.clone() } else { format!("{own}.{} {own}", held.domain) };
         for endpoint in &held.endpoints {
             for (address, _) in [endpoint.ipv4, endpoint.ipv6].into_iter().flatten() {
-                let _ = writeln!(text, "{address}\t{}", held.hostname);
+                let _ = writeln!(text, "{address}\t{names}");
             }
         }
     }
@@ -122,13 +124,17 @@ pub fn of_host(hosts: &[(String, String)], wanted: &Resolver) -> (String, String
     for (address, names) in hosts {
         let _ = writeln!(text, "{address}\t{names}");
     }
+    (text, resolver_of_host(wanted))
+}
+
+/// The resolver's configuration of a container that is on no network of its own: the host's, with what is wanted in its place.
+pub fn resolver_of_host(wanted: &Resolver) -> String {
     let held = Held { resolver: wanted.clone(), ..Held::default() };
     let unchanged = *wanted == Resolver::default();
-    let resolv = match std::fs::read_to_string("/etc/resolv.conf") {
+    match std::fs::read_to_string("/etc/resolv.conf") {
         Ok(own) if unchanged => own,
         _ => resolver(&held, &host_resolver()),
-    };
-    (text, resolv)
+    }
 }
 
 #[cfg(test)]

@@ -108,6 +108,9 @@ pub struct Held {
     pub name: String,
     /// Its host name, where it has one of its own.
     pub hostname: String,
+    /// Its domain; empty for none.
+    #[serde(default)]
+    pub domain: String,
     /// Its places on networks, in the order of their devices.
     pub endpoints: Vec<Endpoint>,
     /// Ports of the host that lead to it.

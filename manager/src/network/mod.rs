@@ -81,6 +81,8 @@ pub struct Start {
     pub name: String,
     /// Its host name, which stands in its hosts file; empty if it is not its own.
     pub hostname: String,
+    /// Its domain; empty for none.
+    pub domain: String,
     /// Its network namespace.
     pub namespace: OwnedFd,
     /// Ports to publish.
@@ -150,6 +152,7 @@ impl Networks {
         let namespace = Arc::new(start.namespace);
         let held =
             self.decide(&start.container, &start.name, &start.hostname, &wishes, &networks, |held| {
+                held.domain.clone_from(&start.domain);
                 held.resolver = start.resolver.clone();
                 held.hosts = start.hosts.clone();
                 held.hosts_file = start.hosts_file.display().to_string();

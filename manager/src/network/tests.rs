@@ -152,6 +152,7 @@ impl Host {
             container: full(id),
             name: id.to_owned(),
             hostname: format!("{id}-host"),
+            domain: String::new(),
             namespace: container.namespace(),
             ports: Vec::new(),
             resolver: Resolver::default(),

@@ -21,8 +21,8 @@ use super::request::Wishes;
 use super::run::history_step;
 use crate::db::blocking;
 use crate::docker::Engine;
-use crate::docker::container::PLACES;
 use crate::docker::container::config::Config;
+use crate::docker::container::places;
 use crate::docker::failure::{Failure, Result};
 use crate::docker::image::{Found, dangling, platform, wanted_platform};
 use crate::image::diff::DiffRequest;
@@ -378,7 +378,7 @@ impl Build {
             true => Vec::new(),
             false => snapshots.view(context, DEFAULT_SNAPSHOTTER, &before, &chain, Labels::new()).await?,
         };
-        let places = PLACES.map(str::to_owned).to_vec();
+        let places = places();
         let request = DiffRequest { left, right, places, ..DiffRequest::default() };
         let mut document = self.document(state);
         let step = history_step(said, &state.draft.author, &rfc3339_nano(SystemTime::now()));

@@ -1,6 +1,8 @@
 //! What a container may be: checks that need nothing but its configuration and the engine's settings. Pure.
 
-use super::config::{Config, Healthcheck, HostConfig, Resources, RestartPolicy};
+use serde_json::Value;
+
+use super::config::{Config, Healthcheck, HostConfig, NetworkingConfig, Resources, RestartPolicy};
 use super::logs::Limits;
 use crate::docker::failure::{Failure, Result};
 use crate::docker::settings::Settings;
@@ -73,6 +75,48 @@ pub fn whole(config: &Config, host: &HostConfig, settings: &Settings) -> Result<
     }
     if let Some(entry) = config.env.iter().find(|entry| entry.starts_with('=') || entry.is_empty()) {
         return refuse(format!("invalid environment variable: {entry}"));
+    }
+    Ok(())
+}
+
+/// Checks what a request says of networks, before its image's configuration comes to it.
+///
+/// # Errors
+///
+/// 400 for what contradicts itself, in dockerd's words.
+pub fn networks(config: &Config, host: &HostConfig, wanted: &NetworkingConfig) -> Result<()> {
+    let is_joined = host.network_mode.starts_with("container:");
+    let is_host = host.network_mode == "host";
+    let publishes = !host.port_bindings.is_empty() || host.publish_all_ports;
+    let contradictions = [
+        (host.uts_mode == "host" && !config.hostname.is_empty(), "hostname and the UTS mode"),
+        (is_joined && !config.hostname.is_empty(), "hostname and the network mode"),
+        (
+            is_joined && !host.links.is_empty(),
+            "container type network can't be used with links. This would result in undefined behavior",
+        ),
+        (
+            is_host && !host.links.is_empty(),
+            "host type networking can't be used with links. This would result in undefined behavior",
+        ),
+        (is_joined && !host.dns.is_empty(), "dns and the network mode"),
+        (is_joined && !host.extra_hosts.is_empty(), "custom host-to-IP mapping and the network mode"),
+        (is_joined && !config.mac_address.is_empty(), "mac-address and the network mode"),
+        (is_joined && publishes, "port publishing and the container type network mode"),
+        (is_joined && !config.exposed_ports.is_empty(), "port exposing and the container type network mode"),
+    ];
+    if let Some((_, what)) = contradictions.into_iter().find(|(is_there, _)| *is_there) {
+        return Err(Failure::invalid(format!("conflicting options: {what}")));
+    }
+    let has_address = |settings: &Value| {
+        ["IPv4Address", "IPv6Address"]
+            .iter()
+            .any(|name| settings["IPAMConfig"][name].as_str().is_some_and(|text| !text.is_empty()))
+    };
+    let is_predefined =
+        |name: &str| ["bridge", "default", "host", "none"].contains(&name) || name.starts_with("container:");
+    if wanted.endpoints_config.iter().any(|(name, settings)| is_predefined(name) && has_address(settings)) {
+        return Err(Failure::invalid("user specified IP address is supported on user defined networks only"));
     }
     Ok(())
 }
@@ -169,6 +213,9 @@ pub fn warnings(host: &HostConfig) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if host.network_mode == "host" && (!host.port_bindings.is_empty() || host.publish_all_ports) {
+        warnings.push("Published ports are discarded when using host network mode".to_owned());
+    }
     warnings
 }
 
@@ -222,6 +269,34 @@ mod tests {
         assert!(with(|host| host.log_config.kind = "nope".into()).is_err());
         assert!(with(|host| host.oom_score_adj = 1001).is_err());
         assert!(with(|host| host.runtime = "nope".into()).is_err());
+    }
+
+    #[test]
+    fn who_shares_a_network_has_nothing_of_its_own() {
+        let with = |mode: &str, change: fn(&mut Config, &mut HostConfig)| {
+            let (mut config, mut host) = (Config::default(), HostConfig::default());
+            mode.clone_into(&mut host.network_mode);
+            change(&mut config, &mut host);
+            networks(&config, &host, &NetworkingConfig::default())
+        };
+        assert!(with("container:x", |_, _| {}).is_ok());
+        assert!(with("bridge", |config, _| config.hostname = "h".into()).is_ok());
+        assert_eq!(
+            with("container:x", |config, _| config.hostname = "h".into()).unwrap_err().message,
+            "conflicting options: hostname and the network mode"
+        );
+        assert!(with("container:x", |_, host| host.publish_all_ports = true).is_err());
+        assert!(with("host", |_, host| host.links.push("a".into())).is_err());
+    }
+
+    #[test]
+    fn addresses_are_for_networks_of_the_users() {
+        let on = |name: &str| {
+            let settings = serde_json::json!({ "IPAMConfig": { "IPv4Address": "10.0.0.5" } });
+            let wanted = NetworkingConfig { endpoints_config: [(name.to_owned(), settings)].into() };
+            networks(&Config::default(), &HostConfig::default(), &wanted)
+        };
+        assert!(on("mine").is_ok() && on("host").is_err() && on("bridge").is_err());
     }
 
     #[test]

@@ -210,6 +210,7 @@ impl Engine {
         body: CreateBody,
     ) -> Result<Created> {
         let CreateBody { mut config, host_config: mut host, networking_config, is_step } = body;
+        check::networks(&config, &host, &networking_config)?;
         merge(&mut config, &image.config());
         let settings = self.settings();
         defaults(&mut host, &settings);

@@ -18,9 +18,9 @@ use serde_json::{Value, json};
 use tokio_util::io::SyncIoBridge;
 use tokio_util::sync::CancellationToken;
 
-use super::Container;
 use super::config::Config;
 use super::place::clean;
+use super::{Container, marks};
 use crate::db::blocking;
 use crate::docker::Engine;
 use crate::docker::build::apply_all;
@@ -52,8 +52,8 @@ fn go_mode(mode: u32) -> u32 {
     MARKS.iter().filter(|(mark, _)| mode & mark != 0).fold(mode & 0o777 | kind, |all, (_, bits)| all | bits)
 }
 
-/// What is made in every container so that something can be mounted there: no part of what its image becomes.
-pub const PLACES: [&str; 10] = [
+/// What is made in every container so that something can be mounted there.
+const PLACES: [&str; 10] = [
     "/dev/console",
     "/dev/mqueue",
     "/dev/pts",
@@ -65,6 +65,11 @@ pub const PLACES: [&str; 10] = [
     "/sys/fs/cgroup",
     "/sbin/docker-init",
 ];
+/// What is in every container for the engine's sake: no part of what its image becomes.
+pub fn places() -> Vec<String> {
+    PLACES.into_iter().chain(marks::PATHS).map(str::to_owned).collect()
+}
+
 /// What the engine mounts in every container.
 const FILES: [&str; 3] = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 
@@ -217,13 +222,19 @@ impl Engine {
         let chain = container.with(|record| record.chain.clone());
         let key = format!("{}-changes-{}", container.id, super::fresh_id()?);
         let right = snapshots.mounts(&self.context, DEFAULT_SNAPSHOTTER, &container.id).await?;
-        let left =
-            snapshots.view(&self.context, DEFAULT_SNAPSHOTTER, &key, &chain, Default::default()).await?;
-        let found = blocking(move || changes(&left, &right)).await;
-        snapshots.remove(&self.context, DEFAULT_SNAPSHOTTER, &key).await?;
+        // Nothing else refers to the view: the lease keeps it from being collected meanwhile.
+        let leased = self.parts.images.begin_lease(&self.context).await?;
+        let found = async {
+            let left = snapshots.view(&leased, DEFAULT_SNAPSHOTTER, &key, &chain, Default::default()).await?;
+            let found = blocking(move || changes(&left, &right)).await;
+            snapshots.remove(&leased, DEFAULT_SNAPSHOTTER, &key).await?;
+            found
+        }
+        .await;
+        self.parts.images.end_lease(&leased).await?;
         let targets = container.with(|record| {
             let places = record.mounts.iter().map(|place| place.destination.clone());
-            places.chain(FILES.map(str::to_owned)).collect::<Vec<_>>()
+            places.chain(FILES.into_iter().chain(marks::PATHS).map(str::to_owned)).collect::<Vec<_>>()
         });
         let found: Vec<Value> = own(found?, &targets)
             .into_iter()
@@ -318,8 +329,7 @@ impl Engine {
             "comment": text("comment"),
             "author": text("author"),
         });
-        let request =
-            DiffRequest { left, right, places: PLACES.map(str::to_owned).to_vec(), ..DiffRequest::default() };
+        let request = DiffRequest { left, right, places: places(), ..DiffRequest::default() };
         let made = self
             .parts
             .images

@@ -12,6 +12,22 @@ use crate::docker::Engine;
 use crate::docker::spec::masked_paths;
 
 impl Engine {
+    fn host_config(&self, record: &Record) -> Value {
+        let mut shown = host(&record.host);
+        if record.host.network_mode == "bridge" && !record.host.links.is_empty() {
+            let links = record.host.links.iter().map(|link| {
+                let (name, alias) = link.split_once(':').unwrap_or((link, link));
+                let name = self
+                    .containers
+                    .get(name)
+                    .map_or(name.to_owned(), |other| other.with(|other| other.name.clone()));
+                format!("/{name}:/{}/{alias}", record.name)
+            });
+            shown["Links"] = json!(links.collect::<Vec<_>>());
+        }
+        shown
+    }
+
     /// `docker inspect`.
     pub(super) async fn inspect_container(&self, container: &Container, with_size: bool) -> Value {
         let record = container.record();
@@ -40,7 +56,7 @@ impl Engine {
             "ProcessLabel": "",
             "AppArmorProfile": record.apparmor,
             "ExecIDs": self.exec_ids(&record.id),
-            "HostConfig": host(&record.host),
+            "HostConfig": self.host_config(&record),
             "GraphDriver": { "Data": null, "Name": "overlayfs" },
             "Mounts": record.mounts.iter().filter(|place| place.kind != "tmpfs").map(shown).collect::<Vec<_>>(),
             "Config": record.config,

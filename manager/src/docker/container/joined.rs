@@ -199,6 +199,7 @@ impl Engine {
             container: record.id.clone(),
             name: record.name.clone(),
             hostname: record.config.hostname.clone(),
+            domain: record.config.domainname.clone(),
             namespace: namespace(pid)?,
             ports: published(record)?,
             resolver: self.resolver(record),
@@ -392,6 +393,10 @@ fn settings(record: &Record, held: &Held) -> Value {
     let mut document = no_networks(record);
     for found in &held.endpoints {
         document["Networks"][&found.network_name] = endpoint(Some(found));
+        for name in ["IPAMConfig", "Links", "DriverOpts"] {
+            let asked = record.networks.get(&found.network_name).and_then(|asked| asked.get(name));
+            document["Networks"][&found.network_name][name] = asked.cloned().unwrap_or_default();
+        }
         if found.network_name == "bridge" {
             // The default network's are at the top too, for old clients.
             let own = document["Networks"]["bridge"].clone();

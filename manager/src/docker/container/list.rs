@@ -86,7 +86,7 @@ impl Ports<'_> {
     }
 }
 
-fn is_chosen(record: &Record, filters: &Filters, ancestors: &[String]) -> bool {
+fn is_chosen(record: &Record, filters: &Filters, ancestors: &[String], published: &[String]) -> bool {
     let health = record.state.health.as_ref().and_then(|health| health["Status"].as_str()).unwrap_or("none");
     let networks = || {
         let mode = record.host.network_mode.clone();
@@ -111,8 +111,7 @@ fn is_chosen(record: &Record, filters: &Filters, ancestors: &[String]) -> bool {
                 .is_some_and(|wanted| record.config.exposed_ports.keys().any(|port| wanted.has(port)))
         })
         && filters.accepts("publish", |wanted| {
-            Ports::parse(wanted)
-                .is_some_and(|wanted| record.host.port_bindings.keys().any(|port| wanted.has(port)))
+            Ports::parse(wanted).is_some_and(|wanted| published.iter().any(|port| wanted.has(port)))
         })
         && filters.accepts("ancestor", |_| ancestors.contains(&record.image))
         && filters.accepts_labels("label", &record.config.labels)
@@ -154,12 +153,16 @@ impl Engine {
             }
         };
         let (before, since) = (edge("before")?, edge("since")?);
+        let published = |record: &Record| match filters.values("publish") {
+            [] => Vec::new(),
+            _ => host_ports(&self.network_settings(record)),
+        };
         let mut records: Vec<Record> =
             self.containers.all().iter().map(|container| container.record()).collect();
         records.retain(|record| {
             let created = parse(&record.created);
             (is_all || record.state.is_active())
-                && is_chosen(record, &filters, &ancestors)
+                && is_chosen(record, &filters, &ancestors, &published(record))
                 && before.is_none_or(|edge| created.is_some_and(|created| created < edge))
                 && since.is_none_or(|edge| created.is_some_and(|created| created > edge))
         });
@@ -195,6 +198,17 @@ impl Engine {
         }
         Ok(listed)
     }
+}
+
+/// The host's ports that a container's settings have, each with its protocol.
+fn host_ports(settings: &Value) -> Vec<String> {
+    let ports = settings["Ports"].as_object().into_iter().flatten();
+    let published = ports.flat_map(|(port, bindings)| {
+        let protocol = port.split_once('/').map_or("tcp", |(_, protocol)| protocol);
+        let bindings = bindings.as_array().into_iter().flatten();
+        bindings.filter_map(move |binding| Some(format!("{}/{protocol}", binding["HostPort"].as_str()?)))
+    });
+    published.collect()
 }
 
 /// Ports as `docker ps` shows them.
@@ -243,6 +257,14 @@ mod tests {
         assert!(has("80", "80/tcp") && has("8000-8080/udp", "8001/udp") && has("80", "80"));
         assert!(!has("80", "80/udp") && !has("80-81", "82/tcp"));
         assert!(["x", "", "81-80", "80-"].iter().all(|text| Ports::parse(text).is_none()));
+    }
+
+    #[test]
+    fn published_ports_are_the_hosts() {
+        let settings =
+            json!({ "Ports": { "80/tcp": [{ "HostIp": "::", "HostPort": "8080" }], "53/udp": null } });
+        assert_eq!(host_ports(&settings), ["8080/tcp"]);
+        assert!(host_ports(&json!({ "Ports": {} })).is_empty());
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod joined;
 mod links;
 mod list;
 pub mod logs;
+mod marks;
 mod memory;
 mod observe;
 mod operate;
@@ -40,7 +41,7 @@ use orlop_proto::error::Error;
 use tokio::sync::watch;
 
 pub use exec::{Exec, answer as answer_exec};
-pub use files::PLACES;
+pub use files::places;
 pub use joined::wish;
 pub use record::{CONTAINERS, Record, Stored};
 pub use route::answer;

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use http::StatusCode;
 use orlop_proto::any;
 use orlop_proto::containerd::runc::v1::Options;
-use orlop_proto::error::Context;
+use orlop_proto::error::{Context, Error};
 use orlop_proto::spec::cdi::is_qualified;
 use orlop_proto::spec::types::Mount;
 use orlop_proto::spec::{Accounts, Spec};
@@ -22,9 +22,9 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::record::{MountPoint, Record};
-use super::state::Status;
+use super::state::{NEVER, Status};
 use super::stream::{self, Pipes};
-use super::{Container, devices, place};
+use super::{Container, devices, marks, place};
 use crate::api::convert;
 use crate::db::blocking;
 use crate::docker::Engine;
@@ -109,7 +109,10 @@ impl Engine {
         let id = record.id.clone();
         let root = self.parts.snapshots.mounts(&self.context, DEFAULT_SNAPSHOTTER, &id).await?;
         self.make_files(&record)?;
-        let accounts = accounts_of(root.clone()).await?;
+        let accounts = match record.state.started_at == NEVER {
+            true => mark(root.clone()).await?,
+            false => accounts_of(root.clone()).await?,
+        };
         self.prepare_places(&mut record, &root).await?;
         let facts = self.facts(&record, accounts)?;
         let mut spec = spec::make(&record.config, &record.host, &facts)?;
@@ -289,7 +292,6 @@ impl Engine {
         };
         std::fs::create_dir_all(&directory).context("create", directory.display().to_string())?;
         write("hostname", &format!("{}\n", record.config.hostname))?;
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         if record.host.network_mode == "host" {
             let (hosts, resolver) =
                 files::of_host(&super::joined::extra_hosts(record), &self.resolver(record));
@@ -298,7 +300,7 @@ impl Engine {
         } else if !record.host.network_mode.starts_with("container:") {
             let hosts = super::joined::plain_hosts(record);
             write("hosts", &hosts)?;
-            write("resolv.conf", &read("/etc/resolv.conf"))?;
+            write("resolv.conf", &files::resolver_of_host(&self.resolver(record)))?;
         }
         Ok(())
     }
@@ -469,6 +471,16 @@ pub(super) async fn accounts_of(root: Vec<crate::snapshot::Mount>) -> Result<Acc
         Ok(accounts_below(&root))
     });
     Ok(read.await?)
+}
+
+/// Makes what dockerd puts into a container before its first start; its account files.
+async fn mark(root: Vec<crate::snapshot::Mount>) -> Result<Accounts> {
+    let made = blocking(move || {
+        let root = mounts::root(&root)?;
+        marks::make(&root).map_err(|error| Error::io("make", "/.dockerenv", error.into()))?;
+        Ok(accounts_below(&root))
+    });
+    Ok(made.await?)
 }
 
 /// The account files below a directory.

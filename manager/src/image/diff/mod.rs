@@ -193,17 +193,22 @@ fn make(
 }
 
 /// Where something was mounted, and the directories that lead there.
-struct Places(HashSet<Vec<u8>>);
+struct Places {
+    all: HashSet<Vec<u8>>,
+    /// Without the directories.
+    leaves: HashSet<Vec<u8>>,
+}
 
 impl Places {
     fn new(paths: &[String]) -> Places {
-        let mut all = HashSet::new();
+        let (mut all, mut leaves) = (HashSet::new(), HashSet::new());
         for path in paths {
             let path = path.trim_matches('/');
             let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
             all.extend(ends.map(|end| path.as_bytes()[..end].to_vec()));
+            leaves.insert(path.as_bytes().to_vec());
         }
-        Places(all)
+        Places { all, leaves }
     }
 
     /// Whether something is there for a mount alone.
@@ -211,9 +216,10 @@ impl Places {
         let is_empty = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => true,
             FileType::RegularFile => stat.st_size == 0,
+            FileType::Symlink => self.leaves.contains(path),
             _ => false,
         };
-        !was_there && is_empty && self.0.contains(path)
+        !was_there && is_empty && self.all.contains(path)
     }
 }
 

@@ -81,6 +81,23 @@ fn what_was_made_for_mounts_is_left_out() {
 }
 
 #[test]
+fn links_are_left_out_where_they_are_named_and_nowhere_above() {
+    let place = tempfile::tempdir().unwrap();
+    let (left, right) = (place.path().join("left"), place.path().join("right"));
+    for root in [&left, &right] {
+        fs::create_dir_all(root.join("etc")).unwrap();
+    }
+    for name in ["etc/mtab", "etc/own", "dev"] {
+        std::os::unix::fs::symlink("/elsewhere", right.join(name)).unwrap();
+    }
+    let roots = walk::Roots { left: Some(open(&left)), right: open(&right), upper: None };
+    let places = Places::new(&["/etc/mtab".to_owned(), "/dev/pts".to_owned()]);
+    let mut found = names(&archived(Vec::new(), roots, None, &places).unwrap().0);
+    found.sort();
+    assert_eq!(found, ["dev", "etc/", "etc/own"]);
+}
+
+#[test]
 fn whole_trees_survive_the_way_into_a_layer_and_back() {
     if !rustix::process::geteuid().is_root() {
         println!("not run: needs root");
