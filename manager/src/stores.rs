@@ -71,6 +71,10 @@ impl Stores {
         let database = Database::open(&config.root.join("meta.redb"))?;
         let exchange = Exchange::default();
         let images = Images::new(database.clone(), exchange.clone());
+        let images = match config.docker_address() {
+            Some(_) => images.keeping(crate::docker::KEPT),
+            None => images,
+        };
         let leases = Leases::new(database.clone());
         let content = ContentStore::open(&config.root.join("content"), database.clone(), exchange.clone())?;
         let snapshots = Snapshots::open(

@@ -1,7 +1,7 @@
 //! Images, from a registry on loopback and from archives.
 
-use orlop_tests::Registry;
 use orlop_tests::image::Image;
+use orlop_tests::{Daemon, Registry};
 
 use super::side::{Line, Side, clients, compare};
 
@@ -89,6 +89,29 @@ fn an_image_whose_name_a_pull_takes_keeps_its_others() {
     assert_eq!(nameless(), 0);
     assert!(side.says("$docker rmi other").contains("Deleted: "));
     drop(registry);
+    side.finish();
+}
+
+#[test]
+fn an_image_whose_name_is_taken_by_the_containerd_api_is_kept() {
+    let mut side = Side::orlopd();
+    side.says(
+        "tar -C $dir -c busybox.tar | $docker import - other && $run --detach --name held bb sleep 1000",
+    );
+    let old = side.says("$docker images --quiet --no-trunc bb");
+    let names = ["docker.io/library/other:latest", "docker.io/library/bb:latest"];
+    let tag = ["--namespace", "moby", "images", "tag", "--force"].iter().chain(&names);
+    side.manager().orlopctl(tag).run().success();
+    assert_eq!(side.says("$docker images --quiet bb"), side.says("$docker images --quiet other"));
+    assert_eq!(side.says("$docker images --quiet --no-trunc --filter dangling=true"), old);
+    side.says(
+        "$docker commit held again && $run --rm again true && $docker rmi again && $docker rm --force held",
+    );
+    // Neither is it old enough for this, nor for a day.
+    side.says("$docker image prune --force --filter until=2020-01-02T03:04:05Z");
+    side.says("$docker container prune --force --filter until=24h && $docker network prune --force --filter until=1h30m");
+    side.says("$docker image prune --force --filter until=1ms");
+    assert_eq!(side.says("$docker images --quiet --filter dangling=true"), "");
     side.finish();
 }
 

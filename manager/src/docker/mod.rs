@@ -50,7 +50,7 @@ use crate::owners::Owners;
 use crate::request::{Namespace, RequestContext};
 use crate::snapshot::Snapshots;
 use crate::store::containers::Containers;
-use crate::store::images::Images;
+use crate::store::images::{Images, Kept};
 use crate::task::Supervisor;
 use crate::volume::Volumes;
 use apparmor::AppArmor;
@@ -58,6 +58,9 @@ use settings::Settings;
 
 /// The namespace of everything that is made through this API.
 pub const NAMESPACE: &str = "moby";
+
+/// Where an image is that has lost its name to another, also one that a buildkitd names.
+pub const KEPT: Kept = Kept { namespace: NAMESPACE, prefix: image::DANGLING };
 
 /// What the engine stands on.
 pub struct Parts {

@@ -49,8 +49,9 @@ impl Engine {
             all.insert("Volumes".to_owned(), json!(shown));
         }
         if is_wanted("build-cache") {
-            all.insert("BuildCache".to_owned(), json!([]));
-            all.insert("BuilderSize".to_owned(), json!(0));
+            let (kept, size) = self.build_usage().await;
+            all.insert("BuildCache".to_owned(), json!(kept));
+            all.insert("BuilderSize".to_owned(), json!(size));
         }
         Ok(Value::Object(all))
     }

@@ -89,12 +89,27 @@ impl Image {
 pub struct Images {
     db: Database,
     exchange: Exchange,
+    kept: Option<Kept>,
+}
+
+/// Where an image is kept under no name when another takes its last one.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// The namespace in which it is so.
+    pub namespace: &'static str,
+    /// What comes before its digest in the name that stands for none.
+    pub prefix: &'static str,
 }
 
 impl Images {
     /// A handle on the stored images.
     pub fn new(db: Database, exchange: Exchange) -> Images {
-        Images { db, exchange }
+        Images { db, exchange, kept: None }
+    }
+
+    /// The same where images are kept that lose their names to others.
+    pub fn keeping(self, kept: Kept) -> Images {
+        Images { kept: Some(kept), ..self }
     }
 
     /// The images of all namespaces, each with its namespace.
@@ -146,7 +161,7 @@ impl Images {
     }
 
     /// Replaces the parts that the field paths name (`labels`, `labels.KEY`, `target`, `annotations`,
-    /// `annotations.KEY`), or everything but the time of creation.
+    /// `annotations.KEY`), or everything but the time of creation. What the name stood for may be [`Kept`].
     pub async fn update(
         &self,
         context: &RequestContext,
@@ -157,11 +172,14 @@ impl Images {
             return Err(invalid("image name is required for update"));
         }
         let namespace = context.namespace.clone();
+        let kept = self.kept.filter(|kept| kept.namespace == namespace.as_str());
         let updated = self
             .db
             .write(move |tx| {
-                let key = key(&[namespace.as_str(), &image.name]);
+                let of = |name: &str| key(&[namespace.as_str(), name]);
+                let key = of(&image.name);
                 let mut updated = tx.get(&IMAGES, &key)?.ok_or_else(|| unknown(&image.name))?;
+                let before = updated.clone();
                 let created_at = updated.created_at;
                 if fieldpaths.is_empty() {
                     updated = image;
@@ -175,6 +193,14 @@ impl Images {
                 updated.created_at = created_at;
                 updated.updated_at = now();
                 tx.put(&IMAGES, &key, &updated)?;
+                if let Some(kept) = kept.filter(|_| before.target.digest != updated.target.digest) {
+                    let all = tx.scan(&IMAGES, &prefix(&[namespace.as_str()]))?;
+                    if !all.iter().any(|(_, other)| other.target.digest == before.target.digest) {
+                        let name = format!("{}{}", kept.prefix, before.target.digest);
+                        let nameless = Image { name, labels: Labels::new(), ..before };
+                        tx.put(&IMAGES, &of(&nameless.name), &nameless)?;
+                    }
+                }
                 Ok(updated)
             })
             .await?;

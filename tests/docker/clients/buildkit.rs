@@ -47,7 +47,7 @@ fn docker_20_builds_by_a_buildkitd() {
     // The engine has one, so that it is asked without more.
     let first = "--iidfile $dir/id --build-arg WORD=said --label l=v --target last --platform linux/amd64 -t built -t other:1 .";
     let said = run(&side, &format!("{build} {first}")).success().stderr;
-    assert!(said.contains("exporting to image"), "{said}");
+    assert!(said.contains("naming to docker.io/library/built:latest"), "{said}");
     let id = side.says("cat $dir/id");
     assert_eq!(side.says("$docker images --quiet --no-trunc built"), id);
     assert_eq!(side.says("$docker images --quiet --no-trunc other:1"), id);
@@ -70,6 +70,16 @@ fn docker_20_builds_by_a_buildkitd() {
     assert_ne!(nameless.success().stdout.trim(), new);
     let dangling = side.says("$docker images --quiet --no-trunc --filter dangling=true");
     assert!(dangling.lines().any(|line| line == new), "{dangling}");
+
+    // What buildkitd keeps for later is seen, and goes; the images stay.
+    let images = side.says("$docker images --all --quiet --no-trunc");
+    let kept = || side.says("$docker system df --format '{{.Type}} {{.TotalCount}}' | grep Build");
+    assert_ne!(kept(), "Build Cache 0");
+    assert_eq!(side.says("$docker builder prune --force --filter until=1000h"), "Total reclaimed space: 0B");
+    let said = side.says("$docker builder prune --all --force");
+    assert!(said.contains("Deleted build cache objects:") && !said.contains("space: 0B"), "{said}");
+    assert_eq!(kept(), "Build Cache 0");
+    assert_eq!(side.says("$docker images --all --quiet --no-trunc"), images);
 
     // To somewhere else.
     run(&side, &format!("{build} --output type=local,dest=$dir/out .")).success();

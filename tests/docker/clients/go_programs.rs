@@ -158,6 +158,22 @@ fn buildx_builds_by_a_buildkitd_into_the_engine() {
     let again = run(&side, &format!("{build} --tag again ."));
     assert!(again.success().stderr.contains("CACHED"), "nothing is made twice");
 
+    // An image whose name is given to another is kept without, and its container goes on; the engine tells of names.
+    let old = side.says("cat $dir/id");
+    side.says(
+        "$docker rmi again && $docker run --name held --network none built && echo changed >> $dir/word",
+    );
+    let since = side.says("date +%s");
+    let said = run(&side, &format!("{build} --no-cache --tag built .")).success().stderr;
+    assert!(said.contains("naming to docker.io/library/built:latest"), "{said}");
+    assert_eq!(side.says("$docker images --quiet --no-trunc --filter dangling=true"), old);
+    side.says("$docker commit held committed && $docker rmi committed && $docker rm held");
+    let events =
+        side.says(&format!("$docker events --since {since} --until $(date +%s.%N) --filter event=tag"));
+    assert!(events.contains("name=built:latest"), "{events}");
+    side.says("$docker image prune --force --filter until=1ms");
+    assert_eq!(side.says("$docker images --quiet --no-trunc --filter dangling=true"), "");
+
     // Without a name, to somewhere else, and one that fails.
     let said = run(&side, &format!("{quiet} --label nameless=1 .")).success().stdout;
     assert_eq!(side.says("$docker images --quiet --no-trunc --filter dangling=true"), said.trim());

@@ -80,7 +80,6 @@ impl Build {
         job.cancel = self.stop.child_token();
         let domain =
             Reference::parse(full).map(|reference| reference.domain().to_owned()).unwrap_or_default();
-        let before = engine.parts.names.get(&engine.context, full).await.ok();
         let request = PullRequest {
             reference: full.to_owned(),
             access: self.wishes.credentials_for(&domain).access(&self.engine),
@@ -111,9 +110,6 @@ impl Build {
         };
         let pulled = pulled.map_err(|error| pull_failure(&error, full))?;
         let image = pulled.first().ok_or_else(|| Failure::internal("the registry gave no image"))?;
-        if let Some(before) = before.filter(|before| before.target.digest != image.target.digest) {
-            engine.keep_nameless(before).await?;
-        }
         engine.image_event("pull", &familiar(full), &familiar(full));
         Ok(engine.resolve_for(image, &wanted).await?)
     }

@@ -61,10 +61,7 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
                 false => while_awaited(|stop| build(engine, request, wishes, stop)).await,
             }
         }
-        // What the classic builder keeps are images: they go with theirs.
-        (&Method::POST, ["build", "prune"]) => {
-            Ok(message::ok(&json!({ "CachesDeleted": null, "SpaceReclaimed": 0 })))
-        }
+        (&Method::POST, ["build", "prune"]) => Ok(message::ok(&engine.prune_builds(&request.query).await?)),
         (&Method::POST, ["build", "cancel"]) => match request.query.filled("id") {
             Some(id) => {
                 engine.builds.cancel(id);

@@ -1,5 +1,5 @@
-//! What buildkitd exported to the store gets its names by the engine: so an image that loses its last one is kept without, as
-//! dockerd keeps it, and there is an event for each.
+//! What buildkitd exported to the store under names is named by the engine too: there is an event for each, and an image that had no
+//! name so far is not listed without one any more.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +39,7 @@ impl Solved {
 }
 
 impl Engine {
-    /// Gives an image that was built complete names; its ID.
+    /// Gives an image that was built its complete names; its ID.
     ///
     /// # Errors
     ///

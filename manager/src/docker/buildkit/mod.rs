@@ -6,6 +6,7 @@
 
 mod builds;
 mod built;
+mod cache;
 mod call;
 mod passage;
 mod request;
@@ -89,7 +90,7 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
         let Ok(connection) = request.upgrade.await else { return };
         let served = match is_session {
             true => session::serve(connection, buildkit, &request.headers, waiting).await,
-            false => passage::serve(connection, buildkit, ended).await.map_err(Into::into),
+            false => passage::serve(connection, buildkit, ended, namer(engine)).await.map_err(Into::into),
         };
         if let Err(error) = served {
             tracing::debug!(is_session, "a client of buildkitd: {error}");
@@ -100,6 +101,18 @@ pub async fn answer(engine: Engine, request: Request) -> Result<Reply> {
     headers.remove(CONTENT_TYPE);
     headers.insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
     Ok(reply)
+}
+
+/// What is done with the images that clients have built.
+fn namer(engine: Engine) -> passage::Built {
+    std::sync::Arc::new(move |solved, names| {
+        let engine = engine.clone();
+        Box::pin(async move {
+            if let Err(failure) = engine.name_built(&solved, &names).await {
+                tracing::warn!("an image of {names:?}: {failure}");
+            }
+        })
+    })
 }
 
 /// Where buildkitd is.

@@ -1,8 +1,10 @@
 //! Calls of BuildKit's control service, passed on one by one.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::header::CONTENT_TYPE;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, Uri};
@@ -12,8 +14,11 @@ use hyper::rt::{Read, Write};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use prost::Message;
 
+use super::built::Solved;
 use super::call::Error;
+use super::wire::unframed;
 use super::{Body, Buildkit, MAX_HEADERS, SOLVE, solve, workers};
 
 /// The call that asks what can be built with.
@@ -27,6 +32,9 @@ pub const UNIMPLEMENTED: HeaderValue = HeaderValue::from_static("12");
 /// gRPC's code for a service that is not there.
 pub const UNAVAILABLE: HeaderValue = HeaderValue::from_static("14");
 
+/// Told of an image that was built, and its names.
+pub type Built = Arc<dyn Fn(Solved, Vec<String>) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// Serves a client's calls until it hangs up, or buildkitd does: then the client's connection ends as that did, so that who
 /// calls again has a new one.
 ///
@@ -37,10 +45,11 @@ pub async fn serve(
     client: impl Read + Write + Unpin,
     buildkit: Buildkit,
     ended: impl Future,
+    built: Built,
 ) -> Result<(), hyper::Error> {
     let service = service_fn(move |request| {
-        let buildkit = buildkit.clone();
-        async move { Ok::<_, std::convert::Infallible>(answer(buildkit, request).await) }
+        let (buildkit, built) = (buildkit.clone(), built.clone());
+        async move { Ok::<_, std::convert::Infallible>(answer(buildkit, request, &built).await) }
     });
     let mut server = http2::Builder::new(TokioExecutor::new());
     server.timer(TokioTimer::new()).max_header_list_size(MAX_HEADERS);
@@ -52,8 +61,8 @@ pub async fn serve(
     connection.await
 }
 
-async fn answer(buildkit: Buildkit, request: Request<Incoming>) -> Response<Body> {
-    match pass(buildkit, request).await {
+async fn answer(buildkit: Buildkit, request: Request<Incoming>, built: &Built) -> Response<Body> {
+    match pass(buildkit, request, built).await {
         Ok(response) => response,
         Err(error) => failed(UNAVAILABLE, &format!("buildkitd: {error}")),
     }
@@ -72,13 +81,24 @@ pub fn failed(code: HeaderValue, text: &str) -> Response<Body> {
     response
 }
 
-async fn pass(mut buildkit: Buildkit, request: Request<Incoming>) -> Result<Response<Body>, Error> {
+async fn pass(
+    mut buildkit: Buildkit,
+    request: Request<Incoming>,
+    built: &Built,
+) -> Result<Response<Body>, Error> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let mut names = Vec::new();
     let body = match path.as_str() {
         SOLVE => {
             let whole = Limited::new(body, MAX_MESSAGE).collect().await?.to_bytes();
-            full(solve::translated(&whole)?.map_or(whole, Bytes::from))
+            match solve::translated(&whole)? {
+                Some(translated) => {
+                    names = translated.names;
+                    full(translated.call.into())
+                }
+                None => full(whole),
+            }
         }
         _ => boxed(body),
     };
@@ -86,13 +106,17 @@ async fn pass(mut buildkit: Buildkit, request: Request<Incoming>) -> Result<Resp
     parts.uri = uri(path);
     let (parts, body) = buildkit.send_request(Request::from_parts(parts, body)).await?.into_parts();
     // A failure has nothing but headers, and stays that way.
-    let body = match asks_for_workers && !body.is_end_stream() {
+    let body = match (asks_for_workers || !names.is_empty()) && !body.is_end_stream() {
         true => {
             let whole = Limited::new(body, MAX_MESSAGE).collect().await?;
             let trailers = whole.trailers().cloned();
-            let whole = whole.to_bytes();
-            let answer = full(workers::unmarked(&whole)?.map_or(whole, Bytes::from));
-            answer.with_trailers(async { trailers.map(Ok) }).boxed_unsync()
+            let mut whole = whole.to_bytes();
+            if asks_for_workers {
+                whole = workers::unmarked(&whole)?.map_or(whole, Bytes::from);
+            } else if let Some(Ok(solved)) = unframed(&whole).map(Solved::decode) {
+                built(solved, names).await;
+            }
+            full(whole).with_trailers(async { trailers.map(Ok) }).boxed_unsync()
         }
         false => boxed(body),
     };
@@ -157,7 +181,8 @@ mod tests {
         });
         let (buildkit, ended) = super::super::connect(&address).await.unwrap();
         let (near, far) = tokio::io::duplex(64 << 10);
-        tokio::spawn(serve(TokioIo::new(far), buildkit, ended));
+        let built: Built = Arc::new(|_, _| Box::pin(std::future::ready(())));
+        tokio::spawn(serve(TokioIo::new(far), buildkit, ended, built));
         let (sender, connection) = client::Builder::new(TokioExecutor::new())
             .max_header_list_size(MAX_HEADERS)
             .handshake(TokioIo::new(near))

@@ -165,7 +165,7 @@ pub fn plan(query: &Query, wishes: &Wishes, reference: String) -> Result<Plan> {
     if !wishes.host.resources.cgroup_parent.is_empty() {
         set("cgroup-parent", wishes.host.resources.cgroup_parent.clone());
     }
-    let (outputs, makes_image) = outputs(query)?;
+    let (outputs, makes_image) = outputs(query, &wishes.tags)?;
     let is_true = |text: &str| ["1", "t", "T", "true", "TRUE", "True"].contains(&text);
     let inline = wishes.arguments.get(INLINE_CACHE).and_then(Option::as_deref).is_some_and(is_true);
     let exports =
@@ -182,8 +182,8 @@ pub fn plan(query: &Query, wishes: &Wishes, reference: String) -> Result<Plan> {
     Ok(Plan { solve, context, makes_image })
 }
 
-/// Where the result goes: to the engine under no name, since the engine gives names itself, unless it is said otherwise.
-fn outputs(query: &Query) -> Result<(Vec<Output>, bool)> {
+/// Where the result goes: to the engine, unless it is said otherwise.
+fn outputs(query: &Query, names: &[String]) -> Result<(Vec<Output>, bool)> {
     let wanted: Vec<Wanted> = match query.filled("outputs") {
         None => Vec::new(),
         Some(text) => serde_json::from_str::<Option<_>>(text)
@@ -199,7 +199,10 @@ fn outputs(query: &Query) -> Result<(Vec<Output>, bool)> {
             (vec![Output { kind: output.r#type, attributes: output.attrs.unwrap_or_default() }], false)
         }
         output => {
-            let attributes = output.and_then(|output| output.attrs).unwrap_or_default();
+            let mut attributes = output.and_then(|output| output.attrs).unwrap_or_default();
+            if !names.is_empty() {
+                attributes.insert("name".to_owned(), names.join(","));
+            }
             (vec![image(Output { kind: OURS.to_owned(), attributes })], true)
         }
     })
@@ -243,7 +246,10 @@ mod tests {
         );
         assert_eq!((plan.solve.session.as_str(), plan.solve.frontend.as_str()), ("s", "dockerfile.v0"));
         let output = &plan.solve.outputs[0];
-        assert_eq!((output.kind.as_str(), output.attributes.contains_key("name")), ("image", false));
+        assert_eq!(
+            (output.kind.as_str(), output.attributes["name"].as_str()),
+            ("image", "docker.io/library/a:latest")
+        );
     }
 
     #[test]

@@ -39,45 +39,61 @@ struct Outputs {
     all: Vec<Vec<u8>>,
 }
 
+/// A call that is changed.
+pub struct Translated {
+    /// The call.
+    pub call: Vec<u8>,
+    /// The names of the image for this engine; of several such images none.
+    pub names: Vec<String>,
+}
+
 /// A call of `Solve` in which an image for this engine is one in its store; nothing when it stays as it is.
 ///
 /// # Errors
 ///
 /// For what is no such call.
-pub fn translated(call: &[u8]) -> Result<Option<Vec<u8>>, DecodeError> {
+pub fn translated(call: &[u8]) -> Result<Option<Translated>, DecodeError> {
     let Some(request) = unframed(call) else { return Ok(None) };
     let mut outputs = Outputs::decode(request)?;
     if outputs.all.is_empty() && !outputs.kind.is_empty() {
         outputs.all.push(Output { kind: outputs.kind, attributes: outputs.attributes }.encode_to_vec());
     }
-    let mut is_changed = false;
+    let mut images = Vec::new();
     for said in &mut outputs.all {
         let output = Output::decode(said.as_slice())?;
         if output.kind == OURS {
             let mut changed = without(said, &FIELDS_OF_ONE)?;
-            changed.extend(image(output).encode_to_vec());
+            let image = image(output);
+            changed.extend(image.encode_to_vec());
             *said = changed;
-            is_changed = true;
+            images.push(image);
         }
     }
-    if !is_changed {
-        return Ok(None);
-    }
+    let names = match images.as_slice() {
+        [] => return Ok(None),
+        [image] => image.names(),
+        _ => Vec::new(),
+    };
     let outputs = Outputs { all: outputs.all, ..Outputs::default() };
-    Ok(Some(framed(&[&without(request, &FIELDS)?, &outputs.encode_to_vec()])))
+    let call = framed(&[&without(request, &FIELDS)?, &outputs.encode_to_vec()]);
+    Ok(Some(Translated { call, names }))
+}
+
+impl Output {
+    /// The names of an image.
+    fn names(&self) -> Vec<String> {
+        let names = self.attributes.get("name").map(String::as_str).unwrap_or_default();
+        names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    }
 }
 
 /// An image in the store, unpacked, under its complete names or under the one of an image that has none.
 pub fn image(output: Output) -> Output {
+    let names = output.names().into_iter().map(|name| normal(&name).unwrap_or(name));
+    let names: Vec<String> = names.collect();
     let mut attributes = output.attributes;
     // The client pushes what dockerd built by itself.
     attributes.retain(|key, _| !key.starts_with("push"));
-    let names = attributes.get("name").map(String::as_str).unwrap_or_default();
-    let names: Vec<String> = names
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(|name| normal(name).unwrap_or_else(|_| name.to_owned()))
-        .collect();
     match names.is_empty() {
         true => {
             attributes.insert("dangling-name-prefix".to_owned(), DANGLING.trim_end_matches('@').to_owned())
@@ -115,7 +131,7 @@ mod tests {
 
     fn through(whole: &Whole) -> Option<Whole> {
         let translated = translated(&framed(&[&whole.encode_to_vec()])).unwrap()?;
-        Some(Whole::decode(unframed(&translated).unwrap()).unwrap())
+        Some(Whole::decode(unframed(&translated.call).unwrap()).unwrap())
     }
 
     fn whole(all: Vec<Output>) -> Whole {
@@ -154,11 +170,12 @@ mod tests {
         let said = |kind: &str| Output { kind: kind.to_owned(), ..Output::default() }.encode_to_vec();
         let all = [said("local"), said("moby")].map(|output| [output.as_slice(), later].concat()).to_vec();
         let call = framed(&[&Outputs { all: all.clone(), ..Outputs::default() }.encode_to_vec()]);
-        let changed = translated(&call).unwrap().unwrap();
+        let Translated { call: changed, names } = translated(&call).unwrap().unwrap();
+        assert_eq!(names, Vec::<String>::new());
         let through = Outputs::decode(unframed(&changed).unwrap()).unwrap().all;
         assert_eq!((&through[0], &through[1][..2]), (&all[0], later.as_slice()));
         assert_eq!(Output::decode(through[1].as_slice()).unwrap().kind, "image");
-        assert_eq!(translated(&[1, 0, 0, 0, 1, 9]), Ok(None));
+        assert!(translated(&[1, 0, 0, 0, 1, 9]).unwrap().is_none());
         assert!(translated(&[0, 0, 0, 0, 2, 0x1a, 9]).is_err());
     }
 }

@@ -23,20 +23,10 @@ impl Engine {
         self.events.tell("image", action, id, attributes);
     }
 
-    /// Gives a target a name, and keeps an image that loses its last one under none.
+    /// Gives a target a name; an image that loses its last one is kept under none.
     pub async fn name_image(&self, name: &str, target: &crate::store::images::Descriptor) -> Result<()> {
         let names = &self.parts.names;
         let image = Image { name: name.to_owned(), target: target.clone(), ..Image::default() };
-        if let Ok(before) = names.get(&self.context, name).await
-            && before.target.digest != target.digest
-        {
-            let all = names.list(&self.context, &[]).await?;
-            let others = all.iter().filter(|other| other.target.digest == before.target.digest).count();
-            if others == 1 {
-                let name = dangling(&before.target.digest);
-                self.put_name(Image { name, target: before.target, ..Image::default() }).await?;
-            }
-        }
         self.put_name(image).await?;
         // A name of its own is better than none.
         let unnamed = dangling(&target.digest);
@@ -45,16 +35,6 @@ impl Engine {
             let _ = names.delete(&self.context, &unnamed, None).await;
         }
         Ok(())
-    }
-
-    /// Keeps an image of which another has taken a name: under none, unless it has one left.
-    pub async fn keep_nameless(&self, image: Image) -> Result<()> {
-        let all = self.parts.names.list(&self.context, &[]).await?;
-        if all.iter().any(|other| other.target.digest == image.target.digest) {
-            return Ok(());
-        }
-        let name = dangling(&image.target.digest);
-        self.put_name(Image { name, target: image.target, ..Image::default() }).await
     }
 
     async fn put_name(&self, image: Image) -> Result<()> {

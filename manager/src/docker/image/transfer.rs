@@ -312,11 +312,6 @@ impl Engine {
                 Ok(images) => {
                     let digest = images.first().map(|image| image.target.digest.clone()).unwrap_or_default();
                     let is_new = before.as_ref().is_none_or(|before| before.target.digest != digest);
-                    if let Some(before) = before.filter(|_| is_new)
-                        && let Err(failure) = engine.keep_nameless(before).await
-                    {
-                        tracing::warn!("{}", failure.message);
-                    }
                     engine.image_event("pull", &familiar(&name), repository(&familiar(&name)));
                     say(json!({ "status": format!("Digest: {digest}") })).await;
                     let shown = familiar(&name);
