@@ -82,7 +82,7 @@ fn an_unknown_key_and_plain_tcp_are_refused() {
     for (text, words) in [
         (r#"{"foo": 1}"#, "the following directives don't match any configuration option: foo"),
         (r#"{"hosts": ["tcp://127.0.0.1:1"]}"#, "only to clients that have a certificate"),
-        (r#"{"userns-remap": "default"}"#, "userns-remap is not supported"),
+        (r#"{"userns-remap": "nobody-has-this-name"}"#, "nobody-has-this-name"),
         (r#"{"log-driver": "nope"}"#, "no log driver named 'nope' is registered"),
     ] {
         let root = Root::new();
