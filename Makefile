@@ -78,10 +78,10 @@ VM_MODULES := loop ext4 quota_v2 crc32c_generic nf_tables nft_compat xt_mark xt_
 	af_packet_diag
 # What Docker's networks ask of the kernel.
 VM_NETWORKS := bridge br_netfilter nf_nat nft_nat nft_masq nft_ct nft_chain_nat nft_fib nft_fib_inet nft_reject nft_reject_inet nft_redir \
-	xt_MASQUERADE xt_conntrack xt_addrtype xt_nat xt_REDIRECT nf_conntrack_netlink
+	xt_MASQUERADE xt_conntrack xt_addrtype xt_nat xt_REDIRECT nf_conntrack_netlink macvlan ipvlan dummy
 # Of the manager's suites those that cgroup v2 could make a difference to.
 VM_MANAGER := our_shim_and_orlop foreign_shim_and_orlop a_killed_daemon_finds attachments_and_limits_on_orlopd sandboxes:: owners:: \
-	both_apis_see a_running_container_outlives files_go_in remap:: the_introduction_works
+	both_apis_see a_running_container_outlives files_go_in remap:: the_introduction_works a_macvlan_network
 VM_SUITES := -p orlop-host -p orlop-tests --lib --test runtime --test shim
 VM_RUN := $(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800
 VM_PROGRAMS = $$($(CARGO) test --no-run --locked $(1) 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p')
@@ -92,8 +92,8 @@ test-vm: build ## the runtime's and the shim's suites, some of the manager's, Do
 	$(CARGO) test --no-run --locked $(VM_SUITES) --test vm --test docker
 	@$(VM_RUN) --modules "$(VM_MODULES)" -- tests/vm/suites $(call VM_PROGRAMS,$(VM_SUITES))
 	@ORLOP_VM_ONLY="apparmor::" $(VM_RUN) --modules "$(VM_MODULES)" -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test docker)
-	@ORLOP_VM_ONLY="$(VM_MANAGER)" $(VM_RUN) --memory 4G --modules "$(VM_MODULES) $(VM_NETWORKS)" -- \
-		tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test manager --test docker)
+	@ORLOP_VM_ONLY="$(VM_MANAGER)" ORLOP_TEST_IPVLAN=1 $(VM_RUN) --memory 4G --modules "$(VM_MODULES) $(VM_NETWORKS)" -- \
+		tests/vm/suites $(call VM_PROGRAMS,-p orlop-manager) $(call VM_PROGRAMS,-p orlop-tests --test manager --test docker)
 	@ORLOP_VM_ONLY="systemd:: user::" $(VM_RUN) --systemd -- tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test vm)
 	@ORLOP_VM_ONLY="hybrid:: checkpoint:: quota::" $(VM_RUN) --systemd --hybrid --modules "$(VM_MODULES)" -- \
 		tests/vm/suites $(call VM_PROGRAMS,-p orlop-tests --test runtime --test shim --test vm)
