@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::ffi::CString;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -249,6 +249,7 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
         flags: first_flags,
         cgroup: cgroup.as_ref().filter(|_| !in_between).map(|directory| directory.as_fd()),
     };
+    let own_score = if flags & user == 0 { None } else { plan.process.oom_score_adj.and_then(lend_score) };
     let cloned = clone3(request).context("clone", "a new process");
     let (pid, pidfd) = match cloned {
         Ok(Cloned::Parent { pid, pidfd }) => (pid, pidfd),
@@ -277,6 +278,9 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
         }
         Err(error) => return Err(error),
     };
+    if let Some(own) = own_score {
+        fs::write(OWN_SCORE, &own).context("write", OWN_SCORE)?;
+    }
     if let Some(own) = back {
         sys::pid::setns(own.as_fd(), libc::CLONE_NEWPID).context("go back to", "our pid namespace")?;
     }
@@ -287,6 +291,17 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
         Some(from_intermediate) => launched.adopt_sibling(&from_intermediate),
         None => Ok(launched),
     }
+}
+
+/// The preference of the out-of-memory killer for who reads the file (proc_pid_oom_score_adj(5)).
+const OWN_SCORE: &str = "/proc/self/oom_score_adj";
+
+/// Takes the score that the next child is to inherit; the own one. Nobody in a user namespace may take one that is lower than what
+/// somebody with rights gave it, as shims do to themselves. Where we may not either, the child finds out and says so.
+fn lend_score(score: i32) -> Option<String> {
+    let own = fs::read_to_string(OWN_SCORE).ok()?;
+    fs::write(OWN_SCORE, score.to_string()).ok()?;
+    Some(own)
 }
 
 /// Namespaces that init makes itself: what takes longest, a network above all, is then done while the parent makes the cgroup.
@@ -545,6 +560,6 @@ pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
         .create_new(true)
         .open(&temporary)
         .context("open", temporary.to_string_lossy())?;
-    let written = file.write_all(pid.to_string().as_bytes()).and_then(|()| std::fs::rename(&temporary, path));
+    let written = file.write_all(pid.to_string().as_bytes()).and_then(|()| fs::rename(&temporary, path));
     written.context("write", path.to_string_lossy())
 }

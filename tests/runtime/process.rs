@@ -134,6 +134,35 @@ fn raising_the_oom_score() {
 }
 
 #[test]
+fn a_user_namespace_has_a_lower_score_than_its_caller() {
+    let runtime = Runtime::new();
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    let bundle = runtime.sh("cat /proc/self/oom_score_adj").edit(|config| {
+        config["process"]["oomScoreAdj"] = json!(7);
+        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        config["linux"]["uidMappings"] = map.clone();
+        config["linux"]["gidMappings"] = map.clone();
+        config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "sysfs");
+    });
+    let bundle = bundle.save();
+    for path in ["", "tmp", "bin", "etc", "dev", "proc", "sys"] {
+        std::os::unix::fs::chown(bundle.rootfs(path), Some(100_000), Some(100_000)).unwrap();
+    }
+    // What somebody with rights was given is the least that others may take.
+    let script = "echo 300 > /proc/self/oom_score_adj && \"$@\" && cat /proc/self/oom_score_adj";
+    let orlop =
+        orlop_tests::Cmd::new("/bin/sh").args(["-c", script, "sh"]).arg(orlop_tests::binaries::orlop());
+    let run = orlop
+        .arg("--root")
+        .arg(runtime.state_dir())
+        .args(["run", "--bundle"])
+        .arg(bundle.path())
+        .arg("scored");
+    assert_eq!(run.run().success().stdout, "7\n300\n");
+    runtime.assert_clean();
+}
+
+#[test]
 fn only_the_standard_streams_are_open() {
     let runtime = Runtime::new();
     let file = fs::File::open("/etc/passwd").unwrap();
