@@ -249,7 +249,8 @@ pub fn spawn(launch: Launch) -> Result<Launched> {
         flags: first_flags,
         cgroup: cgroup.as_ref().filter(|_| !in_between).map(|directory| directory.as_fd()),
     };
-    let own_score = if flags & user == 0 { None } else { plan.process.oom_score_adj.and_then(lend_score) };
+    let is_inside = flags & user != 0 || joined(user);
+    let own_score = if is_inside { plan.process.oom_score_adj.and_then(lend_score) } else { None };
     let cloned = clone3(request).context("clone", "a new process");
     let (pid, pidfd) = match cloned {
         Ok(Cloned::Parent { pid, pidfd }) => (pid, pidfd),

@@ -34,7 +34,7 @@ const LINES: &[Line] = &[
         "$docker run --detach --name kept --volume vol:/data --volume fresh:/fresh --volume $dir/made/deep:/made --tmpfs /t --device \
          /dev/full --sysctl net.core.somaxconn=77 --ulimit nofile=100:200 owned sh -c 'echo logged; exec sleep 10000' >/dev/null; \
          $docker exec kept sh -c 'touch /data/new /fresh/new /made/new /t/new /dev/shm/new; stat -c \"%u:%g %a %n\" /data /data/* /fresh \
-         /fresh/* /made /made/* /t /t/* /dev/shm/new /dev/full; cat /proc/sys/net/core/somaxconn; ulimit -n'; $docker exec --user \
+         /fresh/* /made /made/* /t /t/* /dev/shm/new /dev/full; cat /proc/sys/net/core/somaxconn'; $docker exec --user \
          5 kept id; $docker exec --tty kept stat -c %u:%g /proc/self/fd/0; $docker logs kept",
     ),
     (

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::support::Runtime;
 
@@ -133,32 +133,58 @@ fn raising_the_oom_score() {
     runtime.assert_clean();
 }
 
-#[test]
-fn a_user_namespace_has_a_lower_score_than_its_caller() {
-    let runtime = Runtime::new();
+/// A user namespace, new or another's, and a score.
+fn user_namespace(config: &mut Value, path: Option<&str>) {
     let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-    let bundle = runtime.sh("cat /proc/self/oom_score_adj").edit(|config| {
-        config["process"]["oomScoreAdj"] = json!(7);
-        config["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+    let namespace = match path {
+        Some(path) => json!({"type": "user", "path": path}),
+        None => json!({"type": "user"}),
+    };
+    config["process"]["oomScoreAdj"] = json!(7);
+    config["linux"]["namespaces"].as_array_mut().unwrap().push(namespace);
+    if path.is_none() {
         config["linux"]["uidMappings"] = map.clone();
-        config["linux"]["gidMappings"] = map.clone();
-        config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "sysfs");
-    });
-    let bundle = bundle.save();
+        config["linux"]["gidMappings"] = map;
+    }
+    config["mounts"].as_array_mut().unwrap().retain(|mount| mount["type"] != "sysfs");
+}
+
+fn open_to_root_of_user_namespace(bundle: &orlop_tests::Bundle) {
     for path in ["", "tmp", "bin", "etc", "dev", "proc", "sys"] {
         std::os::unix::fs::chown(bundle.rootfs(path), Some(100_000), Some(100_000)).unwrap();
     }
+}
+
+#[test]
+fn a_user_namespace_has_a_lower_score_than_its_caller() {
+    let runtime = Runtime::new();
+    let bundle =
+        runtime.sh("cat /proc/self/oom_score_adj").edit(|config| user_namespace(config, None)).save();
+    open_to_root_of_user_namespace(&bundle);
     // What somebody with rights was given is the least that others may take.
     let script = "echo 300 > /proc/self/oom_score_adj && \"$@\" && cat /proc/self/oom_score_adj";
-    let orlop =
-        orlop_tests::Cmd::new("/bin/sh").args(["-c", script, "sh"]).arg(orlop_tests::binaries::orlop());
-    let run = orlop
-        .arg("--root")
-        .arg(runtime.state_dir())
-        .args(["run", "--bundle"])
-        .arg(bundle.path())
-        .arg("scored");
-    assert_eq!(run.run().success().stdout, "7\n300\n");
+    let run = |bundle: &orlop_tests::Bundle, id: &str| {
+        let orlop =
+            orlop_tests::Cmd::new("/bin/sh").args(["-c", script, "sh"]).arg(orlop_tests::binaries::orlop());
+        orlop
+            .arg("--root")
+            .arg(runtime.state_dir())
+            .args(["run", "--bundle"])
+            .arg(bundle.path())
+            .arg(id)
+            .run()
+    };
+    assert_eq!(run(&bundle, "made").success().stdout, "7\n300\n");
+    // And of one that joins another's, whose init is born in there.
+    let first = runtime.sleeper().edit(|config| user_namespace(config, None)).save();
+    open_to_root_of_user_namespace(&first);
+    runtime.detach(&first, "first");
+    let path = format!("/proc/{}/ns/user", runtime.pid("first"));
+    let joins =
+        runtime.sh("cat /proc/self/oom_score_adj").edit(|config| user_namespace(config, Some(&path))).save();
+    open_to_root_of_user_namespace(&joins);
+    assert_eq!(run(&joins, "joins").success().stdout, "7\n300\n");
+    runtime.call(&["delete", "--force", "first"]).success();
     runtime.assert_clean();
 }
 
