@@ -17,6 +17,7 @@ STATIC_DIR := target/release
 endif
 DYNAMIC_DIR := target/release
 DAEMON := CARGO_PROFILE_RELEASE_PANIC=unwind CARGO_PROFILE_RELEASE_OPT_LEVEL=s
+CTL := CARGO_PROFILE_RELEASE_OPT_LEVEL=s
 
 # Every container pays for its shim's pages as long as it lives (docs/decisions/0302-shim-size.md).
 SHIM := CARGO_PROFILE_RELEASE_OPT_LEVEL=z
@@ -38,7 +39,7 @@ setup: ## install what building and testing takes (Debian, as root)
 
 build: build-static ## build the four release binaries, each on its own
 	$(DAEMON) $(CARGO) build --release --locked -p orlop-manager
-	$(DAEMON) $(CARGO) build --release --locked -p orlop-ctl
+	$(CTL) $(CARGO) build --release --locked -p orlop-ctl
 
 build-static:
 ifeq ($(STATIC_FLAGS),)

@@ -25,6 +25,12 @@ impl Raw {
         let mut raw = former.clone();
         cfmakeraw(&mut raw);
         tcsetattr(&stdin, SetArg::TCSANOW, &raw).context("set mode of", "terminal")?;
+        // A panic ends the program where it stands: nothing is dropped, and what it says wants lines.
+        let (before, cooked) = (std::panic::take_hook(), nix::libc::termios::from(former.clone()));
+        std::panic::set_hook(Box::new(move |panic| {
+            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &Termios::from(cooked));
+            before(panic);
+        }));
         Ok(Some(Raw { former }))
     }
 }
