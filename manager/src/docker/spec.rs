@@ -181,11 +181,10 @@ fn process(spec: &mut Spec, config: &Config, host: &HostConfig, facts: &Facts) -
 pub fn set_user(spec: &mut Spec, user: &str, groups: &[String], accounts: &Accounts) -> Result<()> {
     // Without a name it is root, whatever the group.
     let whole = if user.starts_with(':') { format!("0{user}") } else { user.to_owned() };
-    let parts = || user.split(':').chain(groups.iter().map(String::as_str));
-    if parts().any(|part| {
-        part.parse::<i64>()
-            .is_ok_and(|number| i32::try_from(number).is_ok_and(|n| n < 0) || number > i64::from(i32::MAX))
-    }) {
+    let mut parts = user.split(':').chain(groups.iter().map(String::as_str));
+    let is_too_far =
+        |part: &str| part.parse::<i64>().is_ok_and(|number| !(0..=i64::from(i32::MAX)).contains(&number));
+    if parts.any(is_too_far) {
         return Err(Failure::invalid("uids and gids must be in range 0-2147483647"));
     }
     spec.set_user(&whole, accounts).map_err(|error| match error.operation() {

@@ -80,11 +80,10 @@ fn host(host: &HostConfig) -> Value {
     if host.resources.pids_limit.is_some_and(|limit| limit <= 0) {
         shown["PidsLimit"] = Value::Null;
     }
-    let is_open = host.privileged;
-    if host.masked_paths.is_none() && !is_open {
+    if host.masked_paths.is_none() && !host.privileged {
         shown["MaskedPaths"] = json!(masked_paths());
     }
-    if host.readonly_paths.is_none() && !is_open {
+    if host.readonly_paths.is_none() && !host.privileged {
         shown["ReadonlyPaths"] = json!(READONLY_PATHS);
     }
     shown
