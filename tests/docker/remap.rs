@@ -34,7 +34,7 @@ const LINES: &[Line] = &[
         "$docker run --detach --name kept --volume vol:/data --volume fresh:/fresh --volume $dir/made/deep:/made --tmpfs /t --device \
          /dev/full --sysctl net.core.somaxconn=77 --ulimit nofile=100:200 owned sh -c 'echo logged; exec sleep 10000' >/dev/null; \
          $docker exec kept sh -c 'touch /data/new /fresh/new /made/new /t/new /dev/shm/new; stat -c \"%u:%g %a %n\" /data /data/* /fresh \
-         /fresh/* /made /made/* /t /t/* /dev/shm/new /dev/full; cat /proc/sys/net/core/somaxconn'; $docker exec --user \
+         /fresh/* /made /made/* /t /t/* /dev/shm/new /dev/full; cat /proc/sys/net/core/somaxconn; ulimit -H -n'; $docker exec --user \
          5 kept id; $docker exec --tty kept stat -c %u:%g /proc/self/fd/0; $docker logs kept",
     ),
     (
@@ -78,6 +78,9 @@ fn roots_files_are_those_of_a_user_of_the_host() {
     let ours = Side::orlopd_remapped(debian.clone(), "remapper:remapgrp");
     let reference = Side::dockerd_remapped(debian, "remapper:remapgrp");
     compare(&ours, &reference, LINES);
+    // Of an exec by runc it is now and then the hard limit: Go raises the soft one.
+    let limited = "$docker run --detach --name limited --ulimit nofile=100:200 bb sleep 1000 >/dev/null; $docker exec limited sh -c 'ulimit -S -n'";
+    assert_eq!(ours.says(limited), "100");
     ours.finish();
     reference.finish();
 }
