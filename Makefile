@@ -82,7 +82,7 @@ VM_NETWORKS := bridge br_netfilter nf_nat nft_nat nft_masq nft_ct nft_chain_nat 
 	xt_MASQUERADE xt_conntrack xt_addrtype xt_nat xt_REDIRECT nf_conntrack_netlink macvlan ipvlan dummy
 # Of the manager's suites those that cgroup v2 could make a difference to.
 VM_MANAGER := our_shim_and_orlop foreign_shim_and_orlop a_killed_daemon_finds attachments_and_limits_on_orlopd sandboxes:: owners:: \
-	both_apis_see a_running_container_outlives files_go_in the_introduction_works vlan_network_lies
+	both_apis_see a_running_container_outlives files_go_in remap:: the_introduction_works vlan_network_lies
 VM_SUITES := -p orlop-host -p orlop-tests --lib --test runtime --test shim
 VM_RUN := $(BINARIES) ORLOP_SWITCHES=$(TOP)/target/test-switches/debug/orlop ORLOP_TEST_PATIENCE=6 tests/vm/run --time 1800
 VM_PROGRAMS = $$($(CARGO) test --no-run --locked $(1) 2>&1 | sed -n 's/^ *Executable .*(\(.*\))$$/\1/p')
